@@ -1,0 +1,86 @@
+"""What the model runs on: sequences of tokens, and the ragged batch that one forward pass takes from several of them."""
+
+from dataclasses import dataclass
+
+import torch
+
+from minstate.errors import BrokenInvariant
+from minstate.paged_kv import KVPool, PageTable
+
+
+class Sequence:
+    """A growing log of token ids, and how much of it has keys and values in the pool.
+
+    `log[:kv_len]` has K/V; the rest has still to be forwarded. At rest `kv_len <= len(log) - 1`: the last token's
+    logits are what the next token is chosen from, so there is always at least one token to forward.
+    """
+
+    def __init__(self, pool: KVPool):
+        self.log: list[int] = []
+        self.table = PageTable(pool)
+
+    @property
+    def kv_len(self) -> int:
+        return self.table.length
+
+    def truncate(self, length: int) -> None:
+        """Forget the tokens from `length` on, and what K/V a sequence of that length may not keep at rest."""
+        del self.log[length:]
+        self.table.truncate(min(self.kv_len, max(0, length - 1)))
+
+    def check(self) -> None:
+        """Raises `BrokenInvariant` if page table and log contradict each other."""
+        self.table.check()
+        if self.kv_len > max(0, len(self.log) - 1):
+            raise BrokenInvariant(f"{self.kv_len} tokens with K/V in a log of {len(self.log)} at rest")
+
+
+@dataclass(frozen=True)
+class RaggedBatch:
+    """T query tokens of B sequences, one after the other, without padding.
+
+    Prefill, decode and verification differ only in how many query tokens a sequence has.
+    """
+
+    token_ids: torch.Tensor  # [T] int64
+    positions: torch.Tensor  # [T] int64, each token's place in its own sequence
+    slots: torch.Tensor  # [T] int64, where each token's K/V goes in the pool
+    query_start: torch.Tensor  # [B + 1] int32: sequence b has the query tokens query_start[b] : query_start[b + 1]
+    context_len: torch.Tensor  # [B] int32: tokens with K/V once this batch is written, its own query tokens included
+    page_table: torch.Tensor  # [B, P] int32, rows padded with 0 beyond context_len
+    logit_rows: torch.Tensor  # [R] int64: the query tokens whose logits are wanted
+
+    @staticmethod
+    def build(work: list[tuple[Sequence, int]]) -> "RaggedBatch":
+        """Take the next `count` tokens of each sequence, and give them slots in its page table.
+
+        Logits are wanted where the log ends: earlier tokens' successors are known. Raises `OutOfPages`; the page
+        tables are then as they were.
+        """
+        token_ids, positions, slots, query_start, logit_rows = [], [], [], [0], []
+        appended: list[tuple[Sequence, int]] = []
+        try:
+            for sequence, count in work:
+                start = sequence.kv_len
+                slots += sequence.table.append(count)
+                appended.append((sequence, start))
+                token_ids += sequence.log[start : start + count]
+                positions += range(start, start + count)
+                query_start.append(len(token_ids))
+                if sequence.kv_len == len(sequence.log):
+                    logit_rows.append(len(token_ids) - 1)
+        except BaseException:
+            for sequence, start in appended:
+                sequence.table.truncate(start)
+            raise
+        widest = max(len(sequence.table.pages) for sequence, _ in work)
+        rows = [sequence.table.pages + [0] * (widest - len(sequence.table.pages)) for sequence, _ in work]
+        return RaggedBatch(
+            token_ids=torch.tensor(token_ids, dtype=torch.int64),
+            positions=torch.tensor(positions, dtype=torch.int64),
+            slots=torch.tensor(slots, dtype=torch.int64),
+            query_start=torch.tensor(query_start, dtype=torch.int32),
+            context_len=torch.tensor([sequence.kv_len for sequence, _ in work], dtype=torch.int32),
+            page_table=torch.tensor(rows, dtype=torch.int32),
+            logit_rows=torch.tensor(logit_rows, dtype=torch.int64),
+        )

@@ -1,0 +1,297 @@
+"""The engine owns model, pool and scheduler, and moves every turn on, one forward pass at a time."""
+
+import operator
+import threading
+import time
+import weakref
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from minstate.attention import TorchAttention
+from minstate.batch import RaggedBatch
+from minstate.chat import Chat
+from minstate.errors import (
+    BadMessage,
+    BadValue,
+    ContextOverflow,
+    EngineMisuse,
+    OutOfPages,
+)
+from minstate.model import Model, ModelConfig
+from minstate.paged_kv import KVPool
+from minstate.sampling import Sampling, choose
+from minstate.scheduler import Request, Scheduler
+from minstate.session import Session
+from minstate.turn import Handle
+from minstate.weights import find_model, read_config, read_tensors, read_tokenizer
+
+GREEDY = Sampling()
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+class Engine:
+    """Runs the turns of any number of sessions over one pool of KV pages. Belongs to the thread that made it.
+
+    `token_budget` is the number of query tokens a forward pass takes at most: longer prompts are prefilled in chunks,
+    between which running decodes go on.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer,
+        *,
+        eos_ids: Iterable[int] = (),
+        page_size: int = 16,
+        num_pages: int = 4096,
+        token_budget: int = 512,
+    ):
+        for name, value in [("page_size", page_size), ("num_pages", num_pages), ("token_budget", token_budget)]:
+            _require_positive(name, value)
+        self.model, self.tokenizer, self.eos_ids = model, tokenizer, frozenset(eos_ids)
+        config = model.config
+        self.pool = KVPool(
+            num_layers=config.num_layers,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            num_pages=num_pages,
+            page_size=page_size,
+            dtype=model.dtype,
+        )
+        self.scheduler = Scheduler(token_budget)
+        self._handles: dict[Request, Handle] = {}
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._sessions_made = 0
+        self._owner = threading.get_ident()
+        self._in_step = False
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path | None = None, *, dtype: str = "float32", **settings) -> "Engine":
+        """Load a model: a Hugging Face folder, a Hub id, or by default `MINSTATE_MODEL` or the fetched SmolLM2.
+
+        dtype     "float32", "bfloat16" or "float64"
+        settings  page_size, num_pages, token_budget, as for `Engine`
+
+        Raises `ModelNotFound`, `UnsupportedModel`, `DamagedWeights`, `BadValue`.
+        """
+        if dtype not in DTYPES:
+            raise BadValue(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+        folder = find_model(name)
+        raw = read_config(folder)
+        config = ModelConfig.from_hf(raw)
+        model = Model(config, read_tensors(folder, DTYPES[dtype]))
+        tokenizer = read_tokenizer(folder)
+        eos = raw.get("eos_token_id")
+        eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        return cls(model, tokenizer, eos_ids=eos_ids, **settings)
+
+    @cached_property
+    def chat(self) -> Chat:
+        """Messages to token ids. Raises `UnsupportedModel` where the tokenizer's template is not append-only ChatML."""
+        return Chat(self.tokenizer)
+
+    def open(self, messages=(), tools=()) -> Session:
+        """A new session that begins with `messages` and knows `tools` (JSON schemas).
+
+        Nothing is computed yet: they are part of the first turn's delta. Raises `BadMessage`.
+        """
+        self.require_owner()
+        begins = bool(messages or tools)
+        opening = self.chat.render(messages or [], first=True, tools=tools, reply=False) if begins else []
+        session = Session(self, self._sessions_made, opening)
+        self._sessions_made += 1
+        self._sessions.add(session)
+        return session
+
+    def submit(
+        self,
+        session: Session,
+        messages=None,
+        *,
+        token_ids: Iterable[int] | None = None,
+        replay: Iterable[int] | None = None,
+        max_new_tokens: int = 256,
+        sampling: Sampling = GREEDY,
+    ) -> Handle:
+        """Begin a turn; `step` or `run` moves it on.
+
+        messages        a string (said by the user), a message, or a list of messages
+        token_ids       instead of messages: raw ids, appended as they are; none at all lets a cut-off answer go on
+        replay          the answer's ids, where they are given: all the work is done, logits included, and
+                        `stats.agreed` counts the tokens that the model itself would have chosen
+        max_new_tokens  the answer's length at most, in tokens
+
+        Raises `BadMessage`, `BadValue`, `ContextOverflow`, `OutOfPages`, `SessionBusy`, `SessionClosed`; the session is
+        then as before.
+        """
+        started_s = time.perf_counter()
+        session.require_idle()
+        if not isinstance(sampling, Sampling):
+            raise BadValue(f"sampling must be a Sampling, not {type(sampling).__name__}")
+        _require_positive("max_new_tokens", max_new_tokens)
+        if replay is not None:
+            replay = tuple(self._valid_ids(replay, "replay"))
+            if not replay:
+                raise BadMessage("replay needs at least one token id")
+            max_new_tokens = len(replay)
+        sequence = session.sequence
+        new = self._new_ids(session, messages, token_ids)
+        log_before = len(sequence.log)
+        length = log_before + len(new) + max_new_tokens
+        if length > self.model.config.max_positions:
+            raise ContextOverflow(
+                f"{log_before} tokens of history, {len(new)} new and {max_new_tokens} to be generated are {length}; the "
+                f"model has {self.model.config.max_positions} positions: lower max_new_tokens, or roll back"
+            )
+        request = Request(
+            sequence,
+            log_before=log_before,
+            prompt_length=log_before + len(new),
+            reused=sequence.kv_len,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            replay=replay,
+        )
+        sequence.log += new
+        try:
+            self._require_pages(request)
+        except OutOfPages:
+            del sequence.log[log_before:]
+            raise
+        handle = Handle(session, request, started_s)
+        session.running = handle
+        self._handles[request] = handle
+        self.scheduler.running.append(request)
+        return handle
+
+    def step(self) -> list[Handle]:
+        """One forward pass for all running turns; returns those that it finished.
+
+        An exception in it aborts the turns that took part, and is raised again.
+        """
+        self.require_owner()
+        work = self.scheduler.next_batch()
+        if not work:
+            return []
+        handles = [self._handles[request] for request, _ in work]
+        self._in_step = True
+        try:
+            batch = RaggedBatch.build([(request.sequence, count) for request, count in work])
+            logits = iter(self.model.forward(batch, TorchAttention(self.pool, batch)))
+            for request, count in work:
+                self._account(request, count)
+            finished = []
+            for handle in handles:
+                if handle.request.remaining == 0:  # its last query token's logits say what comes next
+                    handle.take(self._choose(handle.request, next(logits)), self.tokenizer)
+                    if handle.finish(self.tokenizer, self.eos_ids):
+                        self._end(handle)
+                        finished.append(handle)
+            return finished
+        except BaseException:
+            self._in_step = False
+            for handle in handles:
+                handle.abort()
+            raise
+        finally:
+            self._in_step = False
+
+    def run(self) -> list[Handle]:
+        """Step until nothing runs; returns the turns that finished, in that order."""
+        finished = []
+        while self.scheduler.running:
+            finished += self.step()
+        return finished
+
+    def abort(self, handle: Handle) -> None:
+        """Give up a running turn: its session's log is as before it."""
+        self.require_owner()
+        self._end(handle)
+        handle.request.sequence.truncate(handle.request.log_before)
+        handle.aborted = True
+
+    def check(self) -> None:
+        """Recount everything. Raises `BrokenInvariant` if any bookkeeping contradicts itself."""
+        sessions = list(self._sessions)
+        for session in sessions:
+            session.check()
+        self.pool.allocator.check(session.sequence.table.pages for session in sessions)
+
+    def require_owner(self) -> None:
+        """Raises `EngineMisuse` in any thread but the engine's own, and inside a step."""
+        if threading.get_ident() != self._owner:
+            raise EngineMisuse("an engine belongs to the thread that made it: make one in this thread")
+        if self._in_step:
+            raise EngineMisuse("the engine is in the middle of a step")
+
+    def _new_ids(self, session: Session, messages, token_ids: Iterable[int] | None) -> list[int]:
+        """What the turn appends to the log. Costs nothing per token of history."""
+        if (messages is None) == (token_ids is None):
+            raise BadMessage("send either messages or token_ids")
+        log = session.sequence.log
+        opening = [] if log else session.opening
+        if token_ids is not None:
+            new = self._valid_ids(token_ids, "token_ids")
+        else:
+            new = self.chat.render(messages, first=not log and not opening)
+            if log:
+                new = self.chat.close_reply(log[-1]) + new
+        if not log and not opening and not new:
+            raise BadMessage("the first turn needs at least one token")
+        return opening + new
+
+    def _valid_ids(self, ids: Iterable[int], what: str) -> list[int]:
+        vocabulary = self.model.config.vocab_size
+        try:
+            ids = [operator.index(i) for i in ids]
+        except TypeError as error:
+            raise BadMessage(f"{what} must be whole numbers: {error}") from error
+        for i in ids:
+            if not 0 <= i < vocabulary:
+                raise BadMessage(f"{what} contains {i}; the vocabulary has the ids 0 to {vocabulary - 1}")
+        return ids
+
+    def _require_pages(self, request: Request) -> None:
+        """Every running turn can get all the pages that it may still take, so none runs out half-way."""
+        allocator, page_size = self.pool.allocator, self.pool.page_size
+        longest = -(-(len(request.sequence.log) + request.max_new_tokens - 1) // page_size)
+        if longest > allocator.num_pages:
+            raise OutOfPages(
+                f"the turn needs {longest} KV pages and the whole pool has {allocator.num_pages} (of {page_size} tokens): "
+                "build the engine with a larger num_pages, or lower max_new_tokens"
+            )
+        promised = sum(other.pages_to_come for other in self.scheduler.running)
+        if request.pages_to_come > allocator.num_free - promised:
+            raise OutOfPages(
+                f"the turn needs {request.pages_to_come} more KV pages; {allocator.num_free} of {allocator.num_pages} "
+                f"are free, {promised} of them promised to running turns: close or roll back sessions, or build the "
+                "engine with a larger num_pages"
+            )
+
+    def _account(self, request: Request, count: int) -> None:
+        config, context = self.model.config, request.sequence.kv_len
+        request.steps += 1
+        request.forwarded += count
+        request.flops += config.flops(count, context, logit_rows=int(request.remaining == 0))
+        request.kv_bytes_read += context * config.kv_bytes_per_token(self.model.dtype)
+
+    def _choose(self, request: Request, logits: torch.Tensor) -> int:
+        if request.replay is None:
+            return choose(logits, request.sampling, position=len(request.sequence.log))
+        token = request.replay[len(request.generated)]
+        request.agreed += int(logits.argmax()) == token
+        return token
+
+    def _end(self, handle: Handle) -> None:
+        """The turn no longer runs, however it ended."""
+        self.scheduler.running.remove(handle.request)
+        del self._handles[handle.request]
+        handle.session.running = None
+
+
+def _require_positive(name: str, value) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise BadValue(f"{name} must be a whole number from 1 up, not {value!r}")

@@ -1,0 +1,189 @@
+"""A decoder-only transformer over a ragged batch, with weights by their Hugging Face names.
+
+Covers Llama (SmolLM2 is one), Qwen2 (biases on q, k, v) and Qwen3 (per-head norms of q and k). The model knows nothing
+of pages: it hands q, k, v to `attend(layer, q, k, v)`, which `attention.py` provides.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from minstate.batch import RaggedBatch
+from minstate.errors import DamagedWeights, UnsupportedModel
+
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a decoder, and what it costs to run."""
+
+    num_layers: int
+    hidden_size: int
+    mlp_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    norm_eps: float
+    rope_theta: float
+    rope_scaling: dict | None  # Llama 3's stretching of slow frequencies, None for plain rotary embedding
+    tied_embeddings: bool
+
+    @staticmethod
+    def from_hf(config: dict) -> "ModelConfig":
+        """Read a Hugging Face `config.json`. Raises `UnsupportedModel`, naming what is not implemented."""
+        family = config.get("model_type")
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        for unsupported, what in [
+            (family not in ("llama", "qwen2", "qwen3"), f"model_type {family!r} (only llama, qwen2 and qwen3)"),
+            (config.get("hidden_act", "silu") != "silu", f"hidden_act {config.get('hidden_act')!r} (only silu)"),
+            (rope_type not in ("default", "llama3"), f"rope_type {rope_type!r} (only default and llama3)"),
+            (config.get("use_sliding_window"), "use_sliding_window (only full attention)"),
+            ("quantization_config" in config, "quantised weights (only plain float tensors)"),
+        ]:
+            if unsupported:
+                raise UnsupportedModel(f"minstate does not implement {what}")
+        try:
+            return ModelConfig(
+                num_layers=config["num_hidden_layers"],
+                hidden_size=config["hidden_size"],
+                mlp_size=config["intermediate_size"],
+                num_heads=config["num_attention_heads"],
+                num_kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
+                head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+                vocab_size=config["vocab_size"],
+                max_positions=config["max_position_embeddings"],
+                norm_eps=config["rms_norm_eps"],
+                rope_theta=float(rope.get("rope_theta") or config.get("rope_theta", 10_000.0)),
+                rope_scaling=rope if rope_type == "llama3" else None,
+                tied_embeddings=config.get("tie_word_embeddings", False),
+            )
+        except KeyError as missing:
+            raise DamagedWeights(f"config.json lacks {missing}") from missing
+
+    @property
+    def layer_parameters(self) -> int:
+        """Weights of one layer's matrices, each of which multiplies every token once."""
+        attention = self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
+        return attention + 3 * self.hidden_size * self.mlp_size
+
+    def flops(self, tokens: int, context: int, logit_rows: int) -> int:
+        """Floating-point operations to forward `tokens` query tokens, the last of which reads `context` keys.
+
+        A multiply-add counts as two. Matrix products only: norms, rotations and softmax are below one per cent.
+        """
+        linear = 2 * tokens * self.num_layers * self.layer_parameters
+        keys_read = tokens * context - tokens * (tokens - 1) // 2  # causal: each earlier query reads one key fewer
+        attention = 4 * keys_read * self.num_layers * self.num_heads * self.head_dim
+        return linear + attention + 2 * logit_rows * self.hidden_size * self.vocab_size
+
+    def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
+        """Bytes of K and V that one token keeps in the pool."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
+
+    def weight_bytes_per_step(self, dtype: torch.dtype) -> int:
+        """Bytes of weights that every forward pass with logits reads, however few tokens it has."""
+        return (self.num_layers * self.layer_parameters + self.hidden_size * self.vocab_size) * dtype.itemsize
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The tensors that every supported model has, by name. Biases and per-head norms are found in the weights."""
+        hidden, mlp, vocab = self.hidden_size, self.mlp_size, self.vocab_size
+        q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        shapes = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
+        if not self.tied_embeddings:
+            shapes["lm_head.weight"] = (vocab, hidden)
+        for i in range(self.num_layers):
+            shapes |= {
+                f"model.layers.{i}.{name}.weight": shape
+                for name, shape in {
+                    "input_layernorm": (hidden,),
+                    "self_attn.q_proj": (q_size, hidden),
+                    "self_attn.k_proj": (kv_size, hidden),
+                    "self_attn.v_proj": (kv_size, hidden),
+                    "self_attn.o_proj": (hidden, q_size),
+                    "post_attention_layernorm": (hidden,),
+                    "mlp.gate_proj": (mlp, hidden),
+                    "mlp.up_proj": (mlp, hidden),
+                    "mlp.down_proj": (hidden, mlp),
+                }.items()
+            }
+        return shapes
+
+
+class Model:
+    """The decoder: `forward` is the only way through it, whatever a batch is made of."""
+
+    def __init__(self, config: ModelConfig, weights: dict[str, torch.Tensor]):
+        for name, shape in config.tensor_shapes().items():
+            if name not in weights:
+                raise DamagedWeights(f"the weights lack {name}")
+            if weights[name].shape != shape:
+                raise DamagedWeights(f"{name} is {list(weights[name].shape)}, the configuration says {list(shape)}")
+        self.config, self.weights = config, weights
+        embedding = weights["model.embed_tokens.weight"]
+        self.dtype, self.device = embedding.dtype, embedding.device
+        self.lm_head = embedding if config.tied_embeddings else weights["lm_head.weight"]
+        cos, sin = rotary_table(config)
+        self.cos, self.sin = cos.to(embedding), sin.to(embedding)
+
+    @torch.inference_mode()
+    def forward(self, batch: RaggedBatch, attend: Attend) -> torch.Tensor:
+        """Logits `[R, vocab]` of the batch's `logit_rows`."""
+        x = self.weights["model.embed_tokens.weight"][batch.token_ids]  # [T, hidden]
+        cos, sin = self.cos[batch.positions, None], self.sin[batch.positions, None]  # [T, 1, D / 2]
+        for i in range(self.config.num_layers):
+            layer = f"model.layers.{i}."
+            x = x + self._attention(i, self._norm(x, layer + "input_layernorm"), cos, sin, attend)
+            x = x + self._mlp(layer + "mlp.", self._norm(x, layer + "post_attention_layernorm"))
+        return F.linear(self._norm(x[batch.logit_rows], "model.norm"), self.lm_head)
+
+    def _attention(self, i: int, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend) -> torch.Tensor:
+        layer = f"model.layers.{i}.self_attn."
+        q, k, v = (
+            self._linear(x, layer + name).unflatten(-1, (-1, self.config.head_dim))  # [T, heads, D]
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
+        if layer + "q_norm.weight" in self.weights:
+            q, k = self._norm(q, layer + "q_norm"), self._norm(k, layer + "k_norm")
+        out = attend(i, rotate(q, cos, sin), rotate(k, cos, sin), v)
+        return self._linear(out.flatten(-2), layer + "o_proj")
+
+    def _mlp(self, layer: str, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self._linear(x, layer + "gate_proj"), self._linear(x, layer + "up_proj")
+        return self._linear(F.silu(gate) * up, layer + "down_proj")
+
+    def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.linear(x, self.weights[name + ".weight"], self.weights.get(name + ".bias"))
+
+    def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.rms_norm(x, x.shape[-1:], self.weights[name + ".weight"], self.config.norm_eps)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding (arXiv 2104.09864) of x `[T, heads, D]`: dimension d turns together with d + D/2."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def rotary_table(config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin `[positions, D / 2]` of each position's rotation angles, in float32, as the models were trained."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    frequency = 1.0 / config.rope_theta**exponents  # radians per token
+    if config.rope_scaling is not None:
+        frequency = _stretch_slow_frequencies(frequency, config.rope_scaling)
+    angles = torch.arange(config.max_positions, dtype=torch.float32)[:, None] * frequency
+    return angles.cos(), angles.sin()
+
+
+def _stretch_slow_frequencies(frequency: torch.Tensor, scaling: dict) -> torch.Tensor:
+    """Llama 3.1: divide frequencies that turn seldom within the original context by `factor`, keep fast ones."""
+    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    keep = ((turns - low) / (high - low)).clamp(0, 1)
+    return keep * frequency + (1 - keep) * frequency / scaling["factor"]

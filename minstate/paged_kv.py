@@ -1,0 +1,193 @@
+"""Paged memory for keys and values: who owns which page, the tensors themselves, and one sequence's view of them.
+
+A page holds the K/V of `page_size` consecutive tokens, for all layers. Sequences of any length then share one pool
+without fragmentation, as processes share physical memory through page tables (PagedAttention, arXiv 2309.06180).
+
+    PageAllocator   which pages are free, and how many owners the others have: plain integers, no tensors
+    KVPool          the tensors: slot = page · page_size + offset
+    PageTable       one sequence's pages in order: append, truncate, fork with copy-on-write
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+import torch
+
+from minstate.errors import BadValue, BrokenInvariant, OutOfPages
+
+
+class PageAllocator:
+    """Hands out page ids and counts each page's owners; a page without an owner is free."""
+
+    def __init__(self, num_pages: int):
+        if num_pages < 1:
+            raise BadValue(f"num_pages must be at least 1, not {num_pages}")
+        self.owners = [0] * num_pages
+        self._free = bytearray(b"\x01") * num_pages  # one byte a page, so that gaps are found at C speed
+        self.num_free = num_pages
+
+    @property
+    def num_pages(self) -> int:
+        return len(self.owners)
+
+    def allocate(self, count: int, after: int | None = None) -> list[int]:
+        """`count` free pages, now with one owner each. Raises `OutOfPages`, and then nothing has changed.
+
+        Attention reads a run of adjacent pages as one slice, so runs should be long: growth continues right behind
+        page `after` where that is free, and a new run starts inside the largest gap.
+        """
+        if count > self.num_free:
+            raise OutOfPages(
+                f"{count} more KV pages needed, {self.num_free} of {self.num_pages} are free: close or roll back "
+                "sessions, or build the engine with a larger num_pages"
+            )
+        pages: list[int] = []
+        while len(pages) < count:
+            at = after + 1 if after is not None else 0
+            if after is None or at == self.num_pages or not self._free[at]:
+                at = self._start_in_largest_gap(count - len(pages))
+            while len(pages) < count and at < self.num_pages and self._free[at]:
+                self._free[at] = 0
+                self.owners[at] = 1
+                pages.append(at)
+                at += 1
+            after = pages[-1]
+        self.num_free -= count
+        return pages
+
+    def _start_in_largest_gap(self, count: int) -> int:
+        gap = max(re.finditer(rb"\x01+", self._free), key=lambda gap: gap.end() - gap.start())
+        if gap.start() == 0:
+            return 0
+        # Whoever owns the page before the gap may want to grow into it: leave half of what we do not need.
+        return gap.start() + max(0, gap.end() - gap.start() - count) // 2
+
+    def share(self, pages: Iterable[int]) -> None:
+        """One more owner for each of `pages`, none of which may be free."""
+        for page in pages:
+            assert self.owners[page] > 0, f"page {page} is free"
+            self.owners[page] += 1
+
+    def release(self, pages: Iterable[int]) -> None:
+        """One owner fewer for each of `pages`; who had the last one frees the page."""
+        for page in pages:
+            assert self.owners[page] > 0, f"page {page} is free already"
+            self.owners[page] -= 1
+            if self.owners[page] == 0:
+                self._free[page] = 1
+                self.num_free += 1
+
+    def check(self, tables: Iterable[Iterable[int]]) -> None:
+        """Recount owners from `tables`, which must be all there are. Raises `BrokenInvariant`."""
+        counted = Counter(page for table in tables for page in table)
+        for page, owners in enumerate(self.owners):
+            if owners != counted[page]:
+                raise BrokenInvariant(f"page {page} is said to have {owners} owners and has {counted[page]}")
+        if list(self._free) != [owners == 0 for owners in self.owners] or self.num_free != sum(self._free):
+            raise BrokenInvariant("the allocator's free pages are not those without an owner")
+
+
+class KVPool:
+    """The keys and values of all pages: `kv[layer, 0 for K or 1 for V, kv_head, slot, head_dim]`.
+
+    Heads come before slots, so that adjacent pages of one head are one stretch of memory.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        num_pages: int,
+        page_size: int,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ):
+        if page_size < 1:
+            raise BadValue(f"page_size must be at least 1 token, not {page_size}")
+        self.allocator = PageAllocator(num_pages)
+        self.page_size = page_size
+        # Not zeroed: the operating system lends memory only for what is written, and nothing unwritten is ever read.
+        self.kv = torch.empty(num_layers, 2, num_kv_heads, num_pages * page_size, head_dim, dtype=dtype, device=device)
+
+    @property
+    def bytes_per_page(self) -> int:
+        """Bytes of K and V of one page, all layers."""
+        return self.kv.nbytes // self.allocator.num_pages
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy one page's K and V, all layers."""
+        pages = self.kv.unflatten(3, (-1, self.page_size))
+        pages[:, :, :, target] = pages[:, :, :, source]
+
+
+class PageTable:
+    """One sequence's K/V: `pages[i // page_size]` holds token i, for i < `length`. Owns one share of each page."""
+
+    def __init__(self, pool: KVPool):
+        self.pool = pool
+        self.pages: list[int] = []
+        self.length = 0
+
+    def pages_needed(self, count: int) -> int:
+        """Free pages that `append(count)` will take, the copy of a shared last page included."""
+        if count == 0:
+            return 0
+        total = -(-(self.length + count) // self.pool.page_size)
+        return total - len(self.pages) + self._must_copy_last()
+
+    def _must_copy_last(self) -> bool:
+        partly_filled = self.length % self.pool.page_size > 0
+        return partly_filled and self.pool.allocator.owners[self.pages[-1]] > 1
+
+    def append(self, count: int) -> list[int]:
+        """Make room for `count` more tokens and return their slots. Raises `OutOfPages`, and then nothing has changed.
+
+        Copy-on-write: a partly filled last page with other owners is copied, and our share in it given up.
+        """
+        allocator, page_size = self.pool.allocator, self.pool.page_size
+        fresh = allocator.allocate(self.pages_needed(count), after=self.pages[-1] if self.pages else None)
+        if count and self._must_copy_last():
+            self.pool.copy_page(self.pages[-1], fresh[0])
+            allocator.release([self.pages[-1]])
+            self.pages[-1] = fresh.pop(0)
+        self.pages += fresh
+        new = range(self.length, self.length + count)
+        self.length += count
+        return [self.pages[i // page_size] * page_size + i % page_size for i in new]
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens from position `length` on, and give up our share of pages that then hold none of ours."""
+        if not 0 <= length <= self.length:
+            raise BadValue(f"cannot truncate {self.length} tokens to {length}")
+        keep = -(-length // self.pool.page_size)
+        self.pool.allocator.release(self.pages[keep:])
+        del self.pages[keep:]
+        self.length = length
+
+    def fork(self) -> "PageTable":
+        """A second table over the same pages: metadata only, whoever writes first copies."""
+        child = PageTable(self.pool)
+        child.pages, child.length = list(self.pages), self.length
+        self.pool.allocator.share(child.pages)
+        return child
+
+    def check(self) -> None:
+        """Raises `BrokenInvariant` unless the table holds exactly the pages that its length needs, each once."""
+        if len(self.pages) != -(-self.length // self.pool.page_size):
+            raise BrokenInvariant(f"{len(self.pages)} pages of {self.pool.page_size} for {self.length} tokens")
+        if len(set(self.pages)) != len(self.pages):
+            raise BrokenInvariant(f"a page appears twice in {self.pages}")
+
+
+def page_runs(pages: Iterable[int]) -> list[tuple[int, int]]:
+    """Group page ids into runs of adjacent ones: `[3, 4, 5, 9]` → `[(3, 6), (9, 10)]` (end exclusive)."""
+    runs: list[tuple[int, int]] = []
+    for page in pages:
+        if runs and runs[-1][1] == page:
+            runs[-1] = (runs[-1][0], page + 1)
+        else:
+            runs.append((page, page + 1))
+    return runs

@@ -1,0 +1,73 @@
+"""From logits to a token, with randomness that depends on nothing but the seed and the token's position."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from minstate.errors import BadValue
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. The default is greedy: always the most likely one.
+
+    temperature  0 is greedy; logits are divided by it
+    top_k        only the k most likely tokens, 0 for all
+    top_p        only the most likely tokens that together reach this probability (arXiv 1904.09751), 1 for all
+    min_p        only tokens at least this fraction as likely as the most likely one (arXiv 2407.01082), 0 for all
+    seed         of the noise; the noise at a position is the same in any batch, after any eviction
+    stop         a turn ends when its text contains one of these strings, or with one of these token ids
+    ignore_eos   do not end a turn at the model's own end-of-sequence tokens
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    stop: tuple[str | int, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str | int):
+            object.__setattr__(self, "stop", (self.stop,))
+        object.__setattr__(self, "stop", tuple(self.stop))
+        for name, value, holds, must in [
+            ("temperature", self.temperature, lambda t: 0 <= t < math.inf, "a number from 0 up"),
+            ("top_k", self.top_k, lambda k: isinstance(k, int) and k >= 0, "a whole number from 0 up"),
+            ("top_p", self.top_p, lambda p: 0 < p <= 1, "above 0 and at most 1"),
+            ("min_p", self.min_p, lambda p: 0 <= p <= 1, "from 0 to 1"),
+            ("seed", self.seed, lambda s: isinstance(s, int) and 0 <= s < 2**64, "a whole number from 0 to 2**64 - 1"),
+        ]:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not holds(value):
+                raise BadValue(f"{name} must be {must}, not {value!r}")
+        for stop in self.stop:
+            if isinstance(stop, bool) or not isinstance(stop, str | int) or stop == "":
+                raise BadValue(f"stop takes non-empty strings and token ids, not {stop!r}")
+
+
+def choose(logits: torch.Tensor, sampling: Sampling, position: int) -> int:
+    """The token for `position` of its sequence, from logits `[vocab]`."""
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    probabilities = _filtered_probabilities(logits, sampling)
+    # Inverse transform: one uniform number, keyed by (seed, position), lands in one token's share of [0, 1).
+    uniform = np.random.Generator(np.random.Philox(key=[sampling.seed, position])).random()
+    cumulative = probabilities.cumsum(0)
+    token = int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
+    return min(token, int(probabilities.nonzero()[-1]))  # rounding may land on the very end of the last share
+
+
+def _filtered_probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Probabilities `[vocab]` in float64, zero where top-k, min-p or top-p exclude a token; not normalised again."""
+    probabilities = torch.softmax(logits.double() / sampling.temperature, dim=0)
+    keep = probabilities >= sampling.min_p * probabilities.max()
+    if sampling.top_k or sampling.top_p < 1:
+        ordered, order = probabilities.sort(descending=True, stable=True)
+        in_order = ordered.cumsum(0) - ordered < sampling.top_p  # the token that reaches top_p still belongs
+        if sampling.top_k:
+            in_order[sampling.top_k :] = False
+        keep &= torch.zeros_like(keep).scatter(0, order, in_order)
+    return probabilities * keep

@@ -1,0 +1,186 @@
+"""One turn: what it costs, what it answers, and how to follow it while it runs."""
+
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from tokenizers.decoders import DecodeStream
+
+from minstate.chat import ToolCall, parse_tool_calls
+from minstate.scheduler import Request
+
+if TYPE_CHECKING:
+    from minstate.session import Session
+
+
+@dataclass(frozen=True)
+class TurnStats:
+    """What one turn cost. Counts of tokens unless the name says otherwise.
+
+    With `log` the session's token ids before the turn, `context + delta` is the whole prompt. A session that is still
+    resident prefills `delta`; the naive baseline prefills `context + delta`.
+    """
+
+    context: int  # max(0, len(log) - 1): tokens that had been forwarded before
+    delta: int  # everything after it: the last sampled token, never forwarded yet, and the new input
+    reused: int  # how much of context + delta had K/V already
+    generated: int
+    agreed: int  # replayed tokens that the model itself would have chosen; 0 without replay
+    forwarded: int  # query tokens of all forward passes
+    steps: int  # forward passes
+    flops: int
+    kv_bytes_read: int
+    ttft_s: float  # seconds until the first token
+    total_s: float  # seconds of the whole turn
+
+    @property
+    def recomputed(self) -> int:
+        """Tokens of the context whose K/V had been lost and were computed again."""
+        return max(0, self.context - self.reused)
+
+    @property
+    def shared(self) -> int:
+        """New tokens whose K/V was found elsewhere."""
+        return max(0, self.reused - self.context)
+
+    @property
+    def prefilled(self) -> int:
+        """Tokens forwarded before the first new token could be chosen."""
+        return self.delta + self.recomputed - self.shared
+
+    @property
+    def prefill_s(self) -> float:
+        """Seconds from the request to the first token: templating, waiting, prefill."""
+        return self.ttft_s
+
+    @property
+    def decode_s(self) -> float:
+        """Seconds from the first token to the last."""
+        return self.total_s - self.ttft_s
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the model answered."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    tool_calls: tuple[ToolCall, ...]
+    finish_reason: str  # "stop": end of sequence or stop condition; "length": max_new_tokens; "replay": output given
+    stats: TurnStats
+
+
+class StreamedToken(NamedTuple):
+    """One new token, and the text that it completes: "" in the middle of a multi-byte character."""
+
+    token_id: int
+    text: str
+
+
+class Handle:
+    """A submitted turn. `Engine.step` moves it on; `turn` is the answer once it is `done`."""
+
+    def __init__(self, session: "Session", request: Request, started_s: float):
+        self.session, self.request = session, request
+        self.tokens: list[StreamedToken] = []
+        self.turn: Turn | None = None
+        self.aborted = False
+        self._started_s = started_s
+        self._first_token_s = 0.0
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._text = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether the turn has ended, with an answer or by an abort."""
+        return self.turn is not None or self.aborted
+
+    def abort(self) -> None:
+        """Give the turn up: the session's log and marks are as before it. Does nothing to a turn that is done."""
+        if not self.done:
+            self.session.engine.abort(self)
+
+    def take(self, token: int, tokenizer) -> None:
+        """The next token has been chosen."""
+        self.request.sequence.log.append(token)
+        self.request.generated.append(token)
+        text = self._decoder.step(tokenizer.backend_tokenizer, token) or ""
+        self.tokens.append(StreamedToken(token, text))
+        self._text += text
+        if len(self.tokens) == 1:
+            self._first_token_s = time.perf_counter()
+
+    def finish(self, tokenizer, eos_ids: Collection[int]) -> bool:
+        """Set `turn` if the answer is complete; returns whether it is."""
+        reason = self._finish_reason(eos_ids)
+        if not reason:
+            return False
+        request = self.request
+        text = tokenizer.decode(request.generated, skip_special_tokens=True)
+        for stop in request.sampling.stop:
+            if isinstance(stop, str):
+                text = text.partition(stop)[0]
+        context = max(0, request.log_before - 1)
+        stats = TurnStats(
+            context=context,
+            delta=request.prompt_length - context,
+            reused=request.reused,
+            generated=len(request.generated),
+            agreed=request.agreed,
+            forwarded=request.forwarded,
+            steps=request.steps,
+            flops=request.flops,
+            kv_bytes_read=request.kv_bytes_read,
+            ttft_s=self._first_token_s - self._started_s,
+            total_s=time.perf_counter() - self._started_s,
+        )
+        self.turn = Turn(text, tuple(request.generated), parse_tool_calls(text), reason, stats)
+        return True
+
+    def _finish_reason(self, eos_ids: Collection[int]) -> str:
+        request, sampling = self.request, self.request.sampling
+        token = request.generated[-1]
+        if request.replay is not None:
+            return "replay" if len(request.generated) == len(request.replay) else ""
+        if token in sampling.stop or (token in eos_ids and not sampling.ignore_eos):
+            return "stop"
+        if any(stop in self._text for stop in sampling.stop if isinstance(stop, str)):
+            return "stop"
+        return "length" if len(request.generated) == request.max_new_tokens else ""
+
+
+class TokenStream:
+    """The tokens of one turn, as they come; `turn` holds the whole answer once the last one is out."""
+
+    def __init__(self, handle: "Handle"):
+        self._handle = handle
+        self._delivered = 0
+
+    @property
+    def turn(self) -> Turn | None:
+        return self._handle.turn
+
+    def __iter__(self) -> Iterator[StreamedToken]:
+        return self
+
+    def __next__(self) -> StreamedToken:
+        while self._delivered == len(self._handle.tokens):
+            if self._handle.done:
+                raise StopIteration
+            self._handle.session.engine.step()
+        self._delivered += 1
+        return self._handle.tokens[self._delivered - 1]
+
+    def close(self) -> None:
+        """Abort the turn unless it is done."""
+        self._handle.abort()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()

@@ -1,0 +1,85 @@
+"""Where a model lives on disk, and how its tensors are read.
+
+A model is an ordinary Hugging Face folder: `config.json`, one or more `*.safetensors`, a tokenizer.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedTokenizerFast
+
+from minstate.errors import DamagedWeights, ModelNotFound, UnsupportedModel
+
+DEFAULT_MODEL = "SmolLM2-135M-Instruct"
+
+WHERE_TO_GET_ONE = (
+    "`python -m minstate.lab.fetch` fetches the default model; or name a local Hugging Face folder or a Hub id, as the "
+    "argument of `Engine.from_pretrained(...)` or in the environment variable MINSTATE_MODEL"
+)
+
+
+def weights_folder() -> Path:
+    """The folder that fetched models are kept in: `data/weights` of a source checkout, else the user's cache."""
+    checkout = Path(__file__).resolve().parents[1]
+    if (checkout / "pyproject.toml").is_file():
+        return checkout / "data" / "weights"
+    return Path.home() / ".cache" / "minstate" / "weights"
+
+
+def find_model(name: str | Path | None = None) -> Path:
+    """The folder of a model, given a folder, a Hub id, or nothing (`MINSTATE_MODEL`, else the default model).
+
+    Raises `ModelNotFound`, which says where a model can be had.
+    """
+    name = name or os.environ.get("MINSTATE_MODEL") or weights_folder() / DEFAULT_MODEL
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    looks_like_hub_id = isinstance(name, str) and name.count("/") == 1 and name[0] not in "./~" and not folder.exists()
+    if not looks_like_hub_id:
+        raise ModelNotFound(f"no model in {folder} (a folder with a config.json): {WHERE_TO_GET_ONE}.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))
+    except Exception as error:  # the Hub's client raises many kinds, and some of its network library's
+        raise ModelNotFound(f"no folder {folder}, and the Hub gave no model {name!r}: {WHERE_TO_GET_ONE}.") from error
+
+
+def read_config(folder: Path) -> dict:
+    """The model's `config.json`, with `generation_config.json`'s end-of-sequence ids where they differ."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        generation = folder / "generation_config.json"
+        eos = json.loads(generation.read_text()).get("eos_token_id") if generation.is_file() else None
+    except (OSError, ValueError) as error:
+        raise DamagedWeights(f"{folder}: its configuration cannot be read: {error}") from error
+    return config | ({"eos_token_id": eos} if eos is not None else {})
+
+
+def read_tensors(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """All tensors of the folder's safetensors files by name, cast to `dtype`. Raises `DamagedWeights`."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise DamagedWeights(f"{folder} has a config.json but no *.safetensors: {WHERE_TO_GET_ONE}.")
+    tensors: dict[str, torch.Tensor] = {}
+    try:
+        for file in files:
+            with safe_open(file, framework="pt") as opened:
+                tensors.update({name: opened.get_tensor(name).to(dtype) for name in opened.keys()})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DamagedWeights(f"{folder}: the weights cannot be read ({error}); fetch or copy them again.") from error
+    return tensors
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The folder's tokenizer, chat template included. Raises `UnsupportedModel` without a `tokenizer.json`."""
+    if not (folder / "tokenizer.json").is_file():
+        raise UnsupportedModel(f"{folder} has no tokenizer.json: minstate needs a tokenizer of the `tokenizers` library")
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:  # a broken file raises whatever its parser raises
+        raise DamagedWeights(f"{folder}: its tokenizer cannot be loaded ({error})") from error

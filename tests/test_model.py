@@ -1,0 +1,146 @@
+"""The model computes what transformers computes, however its input is cut into batches."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import FAMILIES, VOCABULARY, hf_model, model
+
+from minstate import DamagedWeights, UnsupportedModel
+from minstate.attention import TorchAttention
+from minstate.batch import RaggedBatch, Sequence
+from minstate.model import Model, ModelConfig
+from minstate.paged_kv import KVPool
+
+
+@pytest.fixture(autouse=True)
+def oracle_in_full_precision(monkeypatch):
+    """transformers rounds its norms to float32 whatever the dtype; as a float64 oracle it must not."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+
+    def norm(self, x):
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    for cls in (LlamaRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm):
+        monkeypatch.setattr(cls, "forward", norm)
+
+
+def pool_for(model: Model, num_pages: int = 64, page_size: int = 4) -> KVPool:
+    config = model.config
+    return KVPool(
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        num_pages=num_pages,
+        page_size=page_size,
+        dtype=model.dtype,
+    )
+
+
+def logits_of_chunks(model: Model, pool: KVPool, ids: list[int], cuts: list[int]) -> torch.Tensor:
+    """Logits of every token of `ids`, forwarded in chunks that end at `cuts`."""
+    sequence, rows = Sequence(pool), []
+    for end in [*cuts, len(ids)]:
+        sequence.log = ids[:end]
+        batch = RaggedBatch.build([(sequence, end - sequence.kv_len)])
+        batch = RaggedBatch(**{**vars(batch), "logit_rows": torch.arange(len(batch.token_ids))})
+        rows.append(model.forward(batch, TorchAttention(pool, batch)))
+    sequence.table.truncate(0)
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(data=st.data())
+def test_logits_equal_transformers_for_any_chunking(family, data):
+    ids = data.draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=100))
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(ids) - 1)), max_size=8)) - {len(ids)})
+    ours = logits_of_chunks(model(family), pool_for(model(family)), ids, cuts)
+    with torch.no_grad():
+        theirs = hf_model(family)(torch.tensor([ids])).logits[0]
+    assert (ours - theirs).abs().max() < 1e-9
+
+
+def test_sequences_of_a_batch_do_not_see_each_other():
+    m, generator = model("qwen3"), torch.Generator().manual_seed(1)
+    pool = pool_for(m)
+    logs = [torch.randint(0, VOCABULARY, (n,), generator=generator).tolist() for n in (1, 5, 17, 30)]
+    alone = torch.stack([logits_of_chunks(m, pool, log, [])[-1] for log in logs])
+    sequences = [Sequence(pool) for _ in logs]
+    for sequence, log in zip(sequences, logs, strict=True):
+        sequence.log = log
+    first = RaggedBatch.build([(s, max(1, len(s.log) // 2)) for s in sequences])  # prefill and decode, mixed
+    m.forward(first, TorchAttention(pool, first))
+    rest = RaggedBatch.build([(s, len(s.log) - s.kv_len) for s in sequences[1:]])
+    together = m.forward(rest, TorchAttention(pool, rest))
+    assert (together - alone[1:]).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("fragments", ["one run", "few runs", "many runs"])
+@pytest.mark.parametrize("queries", [1, 3, 40])
+def test_the_layout_of_pages_changes_nothing(fragments, queries):
+    """One run is read as a view, few are joined by their scores, many are copied: the same logits."""
+    m = model("llama")
+    ids = torch.randint(0, VOCABULARY, (160,), generator=torch.Generator().manual_seed(2)).tolist()
+    expected = logits_of_chunks(m, pool_for(m), ids, [len(ids) - queries])[-queries:]
+    pool = pool_for(m, num_pages=128)
+    pool.kv.fill_(float("nan"))  # whatever is read without having been written shows
+    blocked = {"one run": 0, "few runs": 10, "many runs": 1}[fragments]
+    order = list(range(128))
+    if blocked:  # leave the first half of each stretch of pages to somebody else
+        pool.allocator.allocate(128)
+        pool.allocator.release([page for page in order if page // blocked % 2])
+    ours = logits_of_chunks(m, pool, ids, [len(ids) - queries])[-queries:]
+    assert (ours - expected).abs().max() < 1e-12
+
+
+def test_bfloat16_is_as_close_to_the_exact_logits_as_transformers_bfloat16():
+    ids = list(range(3, 63))
+    exact = logits_of_chunks(model(), pool_for(model()), ids, [])
+    m = model("llama", torch.bfloat16)
+    ours = logits_of_chunks(m, pool_for(m), ids, [20, 40])
+    with torch.no_grad():
+        theirs = hf_model("llama", torch.bfloat16)(torch.tensor([ids])).logits[0]
+    assert ours.dtype == torch.bfloat16
+    assert (ours - exact).norm() < 1.2 * (theirs - exact).norm()
+
+
+def test_flops_of_a_prompt_do_not_depend_on_how_it_is_cut():
+    config = model().config
+    whole = config.flops(tokens=50, context=50, logit_rows=1)
+    cut = config.flops(30, 30, 0) + config.flops(19, 49, 0) + config.flops(1, 50, 1)
+    assert whole == cut
+
+
+def test_costs_of_the_real_shape_are_what_one_computes_by_hand():
+    smollm2 = ModelConfig(30, 576, 1536, 9, 3, 64, 49152, 8192, 1e-5, 1e5, None, True)
+    assert smollm2.kv_bytes_per_token(torch.float32) == 46_080
+    parameters = 30 * (576 * 576 * 2 + 576 * 192 * 2 + 3 * 576 * 1536) + 49152 * 576
+    assert smollm2.weight_bytes_per_step(torch.bfloat16) == 2 * parameters
+    assert smollm2.flops(1, 1, 1) == 2 * parameters + 4 * 30 * 576
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"model_type": "gpt2"}, "gpt2"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"rope_scaling": {"type": "yarn"}}, "yarn"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"quantization_config": {}}, "quantised"),
+    ],
+)
+def test_what_is_not_implemented_is_named(change, named):
+    config = hf_model("llama").config.to_dict() | {"rope_parameters": None} | change
+    with pytest.raises(UnsupportedModel, match=named):
+        ModelConfig.from_hf(config)
+
+
+def test_weights_that_do_not_fit_the_configuration_are_refused():
+    weights = dict(model().weights)
+    missing = weights.pop("model.layers.1.mlp.up_proj.weight")
+    with pytest.raises(DamagedWeights, match="lack model.layers.1.mlp.up_proj"):
+        Model(model().config, weights)
+    with pytest.raises(DamagedWeights, match="up_proj"):
+        Model(model().config, weights | {"model.layers.1.mlp.up_proj.weight": missing[:, :5]})

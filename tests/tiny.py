@@ -1,0 +1,80 @@
+"""Small real objects for tests: random models of each family, a byte tokenizer with a ChatML template, engines."""
+
+from functools import cache
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from minstate import Engine
+from minstate.model import Model, ModelConfig
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+VOCABULARY = len(SPECIAL) + 256
+CHATML = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nDefault.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FAMILIES = {
+    "llama": {"model_type": "llama", "tie_word_embeddings": True},
+    "llama, untied, with biases": {
+        "model_type": "llama", "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, "head_dim": 16,
+    },
+    "llama 3 rope": {
+        "model_type": "llama",
+        "rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+        },
+    },
+    "qwen2": {"model_type": "qwen2", "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    "qwen3": {"model_type": "qwen3", "head_dim": 16, "num_key_value_heads": 1},
+}  # fmt: skip
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, after the special ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(SPECIAL + alphabet)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens(SPECIAL)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, chat_template=CHATML, eos_token="<|im_end|>")
+
+
+@cache
+def hf_model(family: str, dtype: torch.dtype = torch.float64):
+    """A random model of transformers: our oracle, and the source of our weights."""
+    torch.manual_seed(0)
+    shape = SHAPE | {"initializer_range": 0.3} | FAMILIES[family]
+    config = AutoConfig.for_model(**shape)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    for name, parameter in model.named_parameters():
+        if "norm" in name or "bias" in name:  # initialised to ones and zeros, which would hide mistakes
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    return model.to(dtype)
+
+
+@cache
+def model(family: str = "llama", dtype: torch.dtype = torch.float64) -> Model:
+    hf = hf_model(family, dtype)
+    return Model(ModelConfig.from_hf(hf.config.to_dict()), {k: v.detach() for k, v in hf.state_dict().items()})
+
+
+def engine(cls: type[Engine] = Engine, *, family: str = "llama", page_size: int = 4, num_pages: int = 64, **settings):
+    return cls(model(family), tokenizer(), eos_ids=[2], page_size=page_size, num_pages=num_pages, **settings)
