@@ -1,4 +1,4 @@
-"""What the model runs on: sequences of tokens, and the ragged batch that one forward pass takes from several of them."""
+"""What the model runs on: sequences of tokens, and the ragged batch that a forward pass takes from several of them."""
 
 from dataclasses import dataclass
 

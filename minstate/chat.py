@@ -1,7 +1,7 @@
 """Messages to token ids, a delta at a time, through the model's own chat template.
 
-A conversation in ChatML is a row of blocks `<|im_start|>role\\n content <|im_end|>\\n`. A block's tokens do not depend on
-the blocks before it, so a new message is rendered and tokenised alone, whatever the length of the history.
+A conversation in ChatML is a row of blocks `<|im_start|>role\\n content <|im_end|>\\n`. A block's tokens do not depend
+on the blocks before it, so a new message is rendered and tokenised alone, whatever the length of the history.
 """
 
 import json
@@ -41,20 +41,25 @@ class Chat:
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
-        _require_append_only(tokenizer)
+        self._head = _require_append_only(tokenizer)
         self.end_of_message: int = tokenizer.convert_tokens_to_ids("<|im_end|>")
 
-    def render(self, messages: str | Message | SequenceOf[Message], *, first: bool, tools=(), reply=True) -> list[int]:
-        """Token ids of `messages`, followed by the opening of the assistant's reply if `reply`.
+    def opening(self, messages: SequenceOf[Message], tools: SequenceOf[Mapping]) -> list[int]:
+        """Token ids of a conversation's beginning, `tools` described in its system message. Raises `BadMessage`."""
+        normal = _normalise(messages) if messages else []
+        return self._encode(_apply(self.tokenizer, _with_tools(normal, tools), reply=False))
 
-        `first` says that they begin the conversation: then the template's default system message and `tools` go in
-        front. Raises `BadMessage`.
+    def delta(self, messages: str | Message | SequenceOf[Message], *, first: bool) -> list[int]:
+        """Token ids of `messages` and of the opening of the assistant's reply.
+
+        `first` says that they begin the conversation: the template may then put its default system message in front.
+        Raises `BadMessage`.
         """
-        normal = [_normalise(message, where) for where, message in enumerate(_as_list(messages))]
+        normal = _normalise(messages)
         if first:
-            return self._encode(_apply(self.tokenizer, _with_tools(normal, tools), reply))
-        # An empty system message keeps the template from adding its own; its tokens are cut off again.
-        return self._encode(_apply(self.tokenizer, [EMPTY_SYSTEM, *normal], reply)[len(_head(self.tokenizer)) :])
+            return self._encode(_apply(self.tokenizer, normal, reply=True))
+        # An empty system message keeps the template from adding its own; its text is cut off again.
+        return self._encode(_apply(self.tokenizer, [EMPTY_SYSTEM, *normal], reply=True)[len(self._head) :])
 
     def close_reply(self, last_token: int) -> list[int]:
         """The ids that end the assistant's message in a log whose last token is `last_token`.
@@ -96,52 +101,51 @@ def _apply(tokenizer, messages: list[dict], reply: bool) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply)
 
 
-def _head(tokenizer) -> str:
-    return _apply(tokenizer, [EMPTY_SYSTEM], reply=False)
-
-
-def _require_append_only(tokenizer) -> None:
-    """Render a probe whole and in pieces, and compare."""
+def _require_append_only(tokenizer) -> str:
+    """Render a probe whole and in pieces, and compare. Returns the text of an empty system message."""
     if not getattr(tokenizer, "chat_template", None):
         raise UnsupportedModel("the tokenizer has no chat template: send token_ids")
     probe = [{"role": role, "content": f"{role} text"} for role in ("user", "assistant", "tool", "assistant", "user")]
     try:
-        head = _head(tokenizer)
+        head = _apply(tokenizer, [EMPTY_SYSTEM], reply=False)
         whole = _apply(tokenizer, [EMPTY_SYSTEM, *probe], reply=True)
         pieces = [_apply(tokenizer, [EMPTY_SYSTEM, message], reply=False)[len(head) :] for message in probe]
         opening = _apply(tokenizer, [EMPTY_SYSTEM, probe[-1]], reply=True)[len(head) + len(pieces[-1]) :]
     except Exception as error:  # templates raise what they like
-        raise UnsupportedModel(f"the chat template refuses an ordinary conversation ({error}): send token_ids") from error
+        raise UnsupportedModel(f"the chat template refuses a plain conversation ({error}): send token_ids") from error
     closes = all(piece.endswith("<|im_end|>\n") for piece in pieces)
     if not closes or whole != head + "".join(pieces) + opening:
-        raise UnsupportedModel("the chat template is not append-only ChatML (<|im_start|> … <|im_end|>): send token_ids")
+        raise UnsupportedModel("the chat template is not append-only ChatML (<|im_start|>…<|im_end|>): send token_ids")
+    return head
 
 
-def _as_list(messages: str | Message | SequenceOf[Message]) -> list:
+def _normalise(messages: str | Message | SequenceOf[Message]) -> list[dict[str, str]]:
+    """Messages as `{"role", "content"}` with text content; tool calls are written into the text."""
     if isinstance(messages, str):
-        return [{"role": "user", "content": messages}]
+        messages = {"role": "user", "content": messages}
     if isinstance(messages, Mapping):
-        return [messages]
+        messages = [messages]
     if not isinstance(messages, list | tuple):
         raise BadMessage(f"messages are a string, a dict or a list of dicts, not {type(messages).__name__}")
-    return list(messages)
+    if not messages:
+        raise BadMessage("the list of messages is empty")
+    return [_normalise_one(message, where) for where, message in enumerate(messages)]
 
 
-def _normalise(message: Message, where: int) -> dict[str, str]:
-    """A message as `{"role", "content"}` with text content; tool calls are written into the text."""
-    if not isinstance(message, Mapping):
-        raise BadMessage(f"message {where} is a {type(message).__name__}, not a dict")
-    role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls") or ()
-    if role not in ROLES:
-        raise BadMessage(f"message {where} has role {role!r}, not one of {', '.join(ROLES)}")
-    if calls and role != "assistant":
-        raise BadMessage(f"message {where} has tool_calls but role {role!r}: only the assistant calls tools")
-    if content is None and calls:
-        content = ""
-    if not isinstance(content, str):
-        raise BadMessage(f"message {where} ({role}) has content of type {type(content).__name__}, not text")
-    if not content and not calls:
-        raise BadMessage(f"message {where} ({role}) is empty")
+def _normalise_one(message: Message, where: int) -> dict[str, str]:
+    def require(holds: bool, problem: str) -> None:
+        if not holds:
+            raise BadMessage(f"message {where} {problem}")
+
+    require(isinstance(message, Mapping), f"is a {type(message).__name__}, not a dict")
+    role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls") or []
+    require(role in ROLES, f"has role {role!r}, not one of {', '.join(ROLES)}")
+    require(isinstance(calls, list | tuple), f"has tool_calls of type {type(calls).__name__}, not a list")
+    require(not calls or role == "assistant", f"has tool_calls but role {role!r}: only the assistant calls tools")
+    content = "" if content is None and calls else content
+    require(isinstance(content, str), f"({role}) has content of type {type(content).__name__}, not text")
+    require(bool(content or calls), f"({role}) is empty")
+    require(not any("\ud800" <= c <= "\udfff" for c in content), f"({role}) has a lone surrogate, not valid text")
     blocks = [content] if content else []
     blocks += [f"<tool_call>\n{_call_to_json(call, where)}\n</tool_call>" for call in calls]
     return {"role": role, "content": "\n".join(blocks)}

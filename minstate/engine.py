@@ -99,8 +99,7 @@ class Engine:
         Nothing is computed yet: they are part of the first turn's delta. Raises `BadMessage`.
         """
         self.require_owner()
-        begins = bool(messages or tools)
-        opening = self.chat.render(messages or [], first=True, tools=tools, reply=False) if begins else []
+        opening = self.chat.opening(messages, tools) if messages or tools else []
         session = Session(self, self._sessions_made, opening)
         self._sessions_made += 1
         self._sessions.add(session)
@@ -143,8 +142,8 @@ class Engine:
         length = log_before + len(new) + max_new_tokens
         if length > self.model.config.max_positions:
             raise ContextOverflow(
-                f"{log_before} tokens of history, {len(new)} new and {max_new_tokens} to be generated are {length}; the "
-                f"model has {self.model.config.max_positions} positions: lower max_new_tokens, or roll back"
+                f"{log_before} tokens of history, {len(new)} new and {max_new_tokens} to be generated are {length}; "
+                f"the model has {self.model.config.max_positions} positions: lower max_new_tokens, or roll back"
             )
         request = Request(
             sequence,
@@ -236,7 +235,7 @@ class Engine:
         if token_ids is not None:
             new = self._valid_ids(token_ids, "token_ids")
         else:
-            new = self.chat.render(messages, first=not log and not opening)
+            new = self.chat.delta(messages, first=not log and not opening)
             if log:
                 new = self.chat.close_reply(log[-1]) + new
         if not log and not opening and not new:
@@ -260,8 +259,8 @@ class Engine:
         longest = -(-(len(request.sequence.log) + request.max_new_tokens - 1) // page_size)
         if longest > allocator.num_pages:
             raise OutOfPages(
-                f"the turn needs {longest} KV pages and the whole pool has {allocator.num_pages} (of {page_size} tokens): "
-                "build the engine with a larger num_pages, or lower max_new_tokens"
+                f"the turn needs {longest} KV pages and the whole pool has {allocator.num_pages} (of {page_size} "
+                "tokens each): build the engine with a larger num_pages, or lower max_new_tokens"
             )
         promised = sum(other.pages_to_come for other in self.scheduler.running)
         if request.pages_to_come > allocator.num_free - promised:

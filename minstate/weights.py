@@ -78,7 +78,7 @@ def read_tensors(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The folder's tokenizer, chat template included. Raises `UnsupportedModel` without a `tokenizer.json`."""
     if not (folder / "tokenizer.json").is_file():
-        raise UnsupportedModel(f"{folder} has no tokenizer.json: minstate needs a tokenizer of the `tokenizers` library")
+        raise UnsupportedModel(f"{folder} has no tokenizer.json, as the `tokenizers` library writes it")
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # a broken file raises whatever its parser raises

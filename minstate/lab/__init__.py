@@ -1,0 +1,1 @@
+"""What looks at the engine from outside: weights, workloads, baselines, measurements, figures."""

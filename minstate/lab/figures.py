@@ -1,0 +1,86 @@
+"""The course's figures. One palette, which survives colour blindness (Okabe and Ito) and a grey printer (hatches)."""
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+ORANGE, BLUE, SKY, GREEN, PURPLE, YELLOW, GREY, INK = (
+    "#E69F00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D9D9D9", "#222222",
+)  # fmt: skip
+NAIVE = {"color": ORANGE, "hatch": "//"}
+STATEFUL = {"color": BLUE}
+REUSED = {"color": "white", "edgecolor": GREY, "hatch": ".."}
+
+STYLE = {
+    "figure.dpi": 90,
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#ECECEC",
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+}
+
+
+def new_figure(columns: int = 1, *, width: float = 9.0, height: float = 3.4, **options) -> tuple[Figure, list]:
+    """A figure in the course's style with `columns` axes in a row. It is shown by being a cell's last expression."""
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False, **options)
+    plt.close(figure)  # else a notebook shows it twice
+    return figure, list(axes[0])
+
+
+def turn_costs(rows: pd.DataFrame, foil: str = "naive", ours: str = "stateful") -> Figure:
+    """Tokens forwarded and seconds taken by each turn on two engines, from `measure.run_side_by_side`."""
+    figure, (left, right) = new_figure(2)
+    turns, width = sorted(rows["turn"].unique()), 0.38
+    at = {foil: [turn - width / 2 for turn in turns], ours: [turn + width / 2 for turn in turns]}
+    look = {foil: NAIVE, ours: STATEFUL}
+    tokens = rows.groupby(["engine", "turn"])[["forwarded", "reused"]].first()
+    seconds = rows.groupby(["engine", "turn"])[["prefill_s", "decode_s", "total_s"]].median()
+    with mpl.rc_context(STYLE):
+        for name in (foil, ours):
+            left.bar(at[name], tokens.loc[name, "forwarded"], width, label=f"forwarded, {name}", **look[name])
+        kept = tokens.loc[ours]
+        left.bar(at[ours], kept["reused"], width, bottom=kept["forwarded"], label=f"kept by {ours}: no work", **REUSED)
+        for name in (foil, ours):
+            mine = seconds.loc[name]
+            right.bar(at[name], mine["prefill_s"], width, label=f"{name}: until the first token", **look[name])
+            pale = {**look[name], "alpha": 0.4}
+            right.bar(at[name], mine["decode_s"], width, bottom=mine["prefill_s"], label=f"{name}: the rest", **pale)
+            every = rows[rows["engine"] == name]
+            offset = at[name][0] - turns[0]
+            right.plot(every["turn"] + offset, every["total_s"], ".", color=INK, markersize=4)
+        right.plot([], [], ".", color=INK, markersize=4, label="each run")
+        left.set(xlabel="turn", ylabel="tokens", title="Work: tokens in a turn", xticks=turns)
+        right.set(xlabel="turn", ylabel="seconds", title="Time: seconds for a turn", xticks=turns)
+        for axes in (left, right):
+            top = axes.get_ylim()[1]
+            axes.set_ylim(0, top * 1.3)  # room for the legend
+            axes.legend(loc="upper left", fontsize=8, ncols=1 if axes is left else 2)
+    return figure
+
+
+def cumulative(rows: pd.DataFrame, column: str, label: str, foil: str = "naive", ours: str = "stateful") -> Figure:
+    """The running total of `column` (its unit is `label`) over the turns: one curve bends, the other does not."""
+    figure, (axes,) = new_figure(width=5.6)
+    totals = rows.groupby(["engine", "turn"])[column].median().unstack(0).cumsum()
+    with mpl.rc_context(STYLE):
+        for name, color, marker in ((foil, ORANGE, "s"), (ours, BLUE, "o")):
+            axes.plot(totals.index, totals[name], marker=marker, color=color, label=name, linewidth=2)
+            axes.annotate(
+                f"{totals[name].iloc[-1]:,.0f}", (totals.index[-1], totals[name].iloc[-1]), (6, 0),
+                textcoords="offset points", color=color, va="center", fontweight="bold", annotation_clip=False,
+            )  # fmt: skip
+        axes.set(xlabel="turn", ylabel=label, title="From the first turn on", xticks=list(totals.index), ylim=(0, None))
+        axes.legend(loc="upper left")
+    return figure

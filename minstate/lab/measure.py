@@ -1,0 +1,95 @@
+"""Run the same conversation on several engines, turn by turn, and put what each turn cost side by side."""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from minstate.engine import Engine
+from minstate.lab.workload import AgenticWorkload
+from minstate.sampling import Sampling
+from minstate.turn import Turn
+
+DERIVED = ("prefilled", "recomputed", "shared", "prefill_s", "decode_s")
+
+
+def run_side_by_side(
+    engines: dict[str, Engine],
+    workload: AgenticWorkload,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+    repeats: int = 1,
+) -> pd.DataFrame:
+    """One row for each repeat, turn and engine: all of `TurnStats`, the prompt's length `n`, text and token ids.
+
+    Every engine's tools run in a workspace of their own. The engines take turns, so that a slow moment of the machine
+    falls on all of them; who goes first alternates. One short turn of each beforehand, not counted, warms them up.
+    """
+    for engine in engines.values():
+        with engine.open() as session:
+            session.send("Are you there?", max_new_tokens=2)
+    rows = []
+    with tqdm(total=repeats * workload.turns * len(engines), unit="turn", mininterval=1) as bar:
+        for repeat in range(repeats):
+            sessions = {name: e.open(messages=workload.opening, tools=workload.tools) for name, e in engines.items()}
+            agents = {name: iter(workload) for name in engines}
+            for number in range(1, workload.turns + 1):
+                for name in list(engines)[:: 1 if number % 2 else -1]:
+                    bar.set_description(f"turn {number}, {name}")
+                    turn = sessions[name].send(next(agents[name]), max_new_tokens=max_new_tokens, sampling=sampling)
+                    rows.append({"repeat": repeat, "turn": number, "engine": name, **flat(turn)})
+                    bar.update()
+            for session in sessions.values():
+                session.close()
+    return pd.DataFrame(rows)
+
+
+def flat(turn: Turn) -> dict:
+    """A turn as one flat row of a table."""
+    stats = turn.stats
+    derived = {name: getattr(stats, name) for name in DERIVED}
+    answer = {"finish_reason": turn.finish_reason, "text": turn.text, "token_ids": turn.token_ids}
+    return {"n": stats.context + stats.delta, **asdict(stats), **derived, **answer}
+
+
+def per_turn(rows: pd.DataFrame, foil: str, ours: str) -> pd.DataFrame:
+    """What a reader wants to see of each turn: tokens, and the median milliseconds over the repeats."""
+    median = rows.groupby(["engine", "turn"])[["n", "delta", "forwarded", "reused", "total_s"]].median()
+    theirs, mine = median.loc[foil], median.loc[ours]
+    return pd.DataFrame(
+        {
+            "n": mine["n"].astype(int),
+            "Δ": mine["delta"].astype(int),
+            f"forwarded, {foil}": theirs["forwarded"].astype(int),
+            f"forwarded, {ours}": mine["forwarded"].astype(int),
+            "reused share": mine["reused"] / mine["n"],
+            f"ms, {foil}": 1000 * theirs["total_s"],
+            f"ms, {ours}": 1000 * mine["total_s"],
+            "ratio": theirs["total_s"] / mine["total_s"],
+        }
+    )
+
+
+def median_seconds(work: Callable[[], object], *, repeats: int, warmup: int = 1) -> float:
+    """Median wall time of `work()` in seconds, after `warmup` calls that are not counted."""
+    times = []
+    for _ in range(warmup + repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return float(pd.Series(times[warmup:]).median())
+
+
+def machine() -> str:
+    """The machine in a line, for the caption of a measurement."""
+    waiting = os.environ.get("OMP_WAIT_POLICY", "unset")
+    return (
+        f"{torch.get_num_threads()} threads of {os.cpu_count()} {platform.machine()} cores "
+        f"({torch.backends.cpu.get_cpu_capability()}), torch {torch.__version__}, OMP_WAIT_POLICY={waiting}"
+    )

@@ -1,0 +1,414 @@
+"""A session: what a turn costs, that the answer does not depend on it, and that nothing is lost when a turn fails."""
+
+import contextlib
+import gc
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tiny import VOCABULARY, engine
+
+from minstate import (
+    BadMessage,
+    BadValue,
+    ContextOverflow,
+    EngineMisuse,
+    OutOfPages,
+    Sampling,
+    SessionBusy,
+    SessionClosed,
+    StaleMark,
+)
+from minstate.lab.baseline import NaiveEngine
+
+IDS = st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=20)
+SAMPLINGS = st.sampled_from(
+    [
+        Sampling(ignore_eos=True),
+        Sampling(temperature=1.0, seed=3, ignore_eos=True),
+        Sampling(temperature=0.7, top_k=9, top_p=0.9, min_p=0.01, seed=2**40, ignore_eos=True),
+    ]
+)
+
+
+@given(turns=st.lists(st.tuples(IDS, st.integers(1, 9), SAMPLINGS), min_size=1, max_size=5))
+def test_stateful_and_naive_give_the_same_tokens(turns):
+    stateful, naive = engine(token_budget=11).open(), engine(NaiveEngine).open()
+    for ids, limit, sampling in turns:
+        options = {"token_ids": ids, "max_new_tokens": limit, "sampling": sampling}
+        ours, theirs = stateful.send(**options), naive.send(**options)
+        stateful.engine.check()
+        assert ours.token_ids == theirs.token_ids
+        assert ours.stats.prefilled == ours.stats.delta
+        assert theirs.stats.prefilled == theirs.stats.context + theirs.stats.delta
+        for turn in (ours, theirs):
+            stats = turn.stats
+            assert stats.forwarded == stats.prefilled + stats.generated - 1, "the last new token is never forwarded"
+            assert stats.generated == limit == len(turn.token_ids)
+    assert stateful.token_ids == naive.token_ids
+
+
+def test_delta_is_what_is_new():
+    session = engine().open()
+    first = session.send(token_ids=[5, 6, 7], max_new_tokens=4, sampling=Sampling(ignore_eos=True)).stats
+    assert (first.context, first.delta, first.reused) == (0, 3, 0)
+    second = session.send(token_ids=[8, 9], max_new_tokens=1).stats
+    assert (second.context, second.delta, second.reused) == (6, 3, 6), "the last sampled token was never forwarded"
+
+
+def test_a_prompt_longer_than_the_budget_is_prefilled_in_chunks():
+    turn = engine(token_budget=8).open().send(token_ids=[7] * 30, max_new_tokens=1)
+    assert (turn.stats.steps, turn.stats.forwarded) == (4, 30)
+
+
+def test_a_long_prefill_does_not_stall_a_running_answer():
+    e = engine(token_budget=8)
+    reader, newcomer = e.open(), e.open()
+    greedy = Sampling(ignore_eos=True)
+    alone = engine().open().send(token_ids=[9, 8], max_new_tokens=10, sampling=greedy)
+    reading = e.submit(reader, token_ids=[9, 8], max_new_tokens=10, sampling=greedy)
+    e.step()
+    filling = e.submit(newcomer, token_ids=[7] * 60, max_new_tokens=2, sampling=greedy)
+    while not filling.tokens:
+        had = len(reading.tokens)
+        e.step()
+        assert len(reading.tokens) == had + 1 or reading.done
+        e.pool.allocator.check(s.sequence.table.pages for s in (reader, newcomer))
+    assert e.run() and filling.done and reading.done
+    assert reading.turn.token_ids == alone.token_ids, "whoever else is in the batch"
+
+
+def test_messages_cost_nothing_per_old_token(monkeypatch):
+    """Only the new message is rendered and tokenised, however long the history."""
+    session = engine(num_pages=99).open(messages=[{"role": "system", "content": "Be brief."}])
+    session.send("first", max_new_tokens=5)
+    encoded = []
+    encode = session.engine.tokenizer.encode
+
+    def spy(text, **options):
+        encoded.append(text)
+        return encode(text, **options)
+
+    monkeypatch.setattr(session.engine.tokenizer, "encode", spy)
+    session.send("second", max_new_tokens=5)
+    assert "first" not in "".join(encoded) and len("".join(encoded)) < 80
+
+
+def test_a_cut_off_answer_is_closed_by_the_next_delta():
+    session = engine().open()
+    session.send("hi", max_new_tokens=3, sampling=Sampling(ignore_eos=True))
+    session.send("and?", max_new_tokens=1)
+    text = session.engine.tokenizer.decode(session.token_ids)
+    assert "<|im_end|>\n<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\n" in text
+    ended = engine().open()
+    ended.send("hi", replay=[70, 71, 2])
+    ended.send("and?", max_new_tokens=1)
+    assert ended.token_ids.count(2) == 4, "an answer that ended by itself is not ended again"
+
+
+def test_a_cut_off_answer_can_go_on():
+    greedy = Sampling(ignore_eos=True)
+    whole = engine().open().send(token_ids=[5, 6], max_new_tokens=8, sampling=greedy).token_ids
+    session = engine().open()
+    parts = session.send(token_ids=[5, 6], max_new_tokens=3, sampling=greedy).token_ids
+    rest = session.send(token_ids=[], max_new_tokens=5, sampling=greedy)
+    assert parts + rest.token_ids == whole and rest.stats.delta == 1
+
+
+def test_replay_does_all_the_work_and_reports_agreement():
+    said = engine().open().send(token_ids=[5, 6], max_new_tokens=6, sampling=Sampling(ignore_eos=True)).token_ids
+    session = engine().open()
+    faithful = session.send(token_ids=[5, 6], replay=said)
+    assert faithful.token_ids == said and faithful.stats.agreed == 6 and faithful.stats.steps == 6
+    wrong = engine().open().send(token_ids=[5, 6], replay=[said[0], said[1] ^ 1, said[2]])
+    assert wrong.token_ids == (said[0], said[1] ^ 1, said[2]) and 1 <= wrong.stats.agreed <= 2
+    assert wrong.finish_reason == "replay"
+
+
+def test_streaming_gives_the_tokens_of_send_one_by_one():
+    sent = engine().open().send("hi", max_new_tokens=6, sampling=Sampling(ignore_eos=True))
+    stream = engine().open().stream("hi", max_new_tokens=6, sampling=Sampling(ignore_eos=True))
+    tokens = list(stream)
+    assert tuple(token.token_id for token in tokens) == sent.token_ids == stream.turn.token_ids
+
+
+def test_leaving_a_stream_early_aborts_the_turn():
+    session = engine().open()
+    session.send("hi", max_new_tokens=3)
+    before = session.token_ids
+    for _ in session.stream("more", max_new_tokens=30, sampling=Sampling(ignore_eos=True)):
+        break
+    assert session.token_ids == before and not session.running
+    stream = session.stream("more", max_new_tokens=30, sampling=Sampling(ignore_eos=True))
+    next(stream)
+    with pytest.raises(SessionBusy):
+        session.send("again")
+    stream.close()
+    session.engine.check()
+    after = session.send("more", max_new_tokens=3)
+    assert after.stats.prefilled == after.stats.delta, "an abort costs the session none of its history"
+
+
+def test_stop_conditions():
+    greedy = Sampling(ignore_eos=True)
+    free = engine().open().send(token_ids=[5, 6], max_new_tokens=12, sampling=greedy)
+    third = free.token_ids[2]
+    by_id = engine().open().send(token_ids=[5, 6], max_new_tokens=12, sampling=Sampling(stop=third, ignore_eos=True))
+    assert by_id.token_ids == free.token_ids[: free.token_ids.index(third) + 1] and by_id.finish_reason == "stop"
+    said = [ord(c) for c in "ab}cd"]  # any text will do: replay shows that stop strings are the sampler's business
+    ids = engine().tokenizer.encode(bytes(said).decode())
+    assert engine().open().send(token_ids=[5], replay=ids).text == "ab}cd"
+    piece = next((t for t in free.text if t.isascii() and t.isprintable()), None)
+    assert piece, "the tiny model says something printable"
+    by_text = engine().open().send(token_ids=[5, 6], max_new_tokens=12, sampling=Sampling(stop=piece, ignore_eos=True))
+    assert by_text.finish_reason == "stop" and by_text.text == free.text.partition(piece)[0]
+
+
+def test_end_of_sequence_ends_a_turn_unless_ignored():
+    e = engine()
+    e.eos_ids = frozenset(range(VOCABULARY))
+    assert e.open().send(token_ids=[5], max_new_tokens=9).stats.generated == 1
+    assert e.open().send(token_ids=[5], max_new_tokens=9, sampling=Sampling(ignore_eos=True)).stats.generated == 9
+
+
+def test_rollback_goes_back_to_a_mark_and_only_there():
+    session, greedy = engine().open(), Sampling(ignore_eos=True)
+    start = session.mark()
+    session.send(token_ids=[5, 6, 7], max_new_tokens=3, sampling=greedy)
+    middle, log = session.mark(), session.token_ids
+    session.send(token_ids=[8], max_new_tokens=9, sampling=greedy)
+    later = session.mark()
+    session.rollback(middle)
+    assert session.token_ids == log
+    with pytest.raises(StaleMark):
+        session.rollback(later)
+    stats = session.send(token_ids=[9, 9], max_new_tokens=1).stats
+    assert stats.prefilled == stats.delta == 3
+    session.rollback(start)
+    assert session.token_ids == []
+    with pytest.raises(StaleMark):
+        session.rollback(middle)
+    with pytest.raises(StaleMark):
+        session.engine.open().rollback(start)
+    session.engine.check()
+
+
+def test_pages_come_back():
+    e = engine()
+    session = e.open()
+    session.send(token_ids=[5] * 20, max_new_tokens=1)
+    session.close()
+    session.close()
+    assert e.pool.allocator.num_free == e.pool.allocator.num_pages
+    with pytest.raises(SessionClosed):
+        session.send(token_ids=[5])
+    dropped = e.open()
+    dropped.send(token_ids=[5] * 20, max_new_tokens=1)
+    del dropped
+    gc.collect()
+    assert e.pool.allocator.num_free == e.pool.allocator.num_pages, "a forgotten session does not leak"
+
+
+BAD = [
+    ({"messages": ""}, BadMessage, "empty"),
+    ({"messages": []}, BadMessage, "empty"),
+    ({"messages": 7}, BadMessage, "int"),
+    ({"messages": ["hi"]}, BadMessage, "str"),
+    ({"messages": {"role": "user", "content": None}}, BadMessage, "NoneType"),
+    ({"messages": {"role": "user", "content": b"bytes"}}, BadMessage, "bytes"),
+    ({"messages": {"role": "wizard", "content": "hi"}}, BadMessage, "wizard"),
+    ({"messages": {"role": ["user"], "content": "hi"}}, BadMessage, "role"),
+    ({"messages": {"role": "user", "content": "hi", "tool_calls": [{"name": "f"}]}}, BadMessage, "only the assistant"),
+    ({"messages": {"role": "assistant", "tool_calls": [{"arguments": {}}]}}, BadMessage, "malformed tool call"),
+    ({"messages": {"role": "assistant", "tool_calls": 3}}, BadMessage, "tool_calls"),
+    ({"messages": "lone surrogate \ud800"}, BadMessage, "surrogate"),
+    ({"messages": "hi", "token_ids": [5]}, BadMessage, "either"),
+    ({}, BadMessage, "either"),
+    ({"token_ids": [VOCABULARY]}, BadMessage, str(VOCABULARY)),
+    ({"token_ids": [-1]}, BadMessage, "-1"),
+    ({"token_ids": [1.5]}, BadMessage, "whole numbers"),
+    ({"token_ids": 5}, BadMessage, "whole numbers"),
+    ({"token_ids": [5], "replay": []}, BadMessage, "at least one"),
+    ({"token_ids": [5], "replay": ["a"]}, BadMessage, "replay"),
+    ({"token_ids": [5], "max_new_tokens": 0}, BadValue, "max_new_tokens"),
+    ({"token_ids": [5], "max_new_tokens": 2.0}, BadValue, "max_new_tokens"),
+    ({"token_ids": [5], "max_new_tokens": True}, BadValue, "max_new_tokens"),
+    ({"token_ids": [5], "sampling": {"temperature": 1}}, BadValue, "Sampling"),
+    ({"token_ids": [5] * 200, "max_new_tokens": 60}, ContextOverflow, "256 positions"),
+    ({"token_ids": [5] * 200, "max_new_tokens": 14}, OutOfPages, "whole pool has 60"),
+    ({"token_ids": [5] * 170, "max_new_tokens": 5}, OutOfPages, "are free"),
+]
+
+
+@pytest.mark.parametrize("options, error, says", BAD)
+def test_bad_input_changes_nothing(options, error, says):
+    e = engine(num_pages=60)
+    bystander = e.open()
+    bystander.send(token_ids=[4] * 30, max_new_tokens=1)
+    session = e.open()
+    session.send("hi", max_new_tokens=3)
+    mark, before = session.mark(), session.token_ids
+    with pytest.raises(error, match=says):
+        session.send(**{"max_new_tokens": 5, **options})
+    e.check()
+    assert session.token_ids == before
+    stats = session.send("still here", max_new_tokens=3).stats
+    assert stats.prefilled == stats.delta
+    session.rollback(mark)
+    assert session.token_ids == before
+
+
+def test_the_first_turn_needs_a_token():
+    with pytest.raises(BadMessage, match="at least one token"):
+        engine().open().send(token_ids=[])
+
+
+def test_pages_promised_to_running_turns_are_not_given_to_others():
+    e = engine(num_pages=10)  # 40 tokens
+    first, second = e.open(), e.open()
+    running = e.submit(first, token_ids=[5], max_new_tokens=25, sampling=Sampling(ignore_eos=True))
+    with pytest.raises(OutOfPages, match="promised to running turns"):
+        e.submit(second, token_ids=[5], max_new_tokens=25)
+    e.submit(second, token_ids=[6], max_new_tokens=12, sampling=Sampling(ignore_eos=True))
+    e.run()
+    assert running.turn.stats.generated == 25
+    e.check()
+
+
+def test_an_exception_in_a_step_aborts_its_turns_and_no_more(monkeypatch):
+    e = engine()
+    session = e.open()
+    session.send("hi", max_new_tokens=3)
+    before = session.token_ids
+
+    def broken(*_):
+        raise RuntimeError("the model fell over")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(e.model, "forward", broken)
+        with pytest.raises(RuntimeError, match="fell over"):
+            session.send("more", max_new_tokens=9)
+    e.check()
+    assert session.token_ids == before and not session.running
+    stats = session.send("more", max_new_tokens=2).stats
+    assert stats.prefilled == stats.delta
+
+
+def test_closing_a_busy_session_aborts_its_turn():
+    e = engine()
+    session = e.open()
+    handle = e.submit(session, token_ids=[5], max_new_tokens=9)
+    e.step()
+    session.close()
+    assert handle.aborted and e.run() == []
+    e.check()
+
+
+def test_a_second_thread_is_refused():
+    session, errors = engine().open(), []
+
+    def intrude():
+        try:
+            session.send(token_ids=[5])
+        except EngineMisuse as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=intrude)
+    thread.start()
+    thread.join()
+    assert len(errors) == 1
+
+
+def test_entering_an_engine_from_its_own_step_is_refused(monkeypatch):
+    e = engine()
+    session, forward = e.open(), e.model.forward
+
+    def reenter(*args):
+        with pytest.raises(EngineMisuse, match="middle of a step"):
+            e.step()
+        return forward(*args)
+
+    monkeypatch.setattr(e.model, "forward", reenter)
+    assert session.send(token_ids=[5], max_new_tokens=2).stats.generated == 2
+
+
+class Conversations(RuleBasedStateMachine):
+    """Many sessions of one engine, stepped, aborted, rolled back and closed at any moment, against plain lists."""
+
+    @initialize(num_pages=st.integers(4, 40), budget=st.integers(1, 24))
+    def start(self, num_pages, budget):
+        self.engine = engine(num_pages=num_pages, token_budget=budget)
+        self.sessions, self.logs, self.marks, self.handles = [], {}, {}, {}
+        self.open()
+
+    def pick(self, data, sessions=None):
+        return data.draw(st.sampled_from(sessions or self.sessions))
+
+    @precondition(lambda self: len(self.sessions) < 4)
+    @rule()
+    def open(self):
+        session = self.engine.open()
+        self.sessions.append(session)
+        self.logs[session], self.marks[session] = [], []
+
+    @rule(data=st.data(), ids=IDS, limit=st.integers(1, 8), sampling=SAMPLINGS)
+    def submit(self, data, ids, limit, sampling):
+        session = self.pick(data)
+        with contextlib.suppress(SessionBusy, OutOfPages, ContextOverflow):
+            handle = self.engine.submit(session, token_ids=ids, max_new_tokens=limit, sampling=sampling)
+            self.handles[session] = (handle, ids)
+
+    @rule(steps=st.integers(1, 6))
+    def step(self, steps):
+        for _ in range(steps):
+            for handle in self.engine.step():
+                _, ids = self.handles.pop(handle.session)
+                self.logs[handle.session] += [*ids, *handle.turn.token_ids]
+
+    @precondition(lambda self: self.handles)
+    @rule(data=st.data())
+    def abort(self, data):
+        session = self.pick(data, list(self.handles))
+        self.handles.pop(session)[0].abort()
+
+    @rule(data=st.data())
+    def mark(self, data):
+        session = self.pick(data)
+        if session not in self.handles:
+            self.marks[session].append((session.mark(), list(self.logs[session])))
+
+    @rule(data=st.data())
+    def rollback(self, data):
+        session = self.pick(data)
+        if session not in self.handles and self.marks[session]:
+            at = data.draw(st.integers(0, len(self.marks[session]) - 1))
+            mark, log = self.marks[session][at]
+            session.rollback(mark)
+            self.logs[session] = list(log)
+            del self.marks[session][at + 1 :]
+
+    @precondition(lambda self: len(self.sessions) > 1)
+    @rule(data=st.data())
+    def close(self, data):
+        session = self.pick(data)
+        session.close()
+        self.handles.pop(session, None)
+        self.sessions.remove(session)
+
+    @invariant()
+    def nothing_is_lost(self):
+        self.engine.check()
+        for session in self.sessions:
+            if session not in self.handles:
+                assert session.token_ids == self.logs[session]
+
+    def teardown(self):
+        for session in self.sessions:
+            session.close()
+        assert self.engine.pool.allocator.num_free == self.engine.pool.allocator.num_pages
+
+
+TestConversations = Conversations.TestCase
+TestConversations.settings = settings(stateful_step_count=30)
