@@ -171,6 +171,8 @@ def _with_tools(messages: list[dict[str, str]], tools) -> list[dict[str, str]]:
     if not tools:
         return messages
     try:
+        if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
+            raise TypeError(f"got {tools!r}")
         signatures = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
     except TypeError as error:
         raise BadMessage(f"tools must be a list of JSON schemas: {error}") from error

@@ -57,6 +57,8 @@ def read_config(folder: Path) -> dict:
         eos = json.loads(generation.read_text()).get("eos_token_id") if generation.is_file() else None
     except (OSError, ValueError) as error:
         raise DamagedWeights(f"{folder}: its configuration cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise DamagedWeights(f"{folder / 'config.json'} is no JSON object")
     return config | ({"eos_token_id": eos} if eos is not None else {})
 
 
@@ -71,7 +73,10 @@ def read_tensors(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
             with safe_open(file, framework="pt") as opened:
                 tensors.update({name: opened.get_tensor(name).to(dtype) for name in opened.keys()})  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise DamagedWeights(f"{folder}: the weights cannot be read ({error}); fetch or copy them again.") from error
+        raise DamagedWeights(f"{folder}: the weights cannot be read ({error}); fetch or copy them again") from error
+    for name, tensor in tensors.items():
+        if not tensor.sum(dtype=torch.float32).isfinite():  # one NaN or infinity anywhere shows in the sum
+            raise DamagedWeights(f"{folder}: {name} holds values that are not finite; fetch or copy the weights again")
     return tensors
 
 

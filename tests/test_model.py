@@ -140,7 +140,7 @@ def test_what_is_not_implemented_is_named(change, named):
 def test_weights_that_do_not_fit_the_configuration_are_refused():
     weights = dict(model().weights)
     missing = weights.pop("model.layers.1.mlp.up_proj.weight")
-    with pytest.raises(DamagedWeights, match="lack model.layers.1.mlp.up_proj"):
+    with pytest.raises(DamagedWeights, match=r"lack model\.layers\.1\.mlp\.up_proj"):
         Model(model().config, weights)
     with pytest.raises(DamagedWeights, match="up_proj"):
         Model(model().config, weights | {"model.layers.1.mlp.up_proj.weight": missing[:, :5]})

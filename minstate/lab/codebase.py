@@ -115,7 +115,7 @@ def draw_names(random: Random) -> tuple[dict[str, str | int], list[tuple]]:
     kind, goods = WORDS["trades"][trade]["article"], WORDS["trades"][trade]["goods"]
     numbers = random.sample(range(1000, 9999), 8)
     articles = [
-        (f"{kind[0]}{number}", good, random.randrange(240, 4900, 10), random.randrange(120, 2600, 20))
+        (f"{kind[0]}{number}", good, random.randrange(241, 4900, 4), random.randrange(120, 2600, 20))
         for number, good in zip(numbers[1:], random.sample(goods, 7), strict=True)
     ]
     names |= {

@@ -75,11 +75,9 @@ def download(work: Path) -> None:
 
 
 def _bytes_received(work: Path) -> int:
-    sizes = [0]
-    for wheel in work.rglob("*.whl"):
-        with contextlib.suppress(FileNotFoundError):  # pip has moved it since
-            sizes.append(wheel.stat().st_size)
-    return max(sizes)
+    with contextlib.suppress(FileNotFoundError):  # pip has moved a file or removed a folder since it was listed
+        return max((wheel.stat().st_size for wheel in work.rglob("*.whl")), default=0)
+    return 0
 
 
 def unpack(work: Path) -> None:

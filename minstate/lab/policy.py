@@ -36,8 +36,8 @@ def script(code: CodeBase, random: Random) -> Generator[dict, str, None]:
         pattern = random.choice([rf"\b{function}\b", rf"{function}[^_]", rf"(def|import|assert|-).*\b{function}"])
         hits = yield call("search", pattern=pattern)
         path, line = where_defined(function, hits)
-        first = max(1, line - random.randrange(9, 16))
-        source = yield call("read_file", path=path, first=first, last=line + random.randrange(12, 22))
+        first = max(1, line - random.randrange(13, 20))
+        source = yield call("read_file", path=path, first=first, last=line + random.randrange(14, 24))
 
     # What is wrong with the line is the one thing that the script knows beforehand.
     wrong = next(text for text in texts_in(source) if code.bug.wrong in text)

@@ -1,0 +1,52 @@
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+# Spinning OpenMP threads collapse as soon as anything else wants a core.
+export OMP_WAIT_POLICY := passive
+
+.PHONY: help run test lab weights clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make run      set up what is missing, then compare naive and stateful turns (notebook 00) into out/"
+	@echo "make test     set up what is missing, then lint, tests and notebooks"
+	@echo "make lab      set up what is missing, then open the course in JupyterLab"
+	@echo "make weights  the environment and the default model, nothing else"
+	@echo "make clean    remove the environment, out/ and caches; the weights stay in data/weights"
+	@echo "Another Python (3.11 or newer): make run PYTHON=python3.12"
+
+run: weights
+	@echo "== main job: one agent, naive and stateful"
+	@$(PY) -m minstate.lab.main
+
+test: weights
+	@echo "== lint"
+	@$(PY) -m ruff check .
+	@echo "== tests"
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 tests
+	@echo "== notebooks"
+	@$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120 notebooks/*.ipynb
+
+lab: weights
+	@echo "== JupyterLab on notebooks/ (stop it with Ctrl-C)"
+	@$(PY) -m jupyterlab notebooks
+
+weights: $(VENV)/.installed
+	@echo "== weights"
+	@$(PY) -m minstate.lab.fetch
+
+# The stamp is written last: a set-up that was interrupted, or is out of date, is done again.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "minstate needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1)."; \
+	  echo "Name another one: make PYTHON=python3.12"; exit 1; }
+	@echo "== environment in $(VENV) (the first time takes some minutes)"
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[lab,test]'
+	@touch $@
+
+clean:
+	@echo "== removing $(VENV), out/ and caches"
+	@rm -rf $(VENV) out build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -1,0 +1,363 @@
+"""The workload: seeded, novel, and made by tools that really run."""
+
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from minstate.lab.codebase import BUGS, write_code_base
+from minstate.lab.policy import MAX_CALLS
+from minstate.lab.workload import AgenticWorkload
+from minstate.lab.workspace import load_schemas, run_tool, write_workspace
+
+ROOT = Path(__file__).resolve().parents[2]
+SEEDS = range(10)
+
+
+@cache
+def conversation(seed: int, turns: int = 6) -> list[list[dict]]:
+    """The opening and then the messages of each turn."""
+    with AgenticWorkload(seed, turns) as workload:
+        return [workload.opening, *workload]
+
+
+def results(conversation: list[list[dict]]) -> list[str]:
+    return [messages[-1]["content"] for messages in conversation if messages[-1]["role"] == "tool"]
+
+
+def calls(conversation: list[list[dict]]) -> list[dict]:
+    return [call for messages in conversation for message in messages for call in message.get("tool_calls", [])]
+
+
+@pytest.fixture
+def code():
+    return write_code_base(Random("a test"))
+
+
+@pytest.fixture
+def workspace(tmp_path, code):
+    folder = tmp_path / "workspace"
+    write_workspace(folder, code.files, code.tables)
+    return folder
+
+
+# Shape
+
+
+def test_a_turn_is_a_task_or_a_tool_call_with_its_result():
+    opening, task, *later = conversation(seed=0)
+    assert [message["role"] for message in opening] == ["system"]
+    assert [message["role"] for message in task] == ["user"]
+    assert len(later) == 5
+    for assistant, tool in later:
+        assert (assistant["role"], tool["role"]) == ("assistant", "tool")
+        assert [call["name"] for call in assistant["tool_calls"]] == [tool["name"]]
+
+
+def test_every_call_fits_the_schemas():
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in load_schemas()}
+    for call in calls(conversation(seed=3, turns=1 + MAX_CALLS)):
+        schema = schemas[call["name"]]
+        assert set(schema["required"]) <= set(call["arguments"]) <= set(schema["properties"])
+
+
+def test_a_tool_runs_only_when_its_turn_is_asked_for(monkeypatch):
+    ran = []
+    monkeypatch.setattr("minstate.lab.workload.run_tool", lambda *call: ran.append(call) or run_tool(*call))
+    with AgenticWorkload(seed=0) as workload:
+        turns = iter(workload)
+        next(turns)
+        assert len(ran) == 0
+        next(turns)
+        assert len(ran) == 1
+
+
+@pytest.mark.parametrize("turns", [1, 2, 12, 1 + MAX_CALLS])
+def test_any_number_of_turns_up_to_the_limit(turns):
+    for seed in (0, 1, 2):
+        whole = conversation(seed, turns)
+        assert len(whole) == 1 + turns
+        assert not any(result.startswith("error:") for result in results(whole))
+        assert len(set(results(whole))) == turns - 1
+
+
+@pytest.mark.parametrize("turns", [0, -1, 2 + MAX_CALLS])
+def test_other_numbers_of_turns_are_refused(turns):
+    with pytest.raises(ValueError, match="turns must be between 1 and"):
+        AgenticWorkload(turns=turns)
+
+
+# Determinism and novelty
+
+
+def test_the_same_seed_gives_the_same_messages():
+    with AgenticWorkload(seed=4, turns=12) as workload:
+        first, again = list(workload), list(workload)
+    assert first == again == conversation(seed=4, turns=12)[1:]
+
+
+def test_interleaved_iterations_do_not_disturb_each_other():
+    with AgenticWorkload(seed=5, turns=8) as workload:
+        assert all(one == other for one, other in zip(workload, workload, strict=True))
+
+
+def test_neither_process_nor_folder_nor_environment_changes_the_messages(tmp_path):
+    program = (
+        "import json; from minstate.lab.workload import AgenticWorkload\n"
+        "with AgenticWorkload(seed=6, turns=12) as workload: print(json.dumps([workload.opening, *workload]))"
+    )
+    (tmp_path / "deeper").mkdir()
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONHASHSEED": "123",
+        "PYTHONWARNINGS": "always",
+        "FORCE_COLOR": "1",
+        "LC_ALL": "C",
+        "TZ": "Asia/Tokyo",
+        "TMPDIR": str(tmp_path / "deeper"),
+    }
+    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()
+    assert json.loads(run.stdout) == conversation(seed=6, turns=12)
+
+
+def test_nothing_of_this_machine_is_in_the_messages():
+    with AgenticWorkload(seed=7, turns=12) as workload:
+        text = json.dumps([workload.opening, *workload])
+        assert str(workload.folder) not in text and str(workload.folder.resolve()) not in text
+    assert sys.prefix not in text
+    assert not re.search(r"\d\.\d+s\b", text)
+
+
+def test_no_turn_repeats_another():
+    for seed in SEEDS:
+        turns = [json.dumps(messages) for messages in conversation(seed)]
+        assert len(set(turns)) == len(turns)
+
+
+def test_seeds_share_no_turn():
+    conversations = [conversation(seed) for seed in SEEDS]
+    for one, other in combinations(conversations, 2):
+        assert not {json.dumps(messages) for messages in one} & {json.dumps(messages) for messages in other}
+        assert not set(results(one)) & set(results(other))
+
+
+def test_seeds_differ_in_the_order_of_tools():
+    assert len({tuple(call["name"] for call in calls(conversation(seed))) for seed in SEEDS}) >= 3
+
+
+# The story
+
+
+def test_the_agent_sees_the_tests_fail_mends_the_bug_and_sees_them_pass():
+    for seed in SEEDS:
+        with AgenticWorkload(seed, turns=8) as workload:
+            whole = list(workload)
+            (folder,) = workload.folder.iterdir()
+            module = folder / workload.code.names["package"] / f"{workload.code.bug.module}.py"
+            assert workload.code.bug.right in module.read_text()
+            assert run_tool(folder, "run_tests", {}).endswith("OK")
+        tests = [text for call, text in zip(calls(whole), results(whole), strict=True) if call["name"] == "run_tests"]
+        assert len(tests) == 2
+        assert "FAILED" in tests[0] and tests[1].endswith("OK")
+
+
+def test_six_turns_find_the_bug_and_the_orders_it_touched():
+    for seed in SEEDS:
+        whole = conversation(seed)
+        assert {"run_tests", "read_file", "edit_file", "query"} <= {call["name"] for call in calls(whole)}
+        (rows,) = (text for call, text in zip(calls(whole), results(whole), strict=True) if call["name"] == "query")
+        assert len(rows.splitlines()) >= 4
+
+
+def test_every_bug_is_caught_by_a_test_of_its_module_and_touched_some_orders(tmp_path):
+    seen = set()
+    for seed in range(60):
+        code = write_code_base(Random(seed))
+        with closing(sqlite3.connect(":memory:")) as database:
+            for name, (columns, *rows) in code.tables.items():
+                database.execute(f"CREATE TABLE {name} ({', '.join(columns)})")
+                database.executemany(f"INSERT INTO {name} VALUES ({', '.join('?' * len(columns))})", rows)
+            (touched,) = database.execute(f"SELECT count(*) FROM orders o WHERE {code.bug.touched}").fetchone()
+        assert touched >= 3, f"seed {seed}: {code.bug}"
+        if code.bug.module + code.bug.right[:6] not in seen:
+            seen.add(code.bug.module + code.bug.right[:6])
+            write_workspace(tmp_path / str(seed), code.files, code.tables)
+            report = run_tool(tmp_path / str(seed), "run_tests", {})
+            assert "FAILED" in report and "ERROR" not in report
+            assert set(re.findall(r'File "tests/test_(\w+)\.py"', report)) == {code.bug.module}
+    assert len(seen) == len(BUGS)
+
+
+# Tools
+
+
+def test_an_edit_is_on_disk(workspace, code):
+    path = f"{code.names['package']}/{code.bug.module}.py"
+    result = run_tool(workspace, "edit_file", {"path": path, "old": code.bug.wrong, "new": code.bug.right})
+    assert code.bug.right in result
+    assert code.bug.right in (workspace / path).read_text()
+
+
+def test_an_edit_back_to_the_bug_is_noticed_at_once(workspace, code):
+    """Old bytecode must not hide an edit that keeps size and second."""
+    path = f"{code.names['package']}/{code.bug.module}.py"
+    for old, new, verdict in [(code.bug.wrong, code.bug.right, "OK"), (code.bug.right, code.bug.wrong, "FAILED")] * 2:
+        run_tool(workspace, "edit_file", {"path": path, "old": old, "new": new})
+        assert verdict in run_tool(workspace, "run_tests", {}).splitlines()[-1]
+
+
+def test_a_range_of_lines_is_numbered_and_bounded(workspace, code):
+    path = f"{code.names['package']}/pricing.py"
+    lines = (workspace / path).read_text().splitlines()
+    heading, first, second = run_tool(workspace, "read_file", {"path": path, "first": 5, "last": 6}).splitlines()
+    assert heading == f"{path}, lines 5 to 6 of {len(lines)}"
+    assert (first, second) == (f"  5  {lines[4]}", f"  6  {lines[5]}")
+    (workspace / "long.txt").write_text("word\n" * 500)
+    assert len(run_tool(workspace, "read_file", {"path": "long.txt", "first": 1, "last": 500}).splitlines()) == 61
+
+
+def test_a_search_gives_path_line_and_text(workspace, code):
+    hits = run_tool(workspace, "search", {"pattern": rf"def {code.names['bulk']}\("}).splitlines()
+    assert len(hits) == 1
+    assert re.fullmatch(rf"{code.names['package']}/pricing\.py:\d+: def {code.names['bulk']}\(quantity\):", hits[0])
+
+
+def test_a_query_gives_a_table_of_at_most_twelve_rows(workspace):
+    table = run_tool(workspace, "query", {"sql": "SELECT id, name FROM customers ORDER BY id"}).splitlines()
+    assert table[0] == "id | name"
+    assert len(table) == 1 + 12 + 1 and table[-1] == "... and more rows"
+    assert run_tool(workspace, "query", {"sql": "SELECT id FROM orders WHERE id < 0"}) == "id\nno rows"
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "message"),
+    [
+        ("launch", {}, "no tool is called 'launch'"),
+        ("search", {}, "needs the argument 'pattern'"),
+        ("search", {"pattern": "x", "flags": "i"}, "has no argument 'flags'"),
+        ("search", {"pattern": 5}, "must be of type string"),
+        ("search", {"pattern": "("}, "error: "),
+        ("search", {"pattern": "nowhere in the code"}, "nothing matches"),
+        ("search", ["x"], "must be an object"),
+        ("read_file", {"path": "gone.py", "first": 1, "last": 9}, "no such file or folder: gone.py"),
+        ("read_file", {"path": "tests", "first": 1, "last": 9}, "is not a file"),
+        ("read_file", {"path": "shop.sqlite", "first": 1, "last": 9}, "is not a text file"),
+        ("read_file", {"path": "tests/test_stock.py", "first": 900, "last": 910}, "there is no range 900 to 910"),
+        ("read_file", {"path": "tests/test_stock.py", "first": True, "last": 9}, "must be of type integer"),
+        ("read_file", {"path": "a\0b", "first": 1, "last": 9}, "error: "),
+        ("edit_file", {"path": "tests/test_stock.py", "old": "no such text", "new": ""}, "it occurs 0 times"),
+        ("edit_file", {"path": "tests/test_stock.py", "old": "def ", "new": ""}, "exactly once"),
+        ("edit_file", {"path": "tests/test_stock.py", "old": "", "new": "x"}, "it occurs 0 times"),
+        ("run_tests", {"path": "docs/promises.md"}, "is not a test file"),
+        ("query", {"sql": "SELEC 1"}, "syntax error"),
+        ("query", {"sql": "SELECT 1; SELECT 2"}, "error: "),
+        ("query", {"sql": ""}, "only a SELECT"),
+        (
+            "query",
+            {"sql": "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT sum(n) FROM t"},
+            "inter",
+        ),
+    ],
+)
+def test_an_error_is_text_for_the_agent(workspace, tool, arguments, message):
+    result = run_tool(workspace, tool, arguments)
+    assert result.startswith("error: ") and message in result
+    assert str(workspace) not in result
+
+
+def test_code_that_does_not_run_is_a_failed_test_not_an_exception(workspace):
+    (workspace / "tests" / "test_stock.py").write_text("import nothing_of_that_name\n")
+    report = run_tool(workspace, "run_tests", {"path": "tests/test_stock.py"})
+    assert "ModuleNotFoundError" in report and str(workspace) not in report
+
+
+@pytest.mark.parametrize(
+    "path", ["../secret.txt", "tests/../../secret.txt", "link.txt", "links/secret.txt", "{outside}"]
+)
+def test_no_path_leaves_the_workspace(workspace, path):
+    secret = workspace.parent / "secret.txt"
+    secret.write_text("a secret\n")
+    (workspace / "link.txt").symlink_to(secret)
+    (workspace / "links").symlink_to(workspace.parent, target_is_directory=True)
+    path = path.format(outside=secret)
+    for tool, arguments in [
+        ("read_file", {"path": path, "first": 1, "last": 9}),
+        ("edit_file", {"path": path, "old": "a secret", "new": "no secret"}),
+        ("list_files", {"folder": path}),
+        ("run_tests", {"path": path}),
+    ]:
+        assert "is outside the workspace" in run_tool(workspace, tool, arguments)
+    assert "nothing matches" in run_tool(workspace, "search", {"pattern": "a secret"})
+    assert "secret" not in run_tool(workspace, "list_files", {"folder": "."})
+    assert secret.read_text() == "a secret\n"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DELETE FROM orders",
+        "CREATE TABLE t (a)",
+        "PRAGMA writable_schema = 1",
+        "ATTACH '{outside}' AS other",
+        "VACUUM INTO '{outside}'",
+    ],
+)
+def test_a_query_can_only_read_and_only_this_database(workspace, sql):
+    outside = workspace.parent / "other.sqlite"
+    before = (workspace / "shop.sqlite").read_bytes()
+    assert run_tool(workspace, "query", {"sql": sql.format(outside=outside)}).startswith("error: ")
+    assert not outside.exists()
+    assert (workspace / "shop.sqlite").read_bytes() == before
+
+
+# Cleaning up
+
+
+def test_closing_removes_the_folder_when_iteration_stopped_early():
+    with AgenticWorkload(seed=0) as workload:
+        turns = iter(workload)
+        next(turns)
+        folder = workload.folder
+        assert folder.is_dir()
+    assert not folder.exists()
+    with pytest.raises(RuntimeError, match="the workload is closed"):
+        next(turns)
+
+
+def test_closing_removes_the_folder_after_an_exception():
+    with pytest.raises(ZeroDivisionError), AgenticWorkload(seed=0) as workload:
+        folder = workload.folder
+        for _ in workload:
+            raise ZeroDivisionError
+    assert not folder.exists()
+
+
+def test_iterating_outside_of_with_is_an_error():
+    with pytest.raises(RuntimeError, match="the workload is closed"):
+        next(iter(AgenticWorkload(seed=0)))
+
+
+# Sizes
+
+
+def test_turns_have_the_sizes_of_an_agents_turns():
+    """Characters stand for tokens, so that no tokenizer is needed; prose has about four a token, tables two."""
+    for seed in SEEDS:
+        opening, task, *later = conversation(seed)
+        schemas = "\n".join(json.dumps(tool) for tool in load_schemas())
+        assert 3000 < len(opening[0]["content"] + schemas) < 5500
+        assert 220 < len(task[0]["content"]) < 520
+        sizes = [len(json.dumps(assistant["tool_calls"])) + len(tool["content"]) for assistant, tool in later]
+        assert all(280 < size < 1800 for size in sizes), sizes
+        assert max(sizes) > 1.3 * min(sizes)
+        assert 3500 < sum(sizes) < 6500, sizes
