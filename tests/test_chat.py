@@ -29,7 +29,7 @@ def test_deltas_add_up_to_the_whole_rendering(name, system):
     log = chat.opening(opening, tools=[]) if opening else []
     for i, message in enumerate(CONVERSATION):
         if message["role"] == "assistant":  # sampled: its text, then the end-of-message token
-            log += tokenizer.encode(message["content"], add_special_tokens=False) + [chat.end_of_message]
+            log += [*tokenizer.encode(message["content"], add_special_tokens=False), chat.end_of_message]
         else:
             log += chat.close_reply(log[-1]) if i else []
             log += chat.delta(message, first=not log)
@@ -111,8 +111,8 @@ def test_several_calls_are_found_in_order():
         ("{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}", "not append-only ChatML"),
         ("{{ raise_exception('only two roles') }}", "only two roles"),
         (  # a template that drops all but the last message's text
-            "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if loop.last %}{{ m['content'] }}{% endif %}"
-            "{{ '<|im_end|>\n' }}{% endfor %}",
+            "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+            "{% if loop.last %}{{ m['content'] }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}",
             "not append-only ChatML",
         ),
     ],

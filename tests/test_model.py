@@ -80,7 +80,7 @@ def test_sequences_of_a_batch_do_not_see_each_other():
 @pytest.mark.parametrize("fragments", ["one run", "few runs", "many runs"])
 @pytest.mark.parametrize("queries", [1, 3, 40])
 def test_the_layout_of_pages_changes_nothing(fragments, queries):
-    """One run is read as a view, few are joined by their scores, many are copied: the same logits."""
+    """One run is read in place, several are copied together first: the same logits."""
     m = model("llama")
     ids = torch.randint(0, VOCABULARY, (160,), generator=torch.Generator().manual_seed(2)).tolist()
     expected = logits_of_chunks(m, pool_for(m), ids, [len(ids) - queries])[-queries:]

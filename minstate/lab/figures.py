@@ -84,3 +84,20 @@ def cumulative(rows: pd.DataFrame, column: str, label: str, foil: str = "naive",
         axes.set(xlabel="turn", ylabel=label, title="From the first turn on", xticks=list(totals.index), ylim=(0, None))
         axes.legend(loc="upper left")
     return figure
+
+
+def prompt_strips(turns: pd.DataFrame, count: int) -> Figure:
+    """What the first `count` prompts are made of, from one engine's `measure.flat` rows, indexed by turn."""
+    figure, (axes,) = new_figure(width=8, height=2.8)
+    parts = {"kept from earlier turns": ("reused", REUSED), "Δ: new, forwarded once": ("delta", STATEFUL)}
+    parts["generated"] = ("generated", {"color": INK})
+    left = pd.Series(0, index=turns.index)
+    with mpl.rc_context(STYLE):
+        for label, (column, look) in parts.items():
+            axes.barh(turns.index[:count], turns[column][:count], 0.7, left[:count], label=label, **look)
+            left = left + turns[column]
+        axes.set(xlabel="position in the conversation (tokens)", ylabel="turn", title="What a turn's prompt is made of")
+        axes.set(xlim=(0, left.max() * 1.02), ylim=(len(turns) + 0.6, 0.4), yticks=list(turns.index))
+        axes.grid(axis="y", visible=False)
+        axes.legend(loc="upper right", fontsize=8)
+    return figure

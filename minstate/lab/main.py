@@ -29,7 +29,12 @@ def execute(notebook: Path, out: Path) -> Path:
     content = nbformat.read(notebook, as_version=4)
     out.mkdir(parents=True, exist_ok=True)
     page = out / notebook.with_suffix(".html").name
-    client = EchoingClient(content, timeout=None, resources={"metadata": {"path": str(notebook.parent)}})
+    client = EchoingClient(
+        content,
+        timeout=None,
+        resources={"metadata": {"path": str(notebook.parent)}},
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],
+    )
     try:
         client.execute()
     finally:
@@ -38,11 +43,11 @@ def execute(notebook: Path, out: Path) -> Path:
     return page
 
 
-def tagged_text(notebook: Path, tag: str) -> str:
-    """The plain-text outputs of the cells that carry `tag`."""
+def text_outputs(notebook: Path, tag: str) -> str:
+    """What the cells that carry `tag` show, as plain text."""
     cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if tag in cell.metadata.get("tags", [])]
-    texts = [output.get("data", {}).get("text/plain") or output.get("text", "") for c in cells for output in c.outputs]
-    return "\n\n".join(text for text in texts if text)
+    outputs = [output for cell in cells for output in cell.outputs]
+    return "\n\n".join(o.text if o.output_type == "stream" else o.data["text/plain"] for o in outputs)
 
 
 def main() -> None:
@@ -50,7 +55,7 @@ def main() -> None:
     notebook = ROOT / "notebooks" / "00_start_here.ipynb"
     print(f"executing {notebook.relative_to(ROOT)}: two engines, the same agent, the same tokens", flush=True)
     page = execute(notebook, ROOT / "out")
-    print(tagged_text(page.with_suffix(".ipynb"), "headline"))
+    print(text_outputs(page.with_suffix(".ipynb"), "headline"))
     print(f"\nThe executed page, with its figures: {page}")
 
 

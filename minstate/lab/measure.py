@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from minstate.engine import Engine
 from minstate.lab.workload import AgenticWorkload
@@ -74,6 +74,12 @@ def per_turn(rows: pd.DataFrame, foil: str, ours: str) -> pd.DataFrame:
             "ratio": theirs["total_s"] / mine["total_s"],
         }
     )
+
+
+def pretty(table: pd.DataFrame) -> pd.DataFrame:
+    """`per_turn`'s table as text, rounded for reading."""
+    forms = {"reused share": "{:.0%}", "ratio": "{:.1f} ×"}
+    return pd.DataFrame({name: table[name].map(forms.get(name, "{:,.0f}").format) for name in table})
 
 
 def median_seconds(work: Callable[[], object], *, repeats: int, warmup: int = 1) -> float:

@@ -1,0 +1,120 @@
+"""Benchmarks, by name: `python -m minstate.lab.bench paged_decode`. Results go to `data/results/` as JSON."""
+
+import argparse
+import json
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from tqdm import trange
+
+from minstate.attention import TorchAttention
+from minstate.batch import RaggedBatch, Sequence
+from minstate.lab.measure import machine
+from minstate.model import Model, ModelConfig
+from minstate.paged_kv import KVPool, page_runs
+from minstate.weights import find_model, read_config, read_tensors
+
+RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
+PAGE_SIZE = 16
+
+
+class ContiguousAttention:
+    """One sequence's K/V in plain tensors `[layers, 2, H_kv, context, D]`: what a page table is compared with."""
+
+    def __init__(self, kv: torch.Tensor):
+        self.kv = kv
+
+    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        keys, values = self.kv[layer]
+        keys[:, -1], values[:, -1] = k[0], v[0]
+        out = F.scaled_dot_product_attention(q.transpose(0, 1)[None], keys[None], values[None], enable_gqa=True)
+        return out[0].transpose(0, 1)
+
+
+def sequence_in_runs(model: Model, context: int, runs: int) -> Sequence:
+    """A sequence of `context` tokens, all but the last with (random) K/V, whose pages lie in about `runs` runs."""
+    config, pages = model.config, -(-context // PAGE_SIZE)
+    length = -(-pages // runs)  # pages in a run; as many, somebody else's, lie between two runs
+    pool = KVPool(
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        num_pages=2 * pages + 2 * length,
+        page_size=PAGE_SIZE,
+        dtype=model.dtype,
+    )
+    pool.kv.normal_()
+    allocator = pool.allocator
+    everything = allocator.allocate(allocator.num_pages)
+    allocator.release([page for page in everything if runs == 1 or page // length % 2 == 0])
+    sequence = Sequence(pool)
+    sequence.log = [0] * context
+    sequence.table.append(context - 1)
+    return sequence
+
+
+def paged_decode(context: int = 4000, rounds: int = 15) -> pd.DataFrame:
+    """Milliseconds of one decode step of the default model, its K/V contiguous or in so many runs of pages.
+
+    All layouts are timed once in every round, in an order that changes, so a slow moment falls on all of them.
+    """
+    folder = find_model()
+    model = Model(ModelConfig.from_hf(read_config(folder)), read_tensors(folder, torch.float32))
+    sequences = {f"pages in {runs} runs": sequence_in_runs(model, context, runs) for runs in (1, 4, 16, 64, 256)}
+    sequences["pages in 1 run"] = sequences.pop("pages in 1 runs")
+    config = model.config
+    contiguous = torch.randn(config.num_layers, 2, config.num_kv_heads, context, config.head_dim)
+
+    def step(name: str) -> float:
+        sequence = sequences.get(name) or sequences["pages in 1 run"]
+        start = time.perf_counter()
+        batch = RaggedBatch.build([(sequence, 1)])
+        paged = name in sequences
+        model.forward(batch, TorchAttention(sequence.table.pool, batch) if paged else ContiguousAttention(contiguous))
+        elapsed = time.perf_counter() - start
+        sequence.table.truncate(context - 1)
+        return 1000 * elapsed
+
+    names = ["contiguous", *sequences]
+    order = np.random.default_rng(0)
+    times = [{name: step(name) for name in order.permutation(names)} for _ in trange(rounds + 2, unit="round")]
+    table = pd.DataFrame(times)[names].iloc[2:]  # two rounds to warm up
+    ratio = table.div(table["contiguous"], axis=0)
+    return pd.DataFrame(
+        {
+            "runs": [1] + [len(page_runs(sequences[name].table.pages)) for name in names[1:]],
+            "median ms": table.median(),
+            "fastest ms": table.min(),
+            "slowest ms": table.max(),
+            "median ratio": ratio.median(),
+        }
+    )
+
+
+def main() -> None:
+    """Run one benchmark, print its table and write it to `data/results/<name>.json`."""
+    benchmarks = {"paged_decode": paged_decode}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=benchmarks)
+    name = parser.parse_args().name
+    table = benchmarks[name]().round(3)
+    print(table.to_string())
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    record = {
+        "command": f"python -m minstate.lab.bench {name}",
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "rows": table.rename_axis("layout").reset_index().to_dict("records"),
+    }
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()
