@@ -55,18 +55,18 @@ def turn_costs(rows: pd.DataFrame, foil: str = "naive", ours: str = "stateful") 
         for name in (foil, ours):
             mine = seconds.loc[name]
             right.bar(at[name], mine["prefill_s"], width, label=f"{name}: until the first token", **look[name])
-            pale = {**look[name], "alpha": 0.4}
-            right.bar(at[name], mine["decode_s"], width, bottom=mine["prefill_s"], label=f"{name}: the rest", **pale)
-            every = rows[rows["engine"] == name]
-            offset = at[name][0] - turns[0]
-            right.plot(every["turn"] + offset, every["total_s"], ".", color=INK, markersize=4)
-        right.plot([], [], ".", color=INK, markersize=4, label="each run")
+            pale = {**look[name], "alpha": 0.4, "label": f"{name}: the other tokens"}
+            right.bar(at[name], mine["decode_s"], width, bottom=mine["prefill_s"], **pale)
+            if rows["repeat"].nunique() > 1:
+                every, offset = rows[rows["engine"] == name], at[name][0] - turns[0]
+                label = "each run" if name == ours else None
+                right.plot(every["turn"] + offset, every["total_s"], ".", color=INK, markersize=4, label=label)
         left.set(xlabel="turn", ylabel="tokens", title="Work: tokens in a turn", xticks=turns)
         right.set(xlabel="turn", ylabel="seconds", title="Time: seconds for a turn", xticks=turns)
         for axes in (left, right):
             top = axes.get_ylim()[1]
             axes.set_ylim(0, top * 1.3)  # room for the legend
-            axes.legend(loc="upper left", fontsize=8, ncols=1 if axes is left else 2)
+            axes.legend(loc="upper left", fontsize=7.5, ncols=1 if axes is left else 2)
     return figure
 
 

@@ -1,0 +1,67 @@
+"""Side-by-side measurement counts what it says, on tiny engines and a workload of plain messages."""
+
+import pandas as pd
+import pytest
+from tiny import engine
+
+from minstate import Sampling
+from minstate.lab.baseline import NaiveEngine
+from minstate.lab.figures import cumulative, prompt_strips, turn_costs
+from minstate.lab.measure import median_seconds, per_turn, pretty, run_side_by_side
+
+
+class Chatter:
+    """The part of a workload that measuring needs."""
+
+    opening = ({"role": "system", "content": "Hi"},)
+    tools = ()
+    turns = 3
+
+    def __iter__(self):
+        for number in range(self.turns):
+            yield [{"role": "user", "content": f"say {number}"}]
+
+
+@pytest.fixture(scope="module")
+def rows() -> pd.DataFrame:
+    engines = {"naive": engine(NaiveEngine), "stateful": engine()}
+    sampling = Sampling(temperature=1.0, ignore_eos=True)
+    rows = run_side_by_side(engines, Chatter(), max_new_tokens=4, sampling=sampling, repeats=2)
+    for e in engines.values():
+        assert e.pool.allocator.num_free == e.pool.allocator.num_pages, "measuring leaves nothing behind"
+    return rows
+
+
+def test_a_row_for_each_repeat_turn_and_engine(rows):
+    assert len(rows) == 2 * 3 * 2 and not rows.isna().any().any()
+    assert (rows.groupby(["repeat", "turn"])["token_ids"].nunique() == 1).all()
+    assert (rows["n"] == rows["context"] + rows["delta"]).all()
+
+
+def test_the_table_shows_what_was_counted(rows):
+    table = per_turn(rows, "naive", "stateful")
+    stateful = rows[(rows["engine"] == "stateful") & (rows["repeat"] == 0)].set_index("turn")
+    assert (table["forwarded, stateful"] == stateful["delta"] + 3).all()
+    assert (table["forwarded, naive"] == stateful["n"] + 3).all()
+    assert table["reused share"].iloc[0] == 0 and (table["reused share"].iloc[1:] > 0.5).all()
+    assert pretty(table).loc[1, "reused share"] == "0%"
+
+
+def test_figures_draw_what_was_counted(rows):
+    work, clock = turn_costs(rows).axes
+    drawn = [patch.get_height() for patch in work.patches]
+    table = per_turn(rows, "naive", "stateful")
+    assert drawn[:6] == [*table["forwarded, naive"], *table["forwarded, stateful"]]
+    assert clock.get_ylabel() == "seconds" and work.get_ylabel() == "tokens"
+    lines = cumulative(rows, "forwarded", "tokens").axes[0].lines
+    assert lines[0].get_ydata()[-1] == table["forwarded, naive"].sum()
+    stateful = rows[(rows["engine"] == "stateful") & (rows["repeat"] == 0)].set_index("turn")
+    for count in range(4):
+        strips = prompt_strips(stateful, count).axes[0]
+        assert len(strips.patches) == 3 * count
+
+
+def test_median_seconds_leaves_the_warm_up_out():
+    calls = []
+    assert median_seconds(lambda: calls.append(1), repeats=3, warmup=2) >= 0
+    assert len(calls) == 5
