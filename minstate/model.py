@@ -76,6 +76,7 @@ class ModelConfig:
     def flops(self, tokens: int, context: int, logit_rows: int) -> int:
         """Floating-point operations to forward `tokens` query tokens, the last of which reads `context` keys.
 
+        The context includes the query tokens: a prefill from nothing has `context == tokens`.
         A multiply-add counts as two. Matrix products only: norms, rotations and softmax are below one per cent.
         """
         linear = 2 * tokens * self.num_layers * self.layer_parameters
@@ -87,9 +88,13 @@ class ModelConfig:
         """Bytes of K and V that one token keeps in the pool."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
 
-    def weight_bytes_per_step(self, dtype: torch.dtype) -> int:
-        """Bytes of weights that every forward pass with logits reads, however few tokens it has."""
-        return (self.num_layers * self.layer_parameters + self.hidden_size * self.vocab_size) * dtype.itemsize
+    def bytes_read(self, context: int, dtype: torch.dtype) -> int:
+        """Bytes that a forward pass with logits reads: all weights once, however few tokens it has, and all K/V.
+
+        `context` counts the tokens with K/V of all its sequences.
+        """
+        weights = self.num_layers * self.layer_parameters + self.hidden_size * self.vocab_size
+        return weights * dtype.itemsize + context * self.kv_bytes_per_token(dtype)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """The tensors that every supported model has, by name. Biases and per-head norms are found in the weights."""

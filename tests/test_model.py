@@ -117,7 +117,8 @@ def test_costs_of_the_real_shape_are_what_one_computes_by_hand():
     smollm2 = ModelConfig(30, 576, 1536, 9, 3, 64, 49152, 8192, 1e-5, 1e5, None, True)
     assert smollm2.kv_bytes_per_token(torch.float32) == 46_080
     parameters = 30 * (576 * 576 * 2 + 576 * 192 * 2 + 3 * 576 * 1536) + 49152 * 576
-    assert smollm2.weight_bytes_per_step(torch.bfloat16) == 2 * parameters
+    assert smollm2.bytes_read(0, torch.bfloat16) == 2 * parameters
+    assert smollm2.bytes_read(100, torch.float32) == 4 * parameters + 100 * 46_080
     assert smollm2.flops(1, 1, 1) == 2 * parameters + 4 * 30 * 576
 
 

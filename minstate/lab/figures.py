@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 ORANGE, BLUE, SKY, GREEN, PURPLE, YELLOW, GREY, INK = (
     "#E69F00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D9D9D9", "#222222",
 )  # fmt: skip
-NAIVE = {"color": ORANGE, "hatch": "//"}
-STATEFUL = {"color": BLUE}
-REUSED = {"color": "white", "edgecolor": GREY, "hatch": ".."}
+NAIVE = {"facecolor": ORANGE, "hatch": "//"}
+STATEFUL = {"facecolor": BLUE}
+REUSED = {"facecolor": "white", "edgecolor": GREY, "hatch": ".."}
 
 STYLE = {
     "figure.dpi": 90,
@@ -90,7 +90,7 @@ def prompt_strips(turns: pd.DataFrame, count: int) -> Figure:
     """What the first `count` prompts are made of, from one engine's `measure.flat` rows, indexed by turn."""
     figure, (axes,) = new_figure(width=8, height=2.8)
     parts = {"kept from earlier turns": ("reused", REUSED), "Δ: new, forwarded once": ("delta", STATEFUL)}
-    parts["generated"] = ("generated", {"color": INK})
+    parts["generated"] = ("generated", {"facecolor": INK})
     left = pd.Series(0, index=turns.index)
     with mpl.rc_context(STYLE):
         for label, (column, look) in parts.items():

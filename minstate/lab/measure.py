@@ -2,8 +2,6 @@
 
 import os
 import platform
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 
 import pandas as pd
@@ -80,16 +78,6 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
     """`per_turn`'s table as text, rounded for reading."""
     forms = {"reused share": "{:.0%}", "ratio": "{:.1f} ×"}
     return pd.DataFrame({name: table[name].map(forms.get(name, "{:,.0f}").format) for name in table})
-
-
-def median_seconds(work: Callable[[], object], *, repeats: int, warmup: int = 1) -> float:
-    """Median wall time of `work()` in seconds, after `warmup` calls that are not counted."""
-    times = []
-    for _ in range(warmup + repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return float(pd.Series(times[warmup:]).median())
 
 
 def machine() -> str:

@@ -5,7 +5,7 @@ import pytest
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_notebook
 
-from minstate.lab.main import execute, text_outputs
+from minstate.lab.main import render, text_outputs
 
 
 def notebook(path, *sources):
@@ -17,7 +17,7 @@ def test_the_page_holds_what_the_notebook_shows(tmp_path, capsys):
     source = notebook(
         tmp_path / "n.ipynb", "import sys; print('42 tokens'); print('half-way', file=sys.stderr)", "6 * 9"
     )
-    page = execute(source, tmp_path / "out")
+    page = render(source, tmp_path / "out")
     assert page == tmp_path / "out" / "n.html" and "42 tokens" in page.read_text()
     assert "half-way" in capsys.readouterr().err, "progress is passed on while the notebook runs"
     text = text_outputs(page.with_suffix(".ipynb"), "headline")
@@ -26,5 +26,5 @@ def test_the_page_holds_what_the_notebook_shows(tmp_path, capsys):
 
 def test_a_failing_cell_fails_the_job_and_leaves_the_page(tmp_path):
     with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
-        execute(notebook(tmp_path / "n.ipynb", "print('so far')", "1 / 0"), tmp_path / "out")
+        render(notebook(tmp_path / "n.ipynb", "print('so far')", "1 / 0"), tmp_path / "out")
     assert "so far" in (tmp_path / "out" / "n.html").read_text()

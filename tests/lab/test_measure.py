@@ -7,7 +7,7 @@ from tiny import engine
 from minstate import Sampling
 from minstate.lab.baseline import NaiveEngine
 from minstate.lab.figures import cumulative, prompt_strips, turn_costs
-from minstate.lab.measure import median_seconds, per_turn, pretty, run_side_by_side
+from minstate.lab.measure import per_turn, pretty, run_side_by_side
 
 
 class Chatter:
@@ -59,9 +59,3 @@ def test_figures_draw_what_was_counted(rows):
     for count in range(4):
         strips = prompt_strips(stateful, count).axes[0]
         assert len(strips.patches) == 3 * count
-
-
-def test_median_seconds_leaves_the_warm_up_out():
-    calls = []
-    assert median_seconds(lambda: calls.append(1), repeats=3, warmup=2) >= 0
-    assert len(calls) == 5

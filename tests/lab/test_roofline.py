@@ -1,8 +1,9 @@
 """The roofline: arithmetic against memory. Rates are only required to be positive; a test asserts no clock."""
 
 import pytest
+import torch
 
-from minstate.lab.roofline import Roofline, measure_roofline, seconds_each
+from minstate.lab.roofline import CountOperations, Roofline, measure_roofline, seconds_each
 
 
 def test_the_slower_of_arithmetic_and_memory_sets_the_floor():
@@ -27,3 +28,12 @@ def test_warm_up_calls_are_made_but_not_counted():
     calls = []
     assert len(seconds_each(lambda: calls.append(1), repeats=3, warmup=2)) == 3
     assert len(calls) == 5
+
+
+@torch.inference_mode()
+def test_operations_are_counted_where_the_block_says():
+    a = torch.ones(3)
+    with CountOperations() as operations:
+        b = (a + 1) * 2
+    b.sum()
+    assert operations.count == 2

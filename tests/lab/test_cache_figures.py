@@ -1,0 +1,57 @@
+"""The pictures of notebook 01: they draw at every position of their sliders, say their units, and warn of nothing."""
+
+import pytest
+import torch
+
+from minstate.lab import cache_figures
+from minstate.lab.roofline import Roofline
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+WORDS = ["The", " three", " states", "\n", " are"]
+PASSES = {"naive": [2, 3, 4], "cached": [2, 1, 1]}
+
+
+def require_labels(figure) -> None:
+    """Both axes of every panel say what they show; panels in a row share the first one's y axis."""
+    figure.canvas.draw()
+    panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    assert all(axes.get_xlabel() for axes in panels) and panels[0].get_ylabel()
+
+
+@pytest.mark.parametrize("shown", [None, 0, 1, 3])
+def test_the_work_grid_counts_what_it_shows(shown):
+    figure = cache_figures.work_grid(WORDS, PASSES, shown)
+    require_labels(figure)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == [f"{name}: {sum(counts[:shown])} tokens forwarded" for name, counts in PASSES.items()]
+
+
+def test_strips_show_unchanged_cells_too():
+    change = torch.tensor([[0.0, 0.5, 0.0], [0.0, 0.5, 0.01]])
+    require_labels(cache_figures.change_strips({"a": change, "b": change}, {"a": WORDS[:3], "b": WORDS[:3]}))
+
+
+def test_passes_against_the_floor():
+    runs = [[0.1, 0.2, 0.1], [0.2, 0.3, 0.2]]
+    machine = Roofline(flops_per_s=1e9, bytes_per_s=1e9)
+    require_labels(cache_figures.passes_against_floor([1, 2], [10**8, 2 * 10**8], [10**8, 10**8], runs, machine))
+
+
+def test_the_gap_shows_medians():
+    figure = cache_figures.gap({"decode": {"floor": [0.030], "alone": [0.05, 0.04, 0.06], "pass": [0.07, 0.08, 0.09]}})
+    figure.canvas.draw()
+    assert [text.get_text().strip() for text in figure.axes[0].texts] == ["30", "50", "80"]
+
+
+def test_cost_of_one_token():
+    numbers = {"naive": [1.0, 2.0], "cached": [1.0, 1.1]}
+    measured = {"naive": {64: [1.0, 1.2]}, "cached": {64: [0.5, 0.6], 128: [0.5, 0.7]}}
+    require_labels(cache_figures.cost_of_one_token([64, 128], numbers, measured, numbers))
+
+
+@pytest.mark.parametrize("agents", [1, 2, 16])
+def test_memory_marks_the_crossing_where_there_is_one(agents):
+    figure = cache_figures.memory(46_080, 537_919_488, agents=agents, longest=8192)
+    require_labels(figure)
+    assert any("tokens each" in text.get_text() for text in figure.axes[0].texts) == (agents > 1)
