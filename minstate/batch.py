@@ -55,7 +55,7 @@ class RaggedBatch:
         """Take the next `count` tokens of each sequence, and give them slots in its page table.
 
         Logits are wanted where the log ends: earlier tokens' successors are known. Raises `OutOfPages`; the page
-        tables are then as they were.
+        tables then hold the tokens that they held.
         """
         token_ids, positions, slots, query_start, logit_rows = [], [], [], [0], []
         appended: list[tuple[Sequence, int]] = []

@@ -35,33 +35,35 @@ class PageAllocator:
         """`count` free pages, now with one owner each. Raises `OutOfPages`, and then nothing has changed.
 
         Attention reads a run of adjacent pages as one slice, so runs should be long: growth continues right behind
-        page `after` where that is free, and a new run starts inside the largest gap.
+        page `after` where that is free, and new runs start inside the largest gaps.
         """
+        if count < 0:
+            raise BadValue(f"cannot allocate {count} pages")
         if count > self.num_free:
             raise OutOfPages(
                 f"{count} more KV pages needed, {self.num_free} of {self.num_pages} are free: close or roll back "
                 "sessions, or build the engine with a larger num_pages"
             )
-        pages: list[int] = []
-        while len(pages) < count:
-            at = after + 1 if after is not None else 0
-            if after is None or at == self.num_pages or not self._free[at]:
-                at = self._start_in_largest_gap(count - len(pages))
-            while len(pages) < count and at < self.num_pages and self._free[at]:
-                self._free[at] = 0
-                self.owners[at] = 1
-                pages.append(at)
-                at += 1
-            after = pages[-1]
-        self.num_free -= count
+        pages = [] if after is None else self._take(after + 1, count)
+        if len(pages) < count:
+            gaps = [gap.span() for gap in re.finditer(rb"\x01+", self._free)]
+            for start, end in sorted(gaps, key=lambda gap: gap[0] - gap[1]):  # the largest first
+                # Whoever owns the page before the gap may want to grow into it: leave half of what we do not need.
+                spare = max(0, end - start - (count - len(pages))) if start > 0 else 0
+                pages += self._take(start + spare // 2, count - len(pages))
+                if len(pages) == count:
+                    break
         return pages
 
-    def _start_in_largest_gap(self, count: int) -> int:
-        gap = max(re.finditer(rb"\x01+", self._free), key=lambda gap: gap.end() - gap.start())
-        if gap.start() == 0:
-            return 0
-        # Whoever owns the page before the gap may want to grow into it: leave half of what we do not need.
-        return gap.start() + max(0, gap.end() - gap.start() - count) // 2
+    def _take(self, start: int, count: int) -> list[int]:
+        """Up to `count` free pages from `start` on, as far as they are adjacent."""
+        end = start
+        while end < min(start + count, self.num_pages) and self._free[end]:
+            self._free[end] = 0
+            self.owners[end] = 1
+            end += 1
+        self.num_free -= end - start
+        return list(range(start, end))
 
     def share(self, pages: Iterable[int]) -> None:
         """One more owner for each of `pages`, none of which may be free."""
@@ -133,6 +135,8 @@ class PageTable:
 
     def pages_needed(self, count: int) -> int:
         """Free pages that `append(count)` will take, the copy of a shared last page included."""
+        if count < 0:
+            raise BadValue(f"cannot append {count} tokens")
         if count == 0:
             return 0
         total = -(-(self.length + count) // self.pool.page_size)
@@ -148,8 +152,11 @@ class PageTable:
         Copy-on-write: a partly filled last page with other owners is copied, and our share in it given up.
         """
         allocator, page_size = self.pool.allocator, self.pool.page_size
-        fresh = allocator.allocate(self.pages_needed(count), after=self.pages[-1] if self.pages else None)
-        if count and self._must_copy_last():
+        copy = count > 0 and self._must_copy_last()
+        # A copy starts a run of its own: right behind the shared page it would stand in the other owner's way.
+        after = self.pages[-1] if self.pages and not copy else None
+        fresh = allocator.allocate(self.pages_needed(count), after)
+        if copy:
             self.pool.copy_page(self.pages[-1], fresh[0])
             allocator.release([self.pages[-1]])
             self.pages[-1] = fresh.pop(0)

@@ -101,6 +101,26 @@ def test_a_fragmented_pool_is_used_to_the_last_page():
         allocator.allocate(1)
 
 
+def test_a_copy_on_write_leaves_the_other_owner_room_to_grow():
+    pool = small_pool(num_pages=32)
+    parent = PageTable(pool)
+    parent.append(4)
+    child = parent.fork()
+    child.append(8)
+    parent.append(8)
+    assert len(page_runs(parent.pages)) == 1 and len(page_runs(child.pages)) == 2
+
+
+def test_negative_counts_are_refused():
+    table = PageTable(small_pool())
+    table.append(9)
+    for nonsense in (lambda: table.append(-5), lambda: table.pool.allocator.allocate(-1)):
+        with pytest.raises(BadValue):
+            nonsense()
+    table.check()
+    table.pool.allocator.check([table.pages])
+
+
 def test_the_last_owner_frees_a_page():
     allocator = PageAllocator(2)
     (page,) = allocator.allocate(1)

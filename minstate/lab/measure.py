@@ -83,7 +83,8 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
 def machine() -> str:
     """The machine in a line, for the caption of a measurement."""
     waiting = os.environ.get("OMP_WAIT_POLICY", "unset")
+    threads = torch.get_num_threads()
     return (
-        f"{torch.get_num_threads()} threads of {os.cpu_count()} {platform.machine()} cores "
+        f"{threads} thread{'s' * (threads > 1)} of {os.cpu_count()} {platform.machine()} cores "
         f"({torch.backends.cpu.get_cpu_capability()}), torch {torch.__version__}, OMP_WAIT_POLICY={waiting}"
     )
