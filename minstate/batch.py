@@ -28,11 +28,11 @@ class Sequence:
         del self.log[length:]
         self.table.truncate(min(self.kv_len, max(0, length - 1)))
 
-    def check(self) -> None:
+    def check(self, *, at_rest: bool) -> None:
         """Raises `BrokenInvariant` if page table and log contradict each other."""
         self.table.check()
-        if self.kv_len > max(0, len(self.log) - 1):
-            raise BrokenInvariant(f"{self.kv_len} tokens with K/V in a log of {len(self.log)} at rest")
+        if self.kv_len > max(0, len(self.log) - at_rest):
+            raise BrokenInvariant(f"{self.kv_len} tokens with K/V in a log of {len(self.log)}, {at_rest=}")
 
 
 @dataclass(frozen=True)

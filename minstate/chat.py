@@ -2,6 +2,9 @@
 
 A conversation in ChatML is a row of blocks `<|im_start|>role\\n content <|im_end|>\\n`. A block's tokens do not depend
 on the blocks before it, so a new message is rendered and tokenised alone, whatever the length of the history.
+
+Text that spells a special token becomes that token, as it does in transformers: look for `<|im_start|>` in what
+strangers write before you pass it on.
 """
 
 import json
@@ -42,11 +45,14 @@ class Chat:
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
         self._head = _require_append_only(tokenizer)
-        self.end_of_message: int = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        markers = tokenizer.encode("<|im_end|><|im_start|>", add_special_tokens=False)
+        if len(markers) != 2:
+            raise UnsupportedModel("<|im_start|> and <|im_end|> are no tokens of this tokenizer: send token_ids")
+        self.end_of_message: int = markers[0]
 
     def opening(self, messages: SequenceOf[Message], tools: SequenceOf[Mapping]) -> list[int]:
         """Token ids of a conversation's beginning, `tools` described in its system message. Raises `BadMessage`."""
-        normal = _normalise(messages) if messages else []
+        normal = [] if isinstance(messages, list | tuple) and not messages else _normalise(messages)
         return self._encode(_apply(self.tokenizer, _with_tools(normal, tools), reply=False))
 
     def delta(self, messages: str | Message | SequenceOf[Message], *, first: bool) -> list[int]:
@@ -69,6 +75,10 @@ class Chat:
         return self._encode("\n" if last_token == self.end_of_message else "<|im_end|>\n")
 
     def _encode(self, text: str) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadMessage(f"a message or tool holds a lone surrogate, which is not valid text: {error}") from error
         return self.tokenizer.encode(text, add_special_tokens=False)
 
 
@@ -86,7 +96,7 @@ def _parse_call(raw: str, closed: bool) -> ToolCall:
         return ToolCall("", {}, raw, "cut off before </tool_call>")
     try:
         call = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return ToolCall("", {}, raw, f"not JSON: {error}")
     name, arguments = (call.get("name"), call.get("arguments", {})) if isinstance(call, dict) else (None, None)
     if not isinstance(name, str) or not isinstance(arguments, dict):
@@ -105,7 +115,8 @@ def _require_append_only(tokenizer) -> str:
     """Render a probe whole and in pieces, and compare. Returns the text of an empty system message."""
     if not getattr(tokenizer, "chat_template", None):
         raise UnsupportedModel("the tokenizer has no chat template: send token_ids")
-    probe = [{"role": role, "content": f"{role} text"} for role in ("user", "assistant", "tool", "assistant", "user")]
+    roles = ("user", "assistant", "tool", "tool", "assistant", "user")  # some templates merge neighbouring tool results
+    probe = [{"role": role, "content": f"{role} text"} for role in roles]
     try:
         head = _apply(tokenizer, [EMPTY_SYSTEM], reply=False)
         whole = _apply(tokenizer, [EMPTY_SYSTEM, *probe], reply=True)
@@ -145,7 +156,6 @@ def _normalise_one(message: Message, where: int) -> dict[str, str]:
     content = "" if content is None and calls else content
     require(isinstance(content, str), f"({role}) has content of type {type(content).__name__}, not text")
     require(bool(content or calls), f"({role}) is empty")
-    require(not any("\ud800" <= c <= "\udfff" for c in content), f"({role}) has a lone surrogate, not valid text")
     blocks = [content] if content else []
     blocks += [f"<tool_call>\n{_call_to_json(call, where)}\n</tool_call>" for call in calls]
     return {"role": role, "content": "\n".join(blocks)}
@@ -162,8 +172,8 @@ def _call_to_json(call: Any, where: int) -> str:
         if not isinstance(name, str) or not isinstance(arguments, Mapping):
             raise ValueError("a name and an object of arguments are needed")
         return json.dumps({"name": name, "arguments": dict(arguments)}, ensure_ascii=False)
-    except (ValueError, TypeError) as error:
-        raise BadMessage(f"message {where} has a malformed tool call {call!r}: {error}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadMessage(f"message {where} has a malformed tool call {call!r:.200}: {error}") from error
 
 
 def _with_tools(messages: list[dict[str, str]], tools) -> list[dict[str, str]]:
@@ -172,9 +182,9 @@ def _with_tools(messages: list[dict[str, str]], tools) -> list[dict[str, str]]:
         return messages
     try:
         if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
-            raise TypeError(f"got {tools!r}")
+            raise TypeError(f"got {tools!r:.200}")
         signatures = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-    except TypeError as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise BadMessage(f"tools must be a list of JSON schemas: {error}") from error
     prompt = TOOLS_PROMPT.format(signatures=signatures)
     if messages and messages[0]["role"] == "system":

@@ -16,6 +16,7 @@ from minstate.chat import Chat
 from minstate.errors import (
     BadMessage,
     BadValue,
+    BrokenInvariant,
     ContextOverflow,
     EngineMisuse,
     OutOfPages,
@@ -51,7 +52,11 @@ class Engine:
     ):
         for name, value in [("page_size", page_size), ("num_pages", num_pages), ("token_budget", token_budget)]:
             _require_positive(name, value)
-        self.model, self.tokenizer, self.eos_ids = model, tokenizer, frozenset(eos_ids)
+        self.model, self.tokenizer = model, tokenizer
+        try:
+            self.eos_ids = frozenset(self._valid_ids(eos_ids, "eos_ids"))
+        except BadMessage as error:
+            raise BadValue(str(error)) from error
         config = model.config
         self.pool = KVPool(
             num_layers=config.num_layers,
@@ -65,8 +70,9 @@ class Engine:
         self._handles: dict[Request, Handle] = {}
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._sessions_made = 0
-        self._owner = threading.get_ident()
+        self._owner = threading.current_thread()
         self._in_step = False
+        self._abandoned: list[Handle] = []
 
     @classmethod
     def from_pretrained(cls, name: str | Path | None = None, *, dtype: str = "float32", **settings) -> "Engine":
@@ -77,7 +83,7 @@ class Engine:
 
         Raises `ModelNotFound`, `UnsupportedModel`, `DamagedWeights`, `BadValue`.
         """
-        if dtype not in DTYPES:
+        if not isinstance(dtype, str) or dtype not in DTYPES:
             raise BadValue(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
         folder = find_model(name)
         raw = read_config(folder)
@@ -99,7 +105,8 @@ class Engine:
         Nothing is computed yet: they are part of the first turn's delta. Raises `BadMessage`.
         """
         self.require_owner()
-        opening = self.chat.opening(messages, tools) if messages or tools else []
+        nothing = isinstance(messages, list | tuple) and not messages and not tools
+        opening = [] if nothing else self.chat.opening(messages, tools)
         session = Session(self, self._sessions_made, opening)
         self._sessions_made += 1
         self._sessions.add(session)
@@ -127,12 +134,16 @@ class Engine:
         then as before.
         """
         started_s = time.perf_counter()
+        if session.engine is not self:
+            raise EngineMisuse("the session belongs to another engine: submit it there")
+        # Read before the session is looked at: an iterable may run any code, a turn of this session included.
+        token_ids = None if token_ids is None else self._valid_ids(token_ids, "token_ids")
+        replay = None if replay is None else tuple(self._valid_ids(replay, "replay"))
         session.require_idle()
         if not isinstance(sampling, Sampling):
             raise BadValue(f"sampling must be a Sampling, not {type(sampling).__name__}")
         _require_positive("max_new_tokens", max_new_tokens)
         if replay is not None:
-            replay = tuple(self._valid_ids(replay, "replay"))
             if not replay:
                 raise BadMessage("replay needs at least one token id")
             max_new_tokens = len(replay)
@@ -154,13 +165,9 @@ class Engine:
             sampling=sampling,
             replay=replay,
         )
-        sequence.log += new
-        try:
-            self._require_pages(request)
-        except OutOfPages:
-            del sequence.log[log_before:]
-            raise
+        self._require_pages(request)
         handle = Handle(session, request, started_s)
+        sequence.log += new
         session.running = handle
         self._handles[request] = handle
         self.scheduler.running.append(request)
@@ -169,15 +176,16 @@ class Engine:
     def step(self) -> list[Handle]:
         """One forward pass for all running turns; returns those that it finished.
 
-        An exception in it aborts the turns that took part, and is raised again.
+        An exception in it aborts the turns that took part and are not done, and is raised again.
         """
         self.require_owner()
         work = self.scheduler.next_batch()
         if not work:
             return []
         handles = [self._handles[request] for request, _ in work]
-        self._in_step = True
+        computed = [request.sequence.kv_len for request, _ in work]
         try:
+            self._in_step = True
             batch = RaggedBatch.build([(request.sequence, count) for request, count in work])
             logits = iter(self.model.forward(batch, TorchAttention(self.pool, batch)))
             for request, count in work:
@@ -186,14 +194,18 @@ class Engine:
             for handle in handles:
                 if handle.request.remaining == 0:  # its last query token's logits say what comes next
                     handle.take(self._choose(handle.request, next(logits)), self.tokenizer)
-                    if handle.finish(self.tokenizer, self.eos_ids):
+                    turn = handle.answer(self.tokenizer, self.eos_ids)
+                    if turn:
                         self._end(handle)
+                        handle.turn = turn
                         finished.append(handle)
             return finished
         except BaseException:
             self._in_step = False
-            for handle in handles:
-                handle.abort()
+            for handle, length in zip(handles, computed, strict=True):
+                if not handle.done:  # slots beyond `length` may never have been written
+                    handle.request.sequence.table.truncate(min(length, handle.request.sequence.kv_len))
+                    handle.abort()
             raise
         finally:
             self._in_step = False
@@ -206,11 +218,18 @@ class Engine:
         return finished
 
     def abort(self, handle: Handle) -> None:
-        """Give up a running turn: its session's log is as before it."""
+        """Give up a running turn: its session's log is as before it. Does nothing to a turn that is done."""
         self.require_owner()
-        self._end(handle)
-        handle.request.sequence.truncate(handle.request.log_before)
-        handle.aborted = True
+        if not handle.done:
+            self._end(handle)
+            handle.request.sequence.truncate(handle.request.log_before)
+            handle.aborted = True
+
+    def abandon(self, handle: Handle) -> None:
+        """As `abort`, for a destructor, which may run in any thread and inside a step: done as soon as it is safe."""
+        self._abandoned.append(handle)
+        if threading.current_thread() is self._owner and not self._in_step:
+            self.require_owner()
 
     def check(self) -> None:
         """Recount everything. Raises `BrokenInvariant` if any bookkeeping contradicts itself."""
@@ -218,22 +237,27 @@ class Engine:
         for session in sessions:
             session.check()
         self.pool.allocator.check(session.sequence.table.pages for session in sessions)
+        turns = {session.running for session in sessions} - {None}
+        if turns != set(self._handles.values()) or list(self._handles) != self.scheduler.running:
+            raise BrokenInvariant("the turns of sessions, engine and scheduler are not the same ones")
 
     def require_owner(self) -> None:
         """Raises `EngineMisuse` in any thread but the engine's own, and inside a step."""
-        if threading.get_ident() != self._owner:
+        if threading.current_thread() is not self._owner:
             raise EngineMisuse("an engine belongs to the thread that made it: make one in this thread")
         if self._in_step:
             raise EngineMisuse("the engine is in the middle of a step")
+        while self._abandoned:
+            self.abort(self._abandoned.pop())
 
-    def _new_ids(self, session: Session, messages, token_ids: Iterable[int] | None) -> list[int]:
+    def _new_ids(self, session: Session, messages, token_ids: list[int] | None) -> list[int]:
         """What the turn appends to the log. Costs nothing per token of history."""
         if (messages is None) == (token_ids is None):
             raise BadMessage("send either messages or token_ids")
         log = session.sequence.log
         opening = [] if log else session.opening
         if token_ids is not None:
-            new = self._valid_ids(token_ids, "token_ids")
+            new = token_ids
         else:
             new = self.chat.delta(messages, first=not log and not opening)
             if log:
@@ -256,7 +280,7 @@ class Engine:
     def _require_pages(self, request: Request) -> None:
         """Every running turn can get all the pages that it may still take, so none runs out half-way."""
         allocator, page_size = self.pool.allocator, self.pool.page_size
-        longest = -(-(len(request.sequence.log) + request.max_new_tokens - 1) // page_size)
+        longest = -(-(request.prompt_length + request.max_new_tokens - 1) // page_size)
         if longest > allocator.num_pages:
             raise OutOfPages(
                 f"the turn needs {longest} KV pages and the whole pool has {allocator.num_pages} (of {page_size} "
@@ -286,8 +310,9 @@ class Engine:
 
     def _end(self, handle: Handle) -> None:
         """The turn no longer runs, however it ended."""
-        self.scheduler.running.remove(handle.request)
-        del self._handles[handle.request]
+        if handle.request in self.scheduler.running:
+            self.scheduler.running.remove(handle.request)
+        self._handles.pop(handle.request, None)
         handle.session.running = None
 
 

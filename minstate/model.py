@@ -6,7 +6,7 @@ of pages: it hands q, k, v to `attend(layer, q, k, v)`, which `attention.py` pro
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from minstate.batch import RaggedBatch
 from minstate.errors import DamagedWeights, UnsupportedModel
 
+LLAMA3_ROPE = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -33,24 +34,37 @@ class ModelConfig:
     rope_theta: float
     rope_scaling: dict | None  # Llama 3's stretching of slow frequencies, None for plain rotary embedding
     tied_embeddings: bool
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    head_norms: bool = False  # q and k are normalised head by head
 
     @staticmethod
     def from_hf(config: dict) -> "ModelConfig":
-        """Read a Hugging Face `config.json`. Raises `UnsupportedModel`, naming what is not implemented."""
+        """Read a Hugging Face `config.json`.
+
+        Raises `UnsupportedModel`, naming what is not implemented, and `DamagedWeights` if values are missing or odd.
+        """
         family = config.get("model_type")
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if not isinstance(rope, dict):
+            raise DamagedWeights(f"config.json describes its rotary embedding as {rope!r}")
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         for unsupported, what in [
             (family not in ("llama", "qwen2", "qwen3"), f"model_type {family!r} (only llama, qwen2 and qwen3)"),
             (config.get("hidden_act", "silu") != "silu", f"hidden_act {config.get('hidden_act')!r} (only silu)"),
             (rope_type not in ("default", "llama3"), f"rope_type {rope_type!r} (only default and llama3)"),
+            (_rotary_share(config, rope) != 1, "partial_rotary_factor (only whole heads are rotated)"),
             (config.get("use_sliding_window"), "use_sliding_window (only full attention)"),
             ("quantization_config" in config, "quantised weights (only plain float tensors)"),
         ]:
             if unsupported:
                 raise UnsupportedModel(f"minstate does not implement {what}")
+        if rope_type == "llama3" and not rope.keys() >= LLAMA3_ROPE:
+            raise DamagedWeights(f"config.json lacks {sorted(LLAMA3_ROPE - rope.keys())} for rope_type 'llama3'")
+        bias = bool(config.get("attention_bias", False))
         try:
-            return ModelConfig(
+            shape = ModelConfig(
                 num_layers=config["num_hidden_layers"],
                 hidden_size=config["hidden_size"],
                 mlp_size=config["intermediate_size"],
@@ -63,9 +77,20 @@ class ModelConfig:
                 rope_theta=float(rope.get("rope_theta") or config.get("rope_theta", 10_000.0)),
                 rope_scaling=rope if rope_type == "llama3" else None,
                 tied_embeddings=config.get("tie_word_embeddings", False),
+                qkv_bias=bias or family == "qwen2",
+                o_bias=bias and family != "qwen2",
+                mlp_bias=bool(config.get("mlp_bias", False)),
+                head_norms=family == "qwen3",
             )
         except KeyError as missing:
             raise DamagedWeights(f"config.json lacks {missing}") from missing
+        except (TypeError, ValueError) as error:
+            raise DamagedWeights(f"config.json holds an odd value: {error}") from error
+        for size in fields(shape):
+            value = getattr(shape, size.name)
+            if size.type is int and (not isinstance(value, int) or value < 1):
+                raise DamagedWeights(f"config.json says {value!r} for {size.name}, which is no positive number")
+        return shape
 
     @property
     def layer_parameters(self) -> int:
@@ -77,7 +102,7 @@ class ModelConfig:
         """Floating-point operations to forward `tokens` query tokens, the last of which reads `context` keys.
 
         The context includes the query tokens: a prefill from nothing has `context == tokens`.
-        A multiply-add counts as two. Matrix products only: norms, rotations and softmax are below one per cent.
+        A multiply-add counts as two. Matrix products only: norms, rotations and softmax come to about one per cent.
         """
         linear = 2 * tokens * self.num_layers * self.layer_parameters
         keys_read = tokens * context - tokens * (tokens - 1) // 2  # causal: each earlier query reads one key fewer
@@ -97,7 +122,7 @@ class ModelConfig:
         return weights * dtype.itemsize + context * self.kv_bytes_per_token(dtype)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The tensors that every supported model has, by name. Biases and per-head norms are found in the weights."""
+        """The tensors that the model must have, by name."""
         hidden, mlp, vocab = self.hidden_size, self.mlp_size, self.vocab_size
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         shapes = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
@@ -118,6 +143,14 @@ class ModelConfig:
                     "mlp.down_proj": (hidden, mlp),
                 }.items()
             }
+            biased = {"self_attn.q_proj": self.qkv_bias, "self_attn.k_proj": self.qkv_bias}
+            biased |= {"self_attn.v_proj": self.qkv_bias, "self_attn.o_proj": self.o_bias}
+            biased |= dict.fromkeys(("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), self.mlp_bias)
+            for name in (name for name, is_biased in biased.items() if is_biased):
+                shapes[f"model.layers.{i}.{name}.bias"] = shapes[f"model.layers.{i}.{name}.weight"][:1]
+            if self.head_norms:
+                shapes[f"model.layers.{i}.self_attn.q_norm.weight"] = (self.head_dim,)
+                shapes[f"model.layers.{i}.self_attn.k_norm.weight"] = (self.head_dim,)
         return shapes
 
 
@@ -132,7 +165,7 @@ class Model:
                 raise DamagedWeights(f"{name} is {list(weights[name].shape)}, the configuration says {list(shape)}")
         self.config, self.weights = config, weights
         embedding = weights["model.embed_tokens.weight"]
-        self.dtype, self.device = embedding.dtype, embedding.device
+        self.dtype = embedding.dtype
         self.lm_head = embedding if config.tied_embeddings else weights["lm_head.weight"]
         cos, sin = rotary_table(config)
         self.cos, self.sin = cos.to(embedding), sin.to(embedding)
@@ -154,7 +187,7 @@ class Model:
             self._linear(x, layer + name).unflatten(-1, (-1, self.config.head_dim))  # [T, heads, D]
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        if layer + "q_norm.weight" in self.weights:
+        if self.config.head_norms:
             q, k = self._norm(q, layer + "q_norm"), self._norm(k, layer + "k_norm")
         out = attend(i, rotate(q, cos, sin), rotate(k, cos, sin), v)
         return self._linear(out.flatten(-2), layer + "o_proj")
@@ -168,6 +201,10 @@ class Model:
 
     def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         return F.rms_norm(x, x.shape[-1:], self.weights[name + ".weight"], self.config.norm_eps)
+
+
+def _rotary_share(config: dict, rope: dict) -> float:
+    return rope.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

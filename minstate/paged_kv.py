@@ -105,14 +105,13 @@ class KVPool:
         num_pages: int,
         page_size: int,
         dtype: torch.dtype = torch.float32,
-        device: str = "cpu",
     ):
         if page_size < 1:
             raise BadValue(f"page_size must be at least 1 token, not {page_size}")
         self.allocator = PageAllocator(num_pages)
         self.page_size = page_size
         # Not zeroed: the operating system lends memory only for what is written, and nothing unwritten is ever read.
-        self.kv = torch.empty(num_layers, 2, num_kv_heads, num_pages * page_size, head_dim, dtype=dtype, device=device)
+        self.kv = torch.empty(num_layers, 2, num_kv_heads, num_pages * page_size, head_dim, dtype=dtype)
 
     @property
     def bytes_per_page(self) -> int:

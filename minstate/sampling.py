@@ -1,12 +1,14 @@
 """From logits to a token, with randomness that depends on nothing but the seed and the token's position."""
 
-import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from minstate.errors import BadValue
+
+MAX_FLOAT = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,12 @@ class Sampling:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str | int):
-            object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
+        one = isinstance(self.stop, str | int)
+        if not one and not isinstance(self.stop, tuple | list):
+            raise BadValue(f"stop takes strings and token ids, not {self.stop!r}")
+        object.__setattr__(self, "stop", (self.stop,) if one else tuple(self.stop))
         for name, value, holds, must in [
-            ("temperature", self.temperature, lambda t: 0 <= t < math.inf, "a number from 0 up"),
+            ("temperature", self.temperature, lambda t: 0 <= t <= MAX_FLOAT, "a number from 0 up"),
             ("top_k", self.top_k, lambda k: isinstance(k, int) and k >= 0, "a whole number from 0 up"),
             ("top_p", self.top_p, lambda p: 0 < p <= 1, "above 0 and at most 1"),
             ("min_p", self.min_p, lambda p: 0 <= p <= 1, "from 0 to 1"),
@@ -54,7 +57,7 @@ def choose(logits: torch.Tensor, sampling: Sampling, position: int) -> int:
         return int(logits.argmax())
     probabilities = _filtered_probabilities(logits, sampling)
     # Inverse transform: one uniform number, keyed by (seed, position), lands in one token's share of [0, 1).
-    uniform = np.random.Generator(np.random.Philox(key=[sampling.seed, position])).random()
+    uniform = np.random.Generator(np.random.Philox(key=np.array([sampling.seed, position], dtype=np.uint64))).random()
     cumulative = probabilities.cumsum(0)
     token = int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
     return min(token, int(probabilities.nonzero()[-1]))  # rounding may land on the very end of the last share
@@ -62,7 +65,8 @@ def choose(logits: torch.Tensor, sampling: Sampling, position: int) -> int:
 
 def _filtered_probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Probabilities `[vocab]` in float64, zero where top-k, min-p or top-p exclude a token; not normalised again."""
-    probabilities = torch.softmax(logits.double() / sampling.temperature, dim=0)
+    behind = logits.double() - logits.max()  # at most 0, so that no temperature can overflow
+    probabilities = torch.softmax(behind / sampling.temperature, dim=0)
     keep = probabilities >= sampling.min_p * probabilities.max()
     if sampling.top_k or sampling.top_p < 1:
         ordered, order = probabilities.sort(descending=True, stable=True)

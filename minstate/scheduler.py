@@ -33,7 +33,8 @@ class Request:
     @property
     def pages_to_come(self) -> int:
         """Free pages that the turn may still take, at its longest. The last new token is never forwarded."""
-        return self.sequence.table.pages_needed(self.remaining + self.max_new_tokens - len(self.generated) - 1)
+        longest = self.prompt_length + self.max_new_tokens - 1
+        return self.sequence.table.pages_needed(longest - self.sequence.kv_len)
 
 
 class Scheduler:
@@ -46,7 +47,8 @@ class Scheduler:
     def next_batch(self) -> list[tuple[Request, int]]:
         """The requests of the next step, each with its number of query tokens. Empty when nothing runs.
 
-        Decodes go first, since somebody is reading along; prefills share what is left of the budget, oldest first.
+        Decodes go first, since somebody is reading along; prefills share what is left of the budget, oldest first. With
+        more decodes than budget, the youngest wait until an older one is done.
         """
         budget = self.token_budget
         work = []

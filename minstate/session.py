@@ -1,7 +1,8 @@
 """One growing conversation, as its user sees it: a log that only grows, turns, and marks to go back to."""
 
 import weakref
-from typing import TYPE_CHECKING, NamedTuple, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 from minstate.batch import Sequence
 from minstate.errors import BrokenInvariant, SessionBusy, SessionClosed, StaleMark
@@ -11,11 +12,11 @@ if TYPE_CHECKING:
     from minstate.engine import Engine
 
 
-class Mark(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Mark:
     """A place in one session's log to come back to."""
 
-    session: int
-    number: int
+    length: int  # tokens of the log before it
 
 
 class Session:
@@ -30,9 +31,9 @@ class Session:
         self.opening = opening  # rendered by `Engine.open`, forwarded with the first turn
         self.sequence = Sequence(engine.pool)
         self.running: Handle | None = None
-        self._marks: dict[Mark, int] = {}  # the log's length at each mark that is still valid
-        self._marks_made = 0
+        self._marks: list[Mark] = []  # those still valid, oldest first
         self._give_pages_back = weakref.finalize(self, self.sequence.table.truncate, 0)
+        self._give_pages_back.atexit = False
 
     @property
     def token_ids(self) -> list[int]:
@@ -60,9 +61,8 @@ class Session:
     def mark(self) -> Mark:
         """Remember the present end of the log."""
         self.require_idle()
-        mark = Mark(self.number, self._marks_made)
-        self._marks_made += 1
-        self._marks[mark] = len(self.sequence.log)
+        mark = Mark(len(self.sequence.log))
+        self._marks.append(mark)
         return mark
 
     def rollback(self, mark: Mark) -> None:
@@ -73,8 +73,8 @@ class Session:
         self.require_idle()
         if mark not in self._marks:
             raise StaleMark(f"{mark!r} is no mark of this session, or the session was rolled back to before it")
-        self.sequence.truncate(self._marks[mark])
-        self._marks = {other: at for other, at in self._marks.items() if other.number <= mark.number}
+        self.sequence.truncate(mark.length)
+        del self._marks[self._marks.index(mark) + 1 :]
 
     def close(self) -> None:
         """Abort a running turn and give all pages back. A closed session takes no more calls, but keeps its log."""
@@ -89,13 +89,14 @@ class Session:
         if self.closed:
             raise SessionClosed("this session is closed: open another one")
         if self.running:
-            raise SessionBusy("this session is in the middle of a turn: finish or abort it first")
+            raise SessionBusy("this session is in the middle of a turn: step the engine until it is done, or abort it")
 
     def check(self) -> None:
         """Raises `BrokenInvariant` if log, marks and pages contradict each other."""
-        if not self.running:
-            self.sequence.check()
-        if any(at > len(self.sequence.log) for at in self._marks.values()):
+        self.sequence.check(at_rest=not self.running)
+        if self.closed and self.sequence.table.pages:
+            raise BrokenInvariant(f"{self!r} is closed and still holds pages")
+        if any(mark.length > len(self.sequence.log) for mark in self._marks):
             raise BrokenInvariant(f"a mark lies beyond the log's {len(self.sequence.log)} tokens")
 
     def __enter__(self) -> Self:

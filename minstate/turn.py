@@ -72,7 +72,10 @@ class Turn:
 
 
 class StreamedToken(NamedTuple):
-    """One new token, and the text that it completes: "" in the middle of a multi-byte character."""
+    """One new token, and the text that it completes: "" in the middle of a multi-byte character.
+
+    The texts of a turn make up `Turn.text`, except that a stop string is not cut off, nor a torn last character shown.
+    """
 
     token_id: int
     text: str
@@ -111,16 +114,16 @@ class Handle:
         if len(self.tokens) == 1:
             self._first_token_s = time.perf_counter()
 
-    def finish(self, tokenizer, eos_ids: Collection[int]) -> bool:
-        """Set `turn` if the answer is complete; returns whether it is."""
-        reason = self._finish_reason(eos_ids)
+    def answer(self, tokenizer, eos_ids: Collection[int]) -> Turn | None:
+        """The turn's answer if it is complete."""
+        reason = self._finish_reason(tokenizer, eos_ids)
         if not reason:
-            return False
+            return None
         request = self.request
         text = tokenizer.decode(request.generated, skip_special_tokens=True)
-        for stop in request.sampling.stop:
-            if isinstance(stop, str):
-                text = text.partition(stop)[0]
+        if reason == "stop":
+            hits = [text.find(stop) for stop in request.sampling.stop if isinstance(stop, str)]
+            text = text[: min((hit for hit in hits if hit >= 0), default=len(text))]
         context = max(0, request.log_before - 1)
         stats = TurnStats(
             context=context,
@@ -135,15 +138,16 @@ class Handle:
             ttft_s=self._first_token_s - self._started_s,
             total_s=time.perf_counter() - self._started_s,
         )
-        self.turn = Turn(text, tuple(request.generated), parse_tool_calls(text), reason, stats)
-        return True
+        return Turn(text, tuple(request.generated), parse_tool_calls(text), reason, stats)
 
-    def _finish_reason(self, eos_ids: Collection[int]) -> str:
+    def _finish_reason(self, tokenizer, eos_ids: Collection[int]) -> str:
         request, sampling = self.request, self.request.sampling
         token = request.generated[-1]
         if request.replay is not None:
             return "replay" if len(request.generated) == len(request.replay) else ""
         if token in sampling.stop or (token in eos_ids and not sampling.ignore_eos):
+            return "stop"
+        if tokenizer.convert_ids_to_tokens(token) in sampling.stop:  # special tokens do not show in the text
             return "stop"
         if any(stop in self._text for stop in sampling.stop if isinstance(stop, str)):
             return "stop"
@@ -183,4 +187,4 @@ class TokenStream:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        self._handle.session.engine.abandon(self._handle)

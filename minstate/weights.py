@@ -55,7 +55,7 @@ def read_config(folder: Path) -> dict:
         config = json.loads((folder / "config.json").read_text())
         generation = folder / "generation_config.json"
         eos = json.loads(generation.read_text()).get("eos_token_id") if generation.is_file() else None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise DamagedWeights(f"{folder}: its configuration cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise DamagedWeights(f"{folder / 'config.json'} is no JSON object")

@@ -110,6 +110,14 @@ def test_several_calls_are_found_in_order():
         (None, "no chat template"),
         ("{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}", "not append-only ChatML"),
         ("{{ raise_exception('only two roles') }}", "only two roles"),
+        (  # a template that merges neighbouring tool results
+            "{% for m in messages %}{% if m['role'] != 'tool' or messages[loop.index0 - 1]['role'] != 'tool' %}"
+            "{{ '<|im_start|>' + m['role'] + '\n' }}{% endif %}{{ m['content'] }}"
+            "{% if loop.last or m['role'] != 'tool' or messages[loop.index0 + 1]['role'] != 'tool' %}"
+            "{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+            "not append-only ChatML",
+        ),
         (  # a template that drops all but the last message's text
             "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
             "{% if loop.last %}{{ m['content'] }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}",

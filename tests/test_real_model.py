@@ -23,12 +23,11 @@ def real_engine(dtype: str = "float32") -> Engine:
 
 @cache
 def transcript() -> list[int]:
-    """The ids of two turns of an agent's conversation, system message and tool schemas included."""
+    """The ids of a turn of an agent's conversation, system message and tool schemas included."""
     engine = real_engine()
-    with AgenticWorkload(seed=1, turns=2) as workload, engine.open(workload.opening, workload.tools) as session:
-        for messages in workload:
-            session.send(messages, max_new_tokens=8)
-        return session.token_ids[:1500]
+    with AgenticWorkload(seed=1, turns=1) as workload, engine.open(workload.opening, workload.tools) as session:
+        session.send(next(iter(workload)), max_new_tokens=8)
+        return session.token_ids
 
 
 def all_logits(engine: Engine, ids: list[int], chunks: list[int]) -> torch.Tensor:
@@ -53,13 +52,21 @@ def test_logits_equal_transformers(chunks):
     assert (all_logits(real_engine(), ids, chunks) - theirs).abs().max() < 1e-4
 
 
+def test_generate_of_transformers_says_the_same():
+    ids = transcript()[:300]
+    oracle = AutoModelForCausalLM.from_pretrained(find_model(), dtype=torch.float32)
+    theirs = oracle.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=24)[0, len(ids) :].tolist()
+    with real_engine().open() as session:
+        assert list(session.send(token_ids=ids, max_new_tokens=24).token_ids) == theirs
+
+
 @pytest.mark.parametrize(
     "sampling", [Sampling(), Sampling(temperature=0.8, top_p=0.95, seed=11)], ids=["greedy", "sampled"]
 )
 def test_stateful_and_naive_say_the_same(sampling):
     stateful = real_engine()
     naive = NaiveEngine(stateful.model, stateful.tokenizer, eos_ids=stateful.eos_ids, num_pages=256)
-    with AgenticWorkload(seed=2, turns=3) as workload:
+    with AgenticWorkload(seed=2, turns=2) as workload:
         sessions = [engine.open(workload.opening, workload.tools) for engine in (stateful, naive)]
         for ours, theirs in zip(workload, workload, strict=True):
             turns = [

@@ -80,6 +80,116 @@ def test_a_long_prefill_does_not_stall_a_running_answer():
     assert reading.turn.token_ids == alone.token_ids, "whoever else is in the batch"
 
 
+def test_decodes_go_first_and_a_batch_keeps_to_its_budget(monkeypatch):
+    e, sizes = engine(token_budget=8), []
+    forward = e.model.forward
+
+    def counted(batch, attend):
+        sizes.append(len(batch.token_ids))
+        return forward(batch, attend)
+
+    monkeypatch.setattr(e.model, "forward", counted)
+    sessions = [e.open() for _ in range(3)]
+    greedy = Sampling(ignore_eos=True)
+    filling = e.submit(sessions[0], token_ids=[7] * 60, max_new_tokens=2, sampling=greedy)
+    reading = e.submit(sessions[1], token_ids=[9], max_new_tokens=9, sampling=greedy)
+    e.submit(sessions[2], token_ids=[5] * 20, max_new_tokens=2, sampling=greedy)
+    while not reading.done:
+        had = len(reading.tokens)
+        e.step()
+        assert len(reading.tokens) == had + 1, "one token of the budget is enough for whoever decodes"
+    assert not filling.tokens
+    e.run()
+    assert max(sizes) == 8
+
+
+def test_costs_are_what_one_counts_by_hand():
+    e = engine(token_budget=4)
+    config = e.model.config
+    stats = e.open().send(token_ids=[7] * 10, max_new_tokens=3, sampling=Sampling(ignore_eos=True)).stats
+    passes = [(4, 4, 0), (4, 8, 0), (2, 10, 1), (1, 11, 1), (1, 12, 1)]  # query tokens, context, logit rows
+    assert stats.steps == len(passes) and stats.forwarded == 12
+    assert stats.flops == sum(config.flops(*each) for each in passes)
+    assert stats.kv_bytes_read == sum(context for _, context, _ in passes) * config.kv_bytes_per_token(e.model.dtype)
+    assert 0 < stats.ttft_s < stats.total_s and stats.decode_s > 0
+
+
+def test_noise_belongs_to_a_position_and_not_to_a_turn():
+    noisy = Sampling(temperature=1.5, seed=4, ignore_eos=True)
+    whole = engine().open().send(token_ids=[5, 6, 7], max_new_tokens=9, sampling=noisy).token_ids
+    session = engine().open()
+    parts = session.send(token_ids=[5, 6, 7], max_new_tokens=4, sampling=noisy).token_ids
+    assert parts + session.send(token_ids=[], max_new_tokens=5, sampling=noisy).token_ids == whole
+
+
+def test_the_opening_comes_once_and_before_everything_else():
+    session = engine().open(messages=[{"role": "system", "content": "Be brief."}])
+    session.send("hi", max_new_tokens=2)
+    session.send("ho", max_new_tokens=2)
+    text = session.engine.tokenizer.decode(session.token_ids)
+    assert text.startswith(
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant"
+    )
+    assert text.count("system") == 1 and "Default" not in text
+
+
+def test_tool_calls_and_text_leave_out_special_tokens():
+    e = engine()
+    said = '<tool_call>{"name": "ls", "arguments": {"path": "."}}</tool_call>'
+    turn = e.open().send("list", replay=e.tokenizer.encode(said + "<|im_end|>"))
+    assert turn.text == said and turn.token_ids[-1] == 2
+    assert [(call.name, call.arguments) for call in turn.tool_calls] == [("ls", {"path": "."})]
+    assert "".join(token.text for token in e.open().stream("list", replay=turn.token_ids)) == said
+
+
+def test_agreement_is_with_the_most_likely_token_whatever_the_sampling():
+    said = engine().open().send(token_ids=[5, 6], max_new_tokens=9, sampling=Sampling(ignore_eos=True)).token_ids
+    hot = Sampling(temperature=9.0, seed=1)
+    assert engine().open().send(token_ids=[5, 6], replay=said, sampling=hot).stats.agreed == 9
+
+
+def test_the_last_position_and_the_last_page_can_be_used():
+    exact = engine(num_pages=64, page_size=4).open()  # the model has 256 positions
+    with pytest.raises(ContextOverflow):
+        exact.send(token_ids=[5] * 250, max_new_tokens=7)
+    assert exact.send(token_ids=[5] * 250, max_new_tokens=6).stats.prefilled == 250
+    tight = engine(num_pages=3, page_size=4).open()
+    assert tight.send(token_ids=[5] * 10, max_new_tokens=3, sampling=Sampling(ignore_eos=True)).stats.generated == 3
+
+
+def test_promised_pages_shrink_as_a_turn_goes_on():
+    e = engine(num_pages=10)
+    greedy = Sampling(ignore_eos=True)
+    running = e.submit(e.open(), token_ids=[5], max_new_tokens=24, sampling=greedy)
+    for _ in range(20):
+        e.step()
+    assert running.request.pages_to_come == 1
+    e.submit(e.open(), token_ids=[6], max_new_tokens=16, sampling=greedy)
+    e.run()
+    e.check()
+
+
+def test_the_log_that_one_is_given_is_a_copy():
+    session = engine().open()
+    session.send(token_ids=[5, 6], max_new_tokens=2)
+    session.token_ids.clear()
+    assert len(session.token_ids) == 4 or session.token_ids[:2] == [5, 6]
+
+
+def test_an_interrupt_between_steps_aborts_the_turn(monkeypatch):
+    session = engine().open()
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.engine, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.send(token_ids=[5], max_new_tokens=2)
+    assert not session.running and session.token_ids == []
+    session.engine.check()
+
+
 def test_messages_cost_nothing_per_old_token(monkeypatch):
     """Only the new message is rendered and tokenised, however long the history."""
     session = engine(num_pages=99).open(messages=[{"role": "system", "content": "Be brief."}])
@@ -164,6 +274,16 @@ def test_stop_conditions():
     assert piece, "the tiny model says something printable"
     by_text = engine().open().send(token_ids=[5, 6], max_new_tokens=12, sampling=Sampling(stop=piece, ignore_eos=True))
     assert by_text.finish_reason == "stop" and by_text.text == free.text.partition(piece)[0]
+
+
+def test_the_text_is_cut_at_the_first_of_several_stops(monkeypatch):
+    e = engine()
+    said = iter(e.tokenizer.encode("say Hello, Hello"))
+    monkeypatch.setattr("minstate.engine.choose", lambda *_, **__: next(said))
+    assert e.open().send(token_ids=[5], sampling=Sampling(stop=("ell", "Hel")), max_new_tokens=20).text == "say "
+    said = iter(e.tokenizer.encode("<|im_start|>x"))
+    turn = e.open().send(token_ids=[5], sampling=Sampling(stop="<|im_start|>"), max_new_tokens=2)
+    assert turn.finish_reason == "stop" and turn.text == "", "special tokens stop by name"
 
 
 def test_end_of_sequence_ends_a_turn_unless_ignored():
@@ -279,9 +399,10 @@ def test_pages_promised_to_running_turns_are_not_given_to_others():
 
 def test_an_exception_in_a_step_aborts_its_turns_and_no_more(monkeypatch):
     e = engine()
-    session = e.open()
+    session, other = e.open(), e.open()
     session.send("hi", max_new_tokens=3)
     before = session.token_ids
+    neighbour = e.submit(other, token_ids=[5], max_new_tokens=3)
 
     def broken(*_):
         raise RuntimeError("the model fell over")
@@ -291,7 +412,7 @@ def test_an_exception_in_a_step_aborts_its_turns_and_no_more(monkeypatch):
         with pytest.raises(RuntimeError, match="fell over"):
             session.send("more", max_new_tokens=9)
     e.check()
-    assert session.token_ids == before and not session.running
+    assert session.token_ids == before and not session.running and neighbour.aborted and not other.running
     stats = session.send("more", max_new_tokens=2).stats
     assert stats.prefilled == stats.delta
 
@@ -365,7 +486,16 @@ class Conversations(RuleBasedStateMachine):
         for _ in range(steps):
             for handle in self.engine.step():
                 _, ids = self.handles.pop(handle.session)
-                self.logs[handle.session] += [*ids, *handle.turn.token_ids]
+                log, turn = self.logs[handle.session], handle.turn
+                request = handle.request
+                afresh = (
+                    engine(NaiveEngine)
+                    .open()
+                    .send(token_ids=log + ids, max_new_tokens=request.max_new_tokens, sampling=request.sampling)
+                )
+                assert turn.token_ids == afresh.token_ids, "whatever happened before, and whoever else is in the batch"
+                assert turn.stats.prefilled == turn.stats.delta
+                log += [*ids, *turn.token_ids]
 
     @precondition(lambda self: self.handles)
     @rule(data=st.data())

@@ -24,6 +24,14 @@ def test_a_folder_loads_and_answers(folder):
     assert engine.eos_ids == {2} and engine.model.dtype == torch.float64
 
 
+def test_end_of_sequence_ids_come_from_the_generation_config_where_there_is_one(folder):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2]}))
+    assert Engine.from_pretrained(folder).eos_ids == {0, 2}
+    (folder / "generation_config.json").write_text("[]")
+    with pytest.raises(DamagedWeights):
+        Engine.from_pretrained(folder)
+
+
 def test_the_environment_variable_names_the_default(folder, monkeypatch):
     monkeypatch.setenv("MINSTATE_MODEL", str(folder))
     assert find_model() == folder

@@ -35,7 +35,7 @@ FAMILIES = {
         "model_type": "llama", "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, "head_dim": 16,
     },
     "llama 3 rope": {
-        "model_type": "llama",
+        "model_type": "llama", "head_dim": 32,
         "rope_parameters": {
             "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
             "high_freq_factor": 4.0, "original_max_position_embeddings": 64,

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from contextlib import ExitStack
 from dataclasses import asdict
 
 import pandas as pd
@@ -35,16 +36,16 @@ def run_side_by_side(
     rows = []
     with tqdm(total=repeats * workload.turns * len(engines), unit="turn", mininterval=1) as bar:
         for repeat in range(repeats):
-            sessions = {name: e.open(messages=workload.opening, tools=workload.tools) for name, e in engines.items()}
-            agents = {name: iter(workload) for name in engines}
-            for number in range(1, workload.turns + 1):
-                for name in list(engines)[:: 1 if number % 2 else -1]:
-                    bar.set_description(f"turn {number}, {name}")
-                    turn = sessions[name].send(next(agents[name]), max_new_tokens=max_new_tokens, sampling=sampling)
-                    rows.append({"repeat": repeat, "turn": number, "engine": name, **flat(turn)})
-                    bar.update()
-            for session in sessions.values():
-                session.close()
+            with ExitStack() as stack:
+                opened = {name: e.open(messages=workload.opening, tools=workload.tools) for name, e in engines.items()}
+                sessions = {name: stack.enter_context(session) for name, session in opened.items()}
+                agents = {name: iter(workload) for name in engines}
+                for number in range(1, workload.turns + 1):
+                    for name in list(engines)[:: 1 if (number + repeat) % 2 else -1]:
+                        bar.set_description(f"turn {number}, {name}")
+                        turn = sessions[name].send(next(agents[name]), max_new_tokens=max_new_tokens, sampling=sampling)
+                        rows.append({"repeat": repeat, "turn": number, "engine": name, **flat(turn)})
+                        bar.update()
     return pd.DataFrame(rows)
 
 

@@ -17,7 +17,7 @@ def png(figure: Figure) -> bytes:
 def stepper(draw: Callable[[int], Figure], steps: int, *, start: int = 0, label: str = "step") -> ipywidgets.VBox:
     """A slider and a play button over the pictures `draw(0)` to `draw(steps - 1)`, each drawn when it is needed."""
     slider = ipywidgets.IntSlider(value=start, min=0, max=steps - 1, description=label, continuous_update=False)
-    play = ipywidgets.Play(min=0, max=steps - 1, interval=600, show_repeat=False)
+    play = ipywidgets.Play(value=start, min=0, max=steps - 1, interval=600, show_repeat=False)
     ipywidgets.jslink((play, "value"), (slider, "value"))
     picture = ipywidgets.Image(value=png(draw(start)), format="png")
     slider.observe(lambda change: picture.set_trait("value", png(draw(change["new"]))), names="value")

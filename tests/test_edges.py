@@ -1,0 +1,275 @@
+"""Odd input and odd moments: nothing is lost, nothing wrong is said, and the error is one of ours."""
+
+import copy
+import gc
+import json
+
+import pytest
+import torch
+from tiny import engine, hf_model, model, tokenizer
+
+from minstate import (
+    BadMessage,
+    BadValue,
+    DamagedWeights,
+    Engine,
+    EngineMisuse,
+    MinstateError,
+    OutOfPages,
+    Sampling,
+    StaleMark,
+    TurnStats,
+)
+from minstate.attention import TorchAttention
+from minstate.batch import RaggedBatch, Sequence
+from minstate.chat import parse_tool_calls
+from minstate.errors import BrokenInvariant
+from minstate.lab.baseline import NaiveEngine
+from minstate.model import Model, ModelConfig
+from minstate.sampling import choose
+
+GREEDY = Sampling(ignore_eos=True)
+
+
+def test_large_seeds_give_different_noise():
+    logits = torch.zeros(1000)
+    assert len({choose(logits, Sampling(temperature=1.0, seed=2**63 + i), position=7) for i in range(9)}) > 1
+
+
+def test_a_tiny_temperature_is_nearly_greedy():
+    logits = torch.tensor([30.0, 29.0, 0.0])
+    assert choose(logits, Sampling(temperature=1e-308), position=0) == 0
+
+
+def test_a_session_of_another_engine_is_refused():
+    ours, theirs = engine(), engine()
+    with pytest.raises(EngineMisuse):
+        ours.submit(theirs.open(), token_ids=[5], max_new_tokens=2)
+
+
+def test_a_mark_of_another_engines_session_is_refused():
+    ours, theirs = engine().open(), engine().open()
+    ours.mark()
+    ours.send(token_ids=[5] * 9, max_new_tokens=1)
+    with pytest.raises(StaleMark):
+        ours.rollback(theirs.mark())
+    assert len(ours.token_ids) == 10
+
+
+@pytest.mark.parametrize("no_mark", [[], (0, 0)])
+def test_what_is_no_mark_is_refused(no_mark):
+    session = engine().open()
+    session.mark()
+    with pytest.raises(StaleMark):
+        session.rollback(no_mark)
+
+
+def test_an_exception_in_submit_leaves_the_log_as_it_was(monkeypatch):
+    session = engine().open()
+    session.send(token_ids=[5, 6], max_new_tokens=2, sampling=GREEDY)
+    before = session.token_ids
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session.engine, "_require_pages", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.send(token_ids=[7, 8], max_new_tokens=1)
+    assert session.token_ids == before
+
+
+def test_ids_that_send_on_the_same_session_while_they_are_read_do_no_harm():
+    session = engine().open(messages=[{"role": "system", "content": "only once"}])
+
+    def ids():
+        session.send(token_ids=[7], max_new_tokens=1)
+        yield 8
+
+    session.send(token_ids=ids(), max_new_tokens=1)
+    assert session.engine.tokenizer.decode(session.token_ids).count("only once") == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stream_that_becomes_garbage_inside_a_step_is_aborted():
+    e = engine()
+    e.model = copy.copy(e.model)
+    forward = e.model.forward
+    left, other = e.open(), e.open()
+    stream = left.stream(token_ids=[5], max_new_tokens=30, sampling=GREEDY)
+    next(stream)
+    cycle = [stream]
+    cycle.append(cycle)
+    del stream, cycle
+    e.model.forward = lambda *args: (gc.collect(), forward(*args))[1]
+    other.send(token_ids=[7], max_new_tokens=2, sampling=GREEDY)
+    e.step()
+    assert not left.running
+
+
+def test_a_failed_pass_leaves_no_unwritten_keys_behind():
+    """`kv_len` counts slots that the failed pass never wrote: whoever reuses them reads garbage."""
+    e = engine(NaiveEngine)
+    e.model = copy.copy(e.model)
+    session = e.open()
+    session.send(token_ids=[5, 6, 7, 8], max_new_tokens=2, sampling=GREEDY)
+    forward, e.model.forward = e.model.forward, lambda *_: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        session.send(token_ids=[9], max_new_tokens=2)
+    e.model.forward = forward
+    assert session.sequence.kv_len == 0
+
+
+def test_replay_ignores_stop_strings():
+    e = engine()
+    turn = e.open().send(token_ids=[5], replay=e.tokenizer.encode("ab}cd"), sampling=Sampling(stop="}"))
+    assert turn.text == "ab}cd"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000])
+def test_deeply_nested_calls_are_malformed_calls(text):
+    (call,) = parse_tool_calls(f"<tool_call>{text}</tool_call>")
+    assert call.error
+
+
+CIRCULAR: dict = {}
+CIRCULAR["itself"] = CIRCULAR
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        {"tools": [CIRCULAR]},
+        {"tools": [{"name": "\ud800"}]},
+        {"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": "\ud800"}}]}]},
+        {"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[" * 100_000}]}]},
+    ],
+    ids=["circular", "surrogate in tools", "surrogate in a call", "nested"],
+)
+def test_what_cannot_be_written_as_json_is_a_bad_message(opening):
+    with pytest.raises(BadMessage):
+        engine().open(**opening)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"stop": None}, {"stop": 1.5}, {"stop": b"ab"}, {"temperature": 10**400}],
+    ids=["stop=None", "stop=1.5", "stop=bytes", "temperature=10**400"],
+)
+def test_sampling_refuses_what_it_cannot_use(options):
+    with pytest.raises(BadValue):
+        Sampling(**options)
+
+
+def weights_of(family: str) -> dict:
+    return {name: tensor.detach() for name, tensor in hf_model(family).state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "family, lost", [("qwen2", "q_proj.bias"), ("qwen3", "q_norm.weight"), ("qwen3", "k_norm.weight")]
+)
+def test_lost_biases_and_head_norms_are_damage(family, lost):
+    weights = {name: tensor for name, tensor in weights_of(family).items() if not name.endswith(lost)}
+    with pytest.raises(DamagedWeights):
+        Model(ModelConfig.from_hf(hf_model(family).config.to_dict()), weights)
+
+
+def test_a_bias_of_another_shape_is_damage():
+    weights = weights_of("qwen2") | {"model.layers.0.self_attn.q_proj.bias": torch.ones(1, dtype=torch.float64)}
+    with pytest.raises(DamagedWeights):
+        Model(ModelConfig.from_hf(hf_model("qwen2").config.to_dict()), weights)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_hidden_layers": "2"},
+        {"rope_parameters": "x"},
+        {"partial_rotary_factor": 0.5},
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}},
+    ],
+    ids=json.dumps,
+)
+def test_an_odd_configuration_is_refused(change):
+    with pytest.raises(MinstateError):
+        Model(ModelConfig.from_hf(hf_model("llama").config.to_dict() | change), weights_of("llama"))
+
+
+@pytest.mark.parametrize("damage", ["orphan", "unknown to the scheduler", "page too many", "closed with pages"])
+def test_check_recounts_turns_too(damage):
+    e = engine()
+    session = e.open()
+    e.submit(session, token_ids=[5] * 9, max_new_tokens=3)
+    e.step()
+    if damage == "orphan":
+        session.running = None
+    elif damage == "unknown to the scheduler":
+        e.scheduler.running.clear()
+    elif damage == "page too many":
+        session.sequence.table.pages += e.pool.allocator.allocate(1)
+    else:
+        e.run()
+        session._give_pages_back.detach()
+    with pytest.raises(BrokenInvariant):
+        e.check()
+
+
+@pytest.mark.parametrize("damage", ["leak", "kv beyond the log", "mark beyond the log", "page twice"])
+def test_check_recounts_idle_sessions_too(damage):
+    e = engine()
+    session = e.open()
+    session.send(token_ids=[5] * 9, max_new_tokens=3, sampling=GREEDY)
+    e.check()
+    table = session.sequence.table
+    if damage == "leak":
+        e.pool.allocator.allocate(1)
+    elif damage == "kv beyond the log":
+        table.append(1)
+    elif damage == "mark beyond the log":
+        session.mark()
+        session.sequence.truncate(4)
+    else:
+        e.pool.allocator.share(table.pages[:1])
+        e.pool.allocator.release(table.pages[1:2])
+        table.pages[1] = table.pages[0]
+    with pytest.raises(BrokenInvariant):
+        e.check()
+
+
+def test_a_batch_that_does_not_fit_leaves_the_page_tables_alone():
+    pool = engine(num_pages=4).pool
+    first, second = Sequence(pool), Sequence(pool)
+    first.log, second.log = [5] * 9, [6] * 20
+    first.table.append(3)
+    with pytest.raises(OutOfPages):
+        RaggedBatch.build([(first, 5), (second, 20)])
+    assert (first.kv_len, second.kv_len, pool.allocator.num_free) == (3, 0, 3)
+
+
+def test_only_the_end_of_a_log_wants_logits():
+    pool = engine().pool
+    chunk, whole = Sequence(pool), Sequence(pool)
+    chunk.log, whole.log = [5] * 9, [6] * 3
+    batch = RaggedBatch.build([(chunk, 5), (whole, 3)])
+    assert batch.logit_rows.tolist() == [7] and batch.query_start.tolist() == [0, 5, 8]
+    assert TorchAttention(pool, batch).spans[0].first_slot is not None, "one run of pages is read in place"
+
+
+def test_stats_tell_lost_from_found():
+    def stats(context, delta, reused):
+        return TurnStats(context, delta, reused, 1, 0, 1, 1, 1, 1, 0.1, 0.2)
+
+    lost, found = stats(10, 3, 4), stats(10, 3, 12)
+    assert (lost.recomputed, lost.shared, lost.prefilled) == (6, 0, 9)
+    assert (found.recomputed, found.shared, found.prefilled) == (0, 2, 1)
+
+
+def test_aborting_a_turn_that_is_done_does_nothing():
+    e = engine()
+    handle = e.submit(e.open(), token_ids=[5], max_new_tokens=1)
+    e.run()
+    e.abort(handle)
+
+
+def test_end_of_sequence_ids_that_are_no_ids_are_refused():
+    with pytest.raises(BadValue):
+        Engine(model(), tokenizer(), eos_ids=2)
