@@ -91,7 +91,7 @@ def test_decodes_go_first_and_a_batch_keeps_to_its_budget(monkeypatch):
     monkeypatch.setattr(e.model, "forward", counted)
     sessions = [e.open() for _ in range(3)]
     greedy = Sampling(ignore_eos=True)
-    filling = e.submit(sessions[0], token_ids=[7] * 60, max_new_tokens=2, sampling=greedy)
+    filling = e.submit(sessions[0], token_ids=[7] * 90, max_new_tokens=2, sampling=greedy)
     reading = e.submit(sessions[1], token_ids=[9], max_new_tokens=9, sampling=greedy)
     e.submit(sessions[2], token_ids=[5] * 20, max_new_tokens=2, sampling=greedy)
     while not reading.done:
