@@ -1,6 +1,8 @@
 """pyproject.toml, constraints.txt, environment.yml and the Makefile describe one environment."""
 
+import ast
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -43,6 +45,17 @@ def pip_options(lines):
 def test_every_direct_dependency_has_a_pin_inside_its_range(requirement):
     assert requirement.specifier, "a dependency without a range promises what nobody tested"
     assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)])
+
+
+def test_every_package_that_is_imported_is_asked_for():
+    other_names = {"PIL": "pillow", "yaml": "pyyaml", "rattler": "py-rattler", "IPython": "ipykernel"}
+    declared = {canonicalize_name(requirement.name) for requirement in DIRECT}
+    for file in [*ROOT.glob("minstate/**/*.py"), *ROOT.glob("tests/**/*.py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            for top in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"minstate", "tiny"}:
+                assert canonicalize_name(other_names.get(top, top)) in declared, f"{file.name} imports {top}"
 
 
 def test_ranges_stay_wide_so_that_a_machine_with_its_own_build_can_use_it():
