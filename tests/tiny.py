@@ -3,10 +3,11 @@
 from functools import cache
 
 import torch
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from minstate import Engine
+from minstate import Engine, Sampling
 from minstate.model import Model, ModelConfig
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -44,6 +45,16 @@ FAMILIES = {
     "qwen2": {"model_type": "qwen2", "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
     "qwen3": {"model_type": "qwen3", "head_dim": 16, "num_key_value_heads": 1},
 }  # fmt: skip
+
+
+IDS = st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=20)
+SAMPLINGS = st.sampled_from(
+    [
+        Sampling(ignore_eos=True),
+        Sampling(temperature=1.0, seed=3, ignore_eos=True),
+        Sampling(temperature=0.7, top_k=9, top_p=0.9, min_p=0.01, seed=2**40, ignore_eos=True),
+    ]
+)
 
 
 @cache
