@@ -8,6 +8,7 @@ without fragmentation, as processes share physical memory through page tables (P
     PageTable       one sequence's pages in order: append, truncate, fork with copy-on-write
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -108,10 +109,15 @@ class KVPool:
     ):
         if page_size < 1:
             raise BadValue(f"page_size must be at least 1 token, not {page_size}")
+        shape = (num_layers, 2, num_kv_heads, max(0, num_pages) * page_size, head_dim)
+        try:
+            # Not zeroed: the operating system lends memory only for what is written, and nothing unwritten is ever read.
+            self.kv = torch.empty(shape, dtype=dtype)
+        except RuntimeError as error:
+            size = math.prod(shape) * dtype.itemsize / 1e9
+            raise OutOfPages(f"no {size:,.0f} GB for {num_pages} KV pages: build the engine with fewer") from error
         self.allocator = PageAllocator(num_pages)
         self.page_size = page_size
-        # Not zeroed: the operating system lends memory only for what is written, and nothing unwritten is ever read.
-        self.kv = torch.empty(num_layers, 2, num_kv_heads, num_pages * page_size, head_dim, dtype=dtype)
 
     @property
     def bytes_per_page(self) -> int:

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from minstate import BadValue, DamagedWeights, Engine, MinstateError, ModelNotFound, UnsupportedModel
+from minstate import BadValue, DamagedWeights, Engine, MinstateError, ModelNotFound, OutOfPages, UnsupportedModel
 from minstate.weights import find_model
 
 
@@ -116,6 +116,11 @@ def test_absurd_settings_are_refused(folder, settings):
     with pytest.raises(BadValue) as caught:
         Engine.from_pretrained(folder, **settings)
     assert isinstance(caught.value, MinstateError)
+
+
+def test_a_pool_larger_than_the_machine_is_refused(folder):
+    with pytest.raises(OutOfPages, match=r"GB for 1000000000000 KV pages: build the engine with fewer"):
+        Engine.from_pretrained(folder, num_pages=10**12)
 
 
 def test_loading_keeps_what_the_weights_say(folder):
