@@ -111,7 +111,7 @@ class KVPool:
             raise BadValue(f"page_size must be at least 1 token, not {page_size}")
         shape = (num_layers, 2, num_kv_heads, max(0, num_pages) * page_size, head_dim)
         try:
-            # Not zeroed: the operating system lends memory only for what is written, and nothing unwritten is ever read.
+            # Not zeroed: the operating system lends memory only for what is written. Nothing unwritten is ever read.
             self.kv = torch.empty(shape, dtype=dtype)
         except RuntimeError as error:
             size = math.prod(shape) * dtype.itemsize / 1e9
