@@ -268,6 +268,8 @@ def test_aborting_a_turn_that_is_done_does_nothing():
     handle = e.submit(e.open(), token_ids=[5], max_new_tokens=1)
     e.run()
     e.abort(handle)
+    assert handle.turn and not handle.aborted
+    e.check()
 
 
 def test_end_of_sequence_ids_that_are_no_ids_are_refused():
