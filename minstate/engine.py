@@ -130,8 +130,8 @@ class Engine:
                         `stats.agreed` counts the tokens that the model itself would have chosen
         max_new_tokens  the answer's length at most, in tokens
 
-        Raises `BadMessage`, `BadValue`, `ContextOverflow`, `OutOfPages`, `SessionBusy`, `SessionClosed`; the session is
-        then as before.
+        Raises `BadMessage`, `BadValue`, `ContextOverflow`, `OutOfPages`, `SessionBusy`, `SessionClosed`, `EngineMisuse`
+        and, where messages cannot be rendered, `UnsupportedModel`; the session is then as before.
         """
         started_s = time.perf_counter()
         if session.engine is not self:
