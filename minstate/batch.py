@@ -6,6 +6,7 @@ import torch
 
 from minstate.errors import BrokenInvariant
 from minstate.paged_kv import KVPool, PageTable
+from minstate.radix_tree import Node
 
 
 class Sequence:
@@ -18,6 +19,9 @@ class Sequence:
     def __init__(self, pool: KVPool):
         self.log: list[int] = []
         self.table = PageTable(pool)
+        # In the prefix tree, and looked after by `PrefixCache`: whom it shares with, and where its borrowed pages end.
+        self.root: Node | None = None
+        self.node: Node | None = None
 
     @property
     def kv_len(self) -> int:

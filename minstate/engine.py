@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from minstate.attention import TorchAttention
-from minstate.batch import RaggedBatch
+from minstate.batch import RaggedBatch, Sequence
 from minstate.chat import Chat
 from minstate.errors import (
     BadMessage,
@@ -23,6 +23,7 @@ from minstate.errors import (
 )
 from minstate.model import Model, ModelConfig
 from minstate.paged_kv import KVPool
+from minstate.prefix_cache import PrefixCache
 from minstate.sampling import Sampling, choose
 from minstate.scheduler import Request, Scheduler
 from minstate.session import Session
@@ -36,8 +37,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 class Engine:
     """Runs the turns of any number of sessions over one pool of KV pages. Belongs to the thread that made it.
 
-    `token_budget` is the number of query tokens a forward pass takes at most: longer prompts are prefilled in chunks,
-    between which running decodes go on.
+    token_budget  query tokens a forward pass takes at most: longer prompts are prefilled in chunks, between which
+                  running decodes go on
+    prefix_cache  whether sessions of one tenant share what they have in common; if not, a session shares with its own
+                  forks only
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Engine:
         page_size: int = 16,
         num_pages: int = 4096,
         token_budget: int = 512,
+        prefix_cache: bool = True,
     ):
         for name, value in [("page_size", page_size), ("num_pages", num_pages), ("token_budget", token_budget)]:
             _require_positive(name, value)
@@ -66,6 +70,8 @@ class Engine:
             page_size=page_size,
             dtype=model.dtype,
         )
+        self.cache = PrefixCache(self.pool)
+        self.prefix_cache = prefix_cache
         self.scheduler = Scheduler(token_budget)
         self._handles: dict[Request, Handle] = {}
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -73,13 +79,14 @@ class Engine:
         self._owner = threading.current_thread()
         self._in_step = False
         self._abandoned: list[Handle] = []
+        self.forgotten: list[Sequence] = []  # of sessions that became garbage, which may happen inside a step
 
     @classmethod
     def from_pretrained(cls, name: str | Path | None = None, *, dtype: str = "float32", **settings) -> "Engine":
         """Load a model: a Hugging Face folder, a Hub id, or by default `MINSTATE_MODEL` or the fetched SmolLM2.
 
         dtype     "float32", "bfloat16" or "float64"
-        settings  page_size, num_pages, token_budget, as for `Engine`
+        settings  page_size, num_pages, token_budget, prefix_cache, as for `Engine`
 
         Raises `ModelNotFound`, `UnsupportedModel`, `DamagedWeights`, `BadValue`.
         """
@@ -99,15 +106,25 @@ class Engine:
         """Messages to token ids. Raises `UnsupportedModel` where the tokenizer's template is not append-only ChatML."""
         return Chat(self.tokenizer)
 
-    def open(self, messages=(), tools=()) -> Session:
+    def open(self, messages=(), tools=(), tenant: str = "default") -> Session:
         """A new session that begins with `messages` and knows `tools` (JSON schemas).
 
-        Nothing is computed yet: they are part of the first turn's delta. Raises `BadMessage`.
+        Nothing is computed yet: they are part of the first turn's delta. K/V is shared with sessions of the same
+        `tenant`, never with others. Raises `BadMessage`, `BadValue`.
         """
         self.require_owner()
+        if not isinstance(tenant, str):
+            raise BadValue(f"tenant must be a string, not {tenant!r}")
         nothing = isinstance(messages, list | tuple) and not messages and not tools
         opening = [] if nothing else self.chat.opening(messages, tools)
-        session = Session(self, self._sessions_made, opening)
+        sequence = Sequence(self.pool)
+        tree = self.cache.tree
+        self.cache.enter(sequence, tree.root(tenant) if self.prefix_cache else tree.private_root())
+        return self.adopt(sequence, opening)
+
+    def adopt(self, sequence: Sequence, opening: list[int], lineage: tuple[int, ...] = ()) -> Session:
+        """A session around `sequence`: for `open` and `Session.fork`."""
+        session = Session(self, self._sessions_made, sequence, opening, lineage)
         self._sessions_made += 1
         self._sessions.add(session)
         return session
@@ -156,18 +173,23 @@ class Engine:
                 f"{log_before} tokens of history, {len(new)} new and {max_new_tokens} to be generated are {length}; "
                 f"the model has {self.model.config.max_positions} positions: lower max_new_tokens, or roll back"
             )
-        request = Request(
-            sequence,
-            log_before=log_before,
-            prompt_length=log_before + len(new),
-            reused=sequence.kv_len,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            replay=replay,
-        )
-        self._require_pages(request)
+        try:
+            sequence.log += new
+            self.cache.begin(sequence)
+            request = Request(
+                sequence,
+                log_before=log_before,
+                prompt_length=log_before + len(new),
+                reused=sequence.kv_len,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling.for_fork(session.lineage),
+                replay=replay,
+            )
+            self._require_pages(request)
+        except BaseException:
+            self.cache.end(sequence, log_before)
+            raise
         handle = Handle(session, request, started_s)
-        sequence.log += new
         session.running = handle
         self._handles[request] = handle
         self.scheduler.running.append(request)
@@ -179,6 +201,9 @@ class Engine:
         An exception in it aborts the turns that took part and are not done, and is raised again.
         """
         self.require_owner()
+        for request in self.scheduler.running:
+            if request.remaining > 1:  # still being prefilled
+                request.reused += self.cache.extend(request.sequence)
         work = self.scheduler.next_batch()
         if not work:
             return []
@@ -190,13 +215,14 @@ class Engine:
             logits = iter(self.model.forward(batch, TorchAttention(self.pool, batch)))
             for request, count in work:
                 self._account(request, count)
+                self.cache.publish(request.sequence)
             finished = []
             for handle in handles:
                 if handle.request.remaining == 0:  # its last query token's logits say what comes next
                     handle.take(self._choose(handle.request, next(logits)), self.tokenizer)
                     turn = handle.answer(self.tokenizer, self.eos_ids)
                     if turn:
-                        self._end(handle)
+                        self._end(handle, len(handle.request.sequence.log))
                         handle.turn = turn
                         finished.append(handle)
             return finished
@@ -221,8 +247,7 @@ class Engine:
         """Give up a running turn: its session's log is as before it. Does nothing to a turn that is done."""
         self.require_owner()
         if not handle.done:
-            self._end(handle)
-            handle.request.sequence.truncate(handle.request.log_before)
+            self._end(handle, handle.request.log_before)
             handle.aborted = True
 
     def abandon(self, handle: Handle) -> None:
@@ -233,10 +258,12 @@ class Engine:
 
     def check(self) -> None:
         """Recount everything. Raises `BrokenInvariant` if any bookkeeping contradicts itself."""
+        self.require_owner()
         sessions = list(self._sessions)
         for session in sessions:
             session.check()
-        self.pool.allocator.check(session.sequence.table.pages for session in sessions)
+        still_open = [session.sequence for session in sessions if not session.closed]
+        self.cache.check(still_open, running=[request.sequence for request in self.scheduler.running])
         turns = {session.running for session in sessions} - {None}
         if turns != set(self._handles.values()) or list(self._handles) != self.scheduler.running:
             raise BrokenInvariant("the turns of sessions, engine and scheduler are not the same ones")
@@ -249,6 +276,8 @@ class Engine:
             raise EngineMisuse("the engine is in the middle of a step")
         while self._abandoned:
             self.abort(self._abandoned.pop())
+        while self.forgotten:
+            self.cache.release(self.forgotten.pop())
 
     def _new_ids(self, session: Session, messages, token_ids: list[int] | None) -> list[int]:
         """What the turn appends to the log. Costs nothing per token of history."""
@@ -279,19 +308,19 @@ class Engine:
 
     def _require_pages(self, request: Request) -> None:
         """Every running turn can get all the pages that it may still take, so none runs out half-way."""
-        allocator, page_size = self.pool.allocator, self.pool.page_size
+        num_pages, page_size = self.pool.allocator.num_pages, self.pool.page_size
         longest = -(-(request.prompt_length + request.max_new_tokens - 1) // page_size)
-        if longest > allocator.num_pages:
+        if longest > num_pages:
             raise OutOfPages(
-                f"the turn needs {longest} KV pages and the whole pool has {allocator.num_pages} (of {page_size} "
+                f"the turn needs {longest} KV pages and the whole pool has {num_pages} (of {page_size} "
                 "tokens each): build the engine with a larger num_pages, or lower max_new_tokens"
             )
         promised = sum(other.pages_to_come for other in self.scheduler.running)
-        if request.pages_to_come > allocator.num_free - promised:
+        available = self.cache.num_available
+        if request.pages_to_come > available - promised:
             raise OutOfPages(
-                f"the turn needs {request.pages_to_come} more KV pages; {allocator.num_free} of {allocator.num_pages} "
-                f"are free, {promised} of them promised to running turns: close or roll back sessions, or build the "
-                "engine with a larger num_pages"
+                f"the turn needs {request.pages_to_come} more KV pages; running turns leave {available} of {num_pages} "
+                f"and were promised {promised} of these: wait for them, or build the engine with a larger num_pages"
             )
 
     def _account(self, request: Request, count: int) -> None:
@@ -308,12 +337,13 @@ class Engine:
         request.agreed += int(logits.argmax()) == token
         return token
 
-    def _end(self, handle: Handle) -> None:
-        """The turn no longer runs, however it ended."""
+    def _end(self, handle: Handle, length: int) -> None:
+        """The turn no longer runs, however it ended; `length` tokens of the log stay."""
         if handle.request in self.scheduler.running:
             self.scheduler.running.remove(handle.request)
         self._handles.pop(handle.request, None)
         handle.session.running = None
+        self.cache.end(handle.request.sequence, length)
 
 
 def _require_positive(name: str, value) -> None:

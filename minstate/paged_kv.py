@@ -11,7 +11,7 @@ without fragmentation, as processes share physical memory through page tables (P
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -27,6 +27,7 @@ class PageAllocator:
         self.owners = [0] * num_pages
         self._free = bytearray(b"\x01") * num_pages  # one byte a page, so that gaps are found at C speed
         self.num_free = num_pages
+        self.reclaim: Callable[[int], None] = lambda missing: None  # asked to free so many pages when they run out
 
     @property
     def num_pages(self) -> int:
@@ -40,6 +41,8 @@ class PageAllocator:
         """
         if count < 0:
             raise BadValue(f"cannot allocate {count} pages")
+        if count > self.num_free:
+            self.reclaim(count - self.num_free)
         if count > self.num_free:
             raise OutOfPages(
                 f"{count} more KV pages needed, {self.num_free} of {self.num_pages} are free: close or roll back "
@@ -131,12 +134,25 @@ class KVPool:
 
 
 class PageTable:
-    """One sequence's K/V: `pages[i // page_size]` holds token i, for i < `length`. Owns one share of each page."""
+    """One sequence's K/V: `pages[i // page_size]` holds token i, for i < `length`.
+
+    The first `borrowed` pages are full, belong to somebody else, and are only read; of each other one, the table owns
+    one share.
+    """
 
     def __init__(self, pool: KVPool):
         self.pool = pool
         self.pages: list[int] = []
         self.length = 0
+        self.borrowed = 0
+
+    @property
+    def own_pages(self) -> list[int]:
+        return self.pages[self.borrowed :]
+
+    @property
+    def borrowed_tokens(self) -> int:
+        return self.borrowed * self.pool.page_size
 
     def pages_needed(self, count: int) -> int:
         """Free pages that `append(count)` will take, the copy of a shared last page included."""
@@ -171,23 +187,43 @@ class PageTable:
         return [self.pages[i // page_size] * page_size + i % page_size for i in new]
 
     def truncate(self, length: int) -> None:
-        """Forget all tokens from position `length` on, and give up our share of pages that then hold none of ours."""
+        """Forget all tokens from position `length` on, and give up our share of pages that then hold none of ours.
+
+        A borrowed page is kept whole or not at all, since what follows could not be written into it.
+        """
         if not 0 <= length <= self.length:
             raise BadValue(f"cannot truncate {self.length} tokens to {length}")
+        if length < self.borrowed_tokens:
+            length -= length % self.pool.page_size
         keep = -(-length // self.pool.page_size)
-        self.pool.allocator.release(self.pages[keep:])
+        released = self.pages[max(keep, self.borrowed) :]
         del self.pages[keep:]
+        self.borrowed = min(self.borrowed, keep)
         self.length = length
+        self.pool.allocator.release(released)
+
+    def borrow(self, pages: list[int]) -> None:
+        """Read `pages`, full ones that belong to somebody else, after those borrowed so far.
+
+        Where they stand in place of pages of ours, those are given up; one of ours may also just have changed hands.
+        """
+        ours = self.pages[self.borrowed : self.borrowed + len(pages)]
+        self.pages[self.borrowed : self.borrowed + len(pages)] = pages
+        self.borrowed += len(pages)
+        self.length = max(self.length, self.borrowed_tokens)
+        self.pool.allocator.release(own for own, page in zip(ours, pages, strict=False) if own != page)
 
     def fork(self) -> "PageTable":
         """A second table over the same pages: metadata only, whoever writes first copies."""
         child = PageTable(self.pool)
-        child.pages, child.length = list(self.pages), self.length
-        self.pool.allocator.share(child.pages)
+        child.pages, child.length, child.borrowed = list(self.pages), self.length, self.borrowed
+        self.pool.allocator.share(child.own_pages)
         return child
 
     def check(self) -> None:
         """Raises `BrokenInvariant` unless the table holds exactly the pages that its length needs, each once."""
+        if self.borrowed_tokens > self.length:
+            raise BrokenInvariant(f"{self.borrowed} full pages borrowed for {self.length} tokens")
         if len(self.pages) != -(-self.length // self.pool.page_size):
             raise BrokenInvariant(f"{len(self.pages)} pages of {self.pool.page_size} for {self.length} tokens")
         if len(set(self.pages)) != len(self.pages):

@@ -1,7 +1,7 @@
 """From logits to a token, with randomness that depends on nothing but the seed and the token's position."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,6 +49,13 @@ class Sampling:
         for stop in self.stop:
             if isinstance(stop, bool) or not isinstance(stop, str | int) or stop == "":
                 raise BadValue(f"stop takes non-empty strings and token ids, not {stop!r}")
+
+    def for_fork(self, lineage: tuple[int, ...]) -> "Sampling":
+        """The same with a seed of its own for the fork that `lineage` names; `()` is no fork, and changes nothing."""
+        if not lineage:
+            return self
+        seed = np.random.SeedSequence(self.seed, spawn_key=lineage).generate_state(1, np.uint64)[0]
+        return replace(self, seed=int(seed))
 
 
 def choose(logits: torch.Tensor, sampling: Sampling, position: int) -> int:

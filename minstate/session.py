@@ -20,20 +20,23 @@ class Mark:
 
 
 class Session:
-    """One conversation. Made by `Engine.open`; one turn at a time.
+    """One conversation. Made by `Engine.open` and by `fork`; one turn at a time.
 
-    Use it as a context manager, or `close()` it, to give its pages back; a session that is garbage gives them back too.
+    While it is idle it holds nothing back: its K/V may be evicted when others need the pages, and is then computed
+    again. Use it as a context manager, or `close()` it, when it is over; being garbage closes it too.
     """
 
-    def __init__(self, engine: "Engine", number: int, opening: list[int]):
+    def __init__(self, engine: "Engine", number: int, sequence: Sequence, opening: list[int], lineage=()):
         self.engine = engine
         self.number = number
+        self.sequence = sequence
         self.opening = opening  # rendered by `Engine.open`, forwarded with the first turn
-        self.sequence = Sequence(engine.pool)
+        self.lineage: tuple[int, ...] = lineage  # which fork of which fork it is; () if it is none
         self.running: Handle | None = None
+        self._forks = 0
         self._marks: list[Mark] = []  # those still valid, oldest first
-        self._give_pages_back = weakref.finalize(self, self.sequence.table.truncate, 0)
-        self._give_pages_back.atexit = False
+        self._open = weakref.finalize(self, engine.forgotten.append, sequence)
+        self._open.atexit = False
 
     @property
     def token_ids(self) -> list[int]:
@@ -41,8 +44,13 @@ class Session:
         return list(self.sequence.log)
 
     @property
+    def resident(self) -> int:
+        """Tokens of the log that have K/V at present, and need not be forwarded again."""
+        return 0 if self.closed else self.sequence.kv_len if self.running else self.engine.cache.refresh(self.sequence)
+
+    @property
     def closed(self) -> bool:
-        return not self._give_pages_back.alive
+        return not self._open.alive
 
     def send(self, messages=None, **options) -> Turn:
         """Add `messages` and return the model's answer. Takes what `Engine.submit` takes, and raises what it raises."""
@@ -65,6 +73,16 @@ class Session:
         self._marks.append(mark)
         return mark
 
+    def fork(self) -> "Session":
+        """A second session with the same log, marks apart, that goes on by itself.
+
+        It shares all K/V, of which at most one partly filled page is copied once either writes. Forks draw different
+        noise from the same `Sampling`.
+        """
+        self.require_idle()
+        self._forks += 1
+        return self.engine.adopt(self.engine.cache.fork(self.sequence), self.opening, (*self.lineage, self._forks))
+
     def rollback(self, mark: Mark) -> None:
         """Forget everything after `mark`; its K/V before the mark stays. Later marks become stale.
 
@@ -73,15 +91,23 @@ class Session:
         self.require_idle()
         if mark not in self._marks:
             raise StaleMark(f"{mark!r} is no mark of this session, or the session was rolled back to before it")
-        self.sequence.truncate(mark.length)
+        self.engine.cache.rollback(self.sequence, mark.length)
         del self._marks[self._marks.index(mark) + 1 :]
 
+    def forget_marks(self, beyond: int) -> None:
+        """Marks that lie beyond so many tokens of the log become stale: for an engine that rewrites it."""
+        self._marks = [mark for mark in self._marks if mark.length <= beyond]
+
     def close(self) -> None:
-        """Abort a running turn and give all pages back. A closed session takes no more calls, but keeps its log."""
+        """Abort a running turn. A closed session takes no more calls, but keeps its log.
+
+        What it computed stays in the prefix cache for others, until somebody needs the pages.
+        """
         self.engine.require_owner()
         if self.running:
             self.running.abort()
-        self._give_pages_back()
+        if self._open.detach():
+            self.engine.cache.release(self.sequence)
 
     def require_idle(self) -> None:
         """Raises `SessionClosed` or `SessionBusy` unless a turn may begin."""
@@ -107,4 +133,4 @@ class Session:
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "busy" if self.running else "idle"
-        return f"<Session {self.number}: {len(self.sequence.log)} tokens, {self.sequence.kv_len} with K/V, {state}>"
+        return f"<Session {self.number}: {len(self.sequence.log)} tokens, {self.resident} with K/V, {state}>"

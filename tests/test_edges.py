@@ -208,7 +208,7 @@ def test_check_recounts_turns_too(damage):
         session.sequence.table.pages += e.pool.allocator.allocate(1)
     else:
         e.run()
-        session._give_pages_back.detach()
+        session._open.detach()
     with pytest.raises(BrokenInvariant):
         e.check()
 

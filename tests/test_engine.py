@@ -1,6 +1,5 @@
 """The engine: what a batch holds, what a step costs, and that many turns at any moment do each other no harm."""
 
-import contextlib
 import threading
 
 import pytest
@@ -17,6 +16,8 @@ from minstate import (
     SessionBusy,
 )
 from minstate.lab.baseline import NaiveEngine
+
+SIMILAR = st.lists(st.integers(3, 4), min_size=1, max_size=20)  # so that prefixes have much in common
 
 
 def test_a_prompt_longer_than_the_budget_is_prefilled_in_chunks():
@@ -114,7 +115,7 @@ def test_pages_promised_to_running_turns_are_not_given_to_others():
     e = engine(num_pages=10)  # 40 tokens
     first, second = e.open(), e.open()
     running = e.submit(first, token_ids=[5], max_new_tokens=25, sampling=Sampling(ignore_eos=True))
-    with pytest.raises(OutOfPages, match="promised to running turns"):
+    with pytest.raises(OutOfPages, match="were promised"):
         e.submit(second, token_ids=[5], max_new_tokens=25)
     e.submit(second, token_ids=[6], max_new_tokens=12, sampling=Sampling(ignore_eos=True))
     e.run()
@@ -181,29 +182,60 @@ def test_entering_an_engine_from_its_own_step_is_refused(monkeypatch):
 
 
 class Conversations(RuleBasedStateMachine):
-    """Many sessions of one engine, stepped, aborted, rolled back and closed at any moment, against plain lists."""
+    """Sessions of one engine, doing anything at any moment while pages run short, against plain lists of tokens.
 
-    @initialize(num_pages=st.integers(4, 40), budget=st.integers(1, 24))
-    def start(self, num_pages, budget):
-        self.engine = engine(num_pages=num_pages, token_budget=budget)
+    Every answer is compared with a fresh naive engine's. Freed pages hold NaN, so whatever is read that should not be
+    changes an answer.
+    """
+
+    @initialize(
+        num_pages=st.integers(4, 40),
+        budget=st.integers(1, 24),
+        page_size=st.integers(1, 5),
+        prefix_cache=st.sampled_from([True, True, False]),
+    )
+    def start(self, num_pages, budget, page_size, prefix_cache):
+        self.engine = engine(num_pages=num_pages, token_budget=budget, page_size=page_size, prefix_cache=prefix_cache)
         self.sessions, self.logs, self.marks, self.handles = [], {}, {}, {}
-        self.open()
+        self.open("A")
 
     def pick(self, data, sessions=None):
         return data.draw(st.sampled_from(sessions or self.sessions))
 
-    @precondition(lambda self: len(self.sessions) < 4)
-    @rule()
-    def open(self):
-        session = self.engine.open()
-        self.sessions.append(session)
-        self.logs[session], self.marks[session] = [], []
+    def pick_idle(self, data):
+        idle = [session for session in self.sessions if session not in self.handles]
+        return self.pick(data, idle) if idle else None
 
-    @rule(data=st.data(), ids=IDS, limit=st.integers(1, 8), sampling=SAMPLINGS)
+    def adopt(self, session, log):
+        self.sessions.append(session)
+        self.logs[session], self.marks[session] = log, []
+
+    @precondition(lambda self: len(self.sessions) < 5)
+    @rule(tenant=st.sampled_from("AAB"))
+    def open(self, tenant):
+        self.adopt(self.engine.open(tenant=tenant), [])
+
+    @precondition(lambda self: len(self.sessions) < 5)
+    @rule(data=st.data())
+    def fork(self, data):
+        if parent := self.pick_idle(data):
+            free = self.engine.pool.allocator.num_free
+            self.adopt(parent.fork(), list(self.logs[parent]))
+            assert self.engine.pool.allocator.num_free >= free, "a fork takes no page"
+
+    @rule(data=st.data(), ids=st.one_of(IDS, SIMILAR), limit=st.integers(1, 8), sampling=SAMPLINGS)
     def submit(self, data, ids, limit, sampling):
         session = self.pick(data)
-        with contextlib.suppress(SessionBusy, OutOfPages, ContextOverflow):
+        try:
             handle = self.engine.submit(session, token_ids=ids, max_new_tokens=limit, sampling=sampling)
+        except SessionBusy:
+            assert session in self.handles
+        except ContextOverflow:
+            assert len(self.logs[session]) + len(ids) + limit > 256
+        except OutOfPages:
+            pages = -(-(len(self.logs[session]) + len(ids) + limit - 1) // self.engine.pool.page_size)
+            assert self.handles or pages > self.engine.pool.allocator.num_pages, "nobody waits for an idle session"
+        else:
             self.handles[session] = (handle, ids)
 
     @rule(steps=st.integers(1, 6))
@@ -211,15 +243,12 @@ class Conversations(RuleBasedStateMachine):
         for _ in range(steps):
             for handle in self.engine.step():
                 _, ids = self.handles.pop(handle.session)
-                log, turn = self.logs[handle.session], handle.turn
-                request = handle.request
-                afresh = (
-                    engine(NaiveEngine)
-                    .open()
-                    .send(token_ids=log + ids, max_new_tokens=request.max_new_tokens, sampling=request.sampling)
-                )
+                log, turn, request = self.logs[handle.session], handle.turn, handle.request
+                options = {"max_new_tokens": request.max_new_tokens, "sampling": request.sampling}
+                afresh = engine(NaiveEngine, num_pages=80).open().send(token_ids=log + ids, **options)
                 assert turn.token_ids == afresh.token_ids, "whatever happened before, and whoever else is in the batch"
-                assert turn.stats.prefilled == turn.stats.delta
+                stats = turn.stats
+                assert stats.prefilled == stats.forwarded - (stats.generated - 1)
                 log += [*ids, *turn.token_ids]
 
     @precondition(lambda self: self.handles)
@@ -230,19 +259,24 @@ class Conversations(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def mark(self, data):
-        session = self.pick(data)
-        if session not in self.handles:
+        if session := self.pick_idle(data):
             self.marks[session].append((session.mark(), list(self.logs[session])))
 
     @rule(data=st.data())
     def rollback(self, data):
-        session = self.pick(data)
-        if session not in self.handles and self.marks[session]:
+        session = self.pick_idle(data)
+        if session and self.marks[session]:
             at = data.draw(st.integers(0, len(self.marks[session]) - 1))
             mark, log = self.marks[session][at]
             session.rollback(mark)
             self.logs[session] = list(log)
             del self.marks[session][at + 1 :]
+
+    @rule(count=st.integers(1, 12))
+    def evict(self, count):
+        free, available = self.engine.pool.allocator.num_free, self.engine.cache.num_available
+        self.engine.cache.make_room(count)
+        assert self.engine.pool.allocator.num_free == min(free + count, available)
 
     @precondition(lambda self: len(self.sessions) > 1)
     @rule(data=st.data())
@@ -262,10 +296,12 @@ class Conversations(RuleBasedStateMachine):
     def teardown(self):
         for session in self.sessions:
             session.close()
-        assert self.engine.pool.allocator.num_free == self.engine.pool.allocator.num_pages
+        self.engine.check()
+        allocator = self.engine.pool.allocator
+        assert self.engine.cache.num_available == allocator.num_pages
+        if not self.engine.prefix_cache:
+            assert allocator.num_free == allocator.num_pages
 
 
 TestConversations = Conversations.TestCase
-
-
-TestConversations.settings = settings(stateful_step_count=30)
+TestConversations.settings = settings(stateful_step_count=40)

@@ -67,7 +67,9 @@ def test_stateful_and_naive_say_the_same(sampling):
     stateful = real_engine()
     naive = NaiveEngine(stateful.model, stateful.tokenizer, eos_ids=stateful.eos_ids, num_pages=256)
     with AgenticWorkload(seed=2, turns=2) as workload:
-        sessions = [engine.open(workload.opening, workload.tools) for engine in (stateful, naive)]
+        sessions = [
+            engine.open(workload.opening, workload.tools, tenant=repr(sampling)) for engine in (stateful, naive)
+        ]
         for ours, theirs in zip(workload, workload, strict=True):
             turns = [
                 session.send(messages, max_new_tokens=12, sampling=sampling)

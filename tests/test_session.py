@@ -154,7 +154,8 @@ def test_leaving_a_stream_early_aborts_the_turn():
     stream.close()
     session.engine.check()
     after = session.send("more", max_new_tokens=3)
-    assert after.stats.prefilled == after.stats.delta, "an abort costs the session none of its history"
+    assert after.stats.recomputed == 0, "an abort costs the session none of its history"
+    assert after.stats.shared > 0, "what the aborted turn computed is found again"
 
 
 def test_stop_conditions():
@@ -201,7 +202,7 @@ def test_rollback_goes_back_to_a_mark_and_only_there():
     with pytest.raises(StaleMark):
         session.rollback(later)
     stats = session.send(token_ids=[9, 9], max_new_tokens=1).stats
-    assert stats.prefilled == stats.delta == 3
+    assert stats.delta == 3 and stats.recomputed == 0
     session.rollback(start)
     assert session.token_ids == []
     with pytest.raises(StaleMark):
@@ -211,20 +212,28 @@ def test_rollback_goes_back_to_a_mark_and_only_there():
     session.engine.check()
 
 
-def test_pages_come_back():
-    e = engine()
+@pytest.mark.parametrize("prefix_cache", [True, False])
+def test_pages_come_back(prefix_cache):
+    e = engine(prefix_cache=prefix_cache)
+    allocator = e.pool.allocator
+
+    def require_all_back():
+        e.check()
+        assert e.cache.num_available == allocator.num_pages, "nothing is held back"
+        assert allocator.num_free == allocator.num_pages - 5 * prefix_cache, "but a shared prefix stays known"
+
     session = e.open()
     session.send(token_ids=[5] * 20, max_new_tokens=1)
     session.close()
     session.close()
-    assert e.pool.allocator.num_free == e.pool.allocator.num_pages
+    require_all_back()
     with pytest.raises(SessionClosed):
         session.send(token_ids=[5])
     dropped = e.open()
     dropped.send(token_ids=[5] * 20, max_new_tokens=1)
     del dropped
     gc.collect()
-    assert e.pool.allocator.num_free == e.pool.allocator.num_pages, "a forgotten session does not leak"
+    require_all_back()
 
 
 BAD = [
@@ -254,15 +263,15 @@ BAD = [
     ({"token_ids": [5], "sampling": {"temperature": 1}}, BadValue, "Sampling"),
     ({"token_ids": [5] * 200, "max_new_tokens": 60}, ContextOverflow, "256 positions"),
     ({"token_ids": [5] * 200, "max_new_tokens": 14}, OutOfPages, "whole pool has 60"),
-    ({"token_ids": [5] * 170, "max_new_tokens": 5}, OutOfPages, "are free"),
+    ({"token_ids": [5] * 170, "max_new_tokens": 5}, OutOfPages, "running turns leave"),
 ]
 
 
 @pytest.mark.parametrize("options, error, says", BAD)
 def test_bad_input_changes_nothing(options, error, says):
     e = engine(num_pages=60)
-    bystander = e.open()
-    bystander.send(token_ids=[4] * 30, max_new_tokens=1)
+    e.submit(e.open(), token_ids=[4] * 30, max_new_tokens=9)
+    e.step()
     session = e.open()
     session.send("hi", max_new_tokens=3)
     mark, before = session.mark(), session.token_ids
@@ -271,7 +280,7 @@ def test_bad_input_changes_nothing(options, error, says):
     e.check()
     assert session.token_ids == before
     stats = session.send("still here", max_new_tokens=3).stats
-    assert stats.prefilled == stats.delta
+    assert stats.recomputed == 0
     session.rollback(mark)
     assert session.token_ids == before
 

@@ -88,4 +88,16 @@ def model(family: str = "llama", dtype: torch.dtype = torch.float64) -> Model:
 
 
 def engine(cls: type[Engine] = Engine, *, family: str = "llama", page_size: int = 4, num_pages: int = 64, **settings):
-    return cls(model(family), tokenizer(), eos_ids=[2], page_size=page_size, num_pages=num_pages, **settings)
+    """An engine whose unwritten and freed pages hold NaN: whoever reads one says nonsense."""
+    e = cls(model(family), tokenizer(), eos_ids=[2], page_size=page_size, num_pages=num_pages, **settings)
+    pages = e.pool.kv.unflatten(3, (-1, page_size))
+    pages.fill_(torch.nan)
+    allocator, release = e.pool.allocator, e.pool.allocator.release
+
+    def release_and_poison(released):
+        released = list(released)
+        release(released)
+        pages[:, :, :, [page for page in released if allocator.owners[page] == 0]] = torch.nan
+
+    allocator.release = release_and_poison
+    return e

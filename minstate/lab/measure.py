@@ -28,16 +28,20 @@ def run_side_by_side(
     """One row for each repeat, turn and engine: all of `TurnStats`, the prompt's length `n`, text and token ids.
 
     Every engine's tools run in a workspace of their own. The engines take turns, so that a slow moment of the machine
-    falls on all of them; who goes first alternates. One short turn of each beforehand, not counted, warms them up.
+    falls on all of them; who goes first alternates. One short turn of each beforehand, not counted, warms them up. Each
+    repeat is a tenant of its own: it finds nothing in a prefix cache that it has not put there itself.
     """
     for engine in engines.values():
-        with engine.open() as session:
+        with engine.open(tenant="warm-up") as session:
             session.send("Are you there?", max_new_tokens=2)
     rows = []
     with tqdm(total=repeats * workload.turns * len(engines), unit="turn", mininterval=1) as bar:
         for repeat in range(repeats):
             with ExitStack() as stack:
-                opened = {name: e.open(messages=workload.opening, tools=workload.tools) for name, e in engines.items()}
+                opened = {
+                    name: engine.open(messages=workload.opening, tools=workload.tools, tenant=f"repeat {repeat}")
+                    for name, engine in engines.items()
+                }
                 sessions = {name: stack.enter_context(session) for name, session in opened.items()}
                 agents = {name: iter(workload) for name in engines}
                 for number in range(1, workload.turns + 1):

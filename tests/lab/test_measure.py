@@ -28,7 +28,7 @@ def rows() -> pd.DataFrame:
     sampling = Sampling(temperature=1.0, ignore_eos=True)
     rows = run_side_by_side(engines, Chatter(), max_new_tokens=4, sampling=sampling, repeats=2)
     for e in engines.values():
-        assert e.pool.allocator.num_free == e.pool.allocator.num_pages, "measuring leaves nothing behind"
+        assert e.cache.num_available == e.pool.allocator.num_pages, "measuring leaves nothing behind"
     return rows
 
 

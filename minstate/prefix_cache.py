@@ -1,0 +1,180 @@
+"""How pages pass between sequences and the prefix tree: who owns which, and for how long.
+
+    free ──append──▶ private to one sequence ──publish──▶ owned by the tree ──evict──▶ free
+
+- A *running* turn has its place in the tree locked. After every step its full pages are published: the tree owns them
+  from then on, the sequence borrows them, and others may borrow them too.
+- An *idle* sequence locks nothing. It remembers its place, and keeps the private pages behind it, its tail. Both may be
+  taken from it while it rests: `refresh` cuts it to what is left. Nothing ever waits for an idle session.
+- Whole pages are shared by reference. Where a match ends inside a page, that head is copied, so reuse is exact to the
+  token.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from minstate.batch import Sequence
+from minstate.errors import BrokenInvariant
+from minstate.paged_kv import KVPool
+from minstate.radix_tree import Node, RadixTree
+
+
+class PrefixCache:
+    """Every sequence of one pool, the tree that they share, and the order in which they lose their pages."""
+
+    def __init__(self, pool: KVPool):
+        self.pool, self.tree = pool, RadixTree(pool.allocator, pool.page_size)
+        self._tails: dict[Sequence, int] = {}  # idle, with private pages: when last used, in that order
+        pool.allocator.reclaim = self.make_room
+
+    def enter(self, sequence: Sequence, root: Node) -> None:
+        """A sequence without K/V begins to share with those under `root`."""
+        sequence.root = sequence.node = root
+        self.tree.join(root)
+
+    def begin(self, sequence: Sequence) -> None:
+        """A turn begins: find again what the sequence had, and what the tree has of its log besides, and lock it."""
+        self.refresh(sequence)
+        self._tails.pop(sequence, None)
+        sequence.node = self.tree.lock(sequence.node, sequence.table.borrowed_tokens)
+        self._borrow_pages(sequence)
+
+    def extend(self, sequence: Sequence) -> int:
+        """While a prompt is being prefilled: take what others have published of it by now. Returns tokens gained."""
+        before = sequence.kv_len
+        self._borrow_pages(sequence)
+        self._copy_head(sequence)
+        return sequence.kv_len - before
+
+    def publish(self, sequence: Sequence) -> None:
+        """After a step: the tree takes the sequence's full pages, and the sequence those the tree had already."""
+        table = sequence.table
+        full = table.pages[table.borrowed : sequence.kv_len // self.pool.page_size]
+        if full:
+            sequence.node, _, pages = self.tree.insert(sequence.node, table.borrowed_tokens, sequence.log, full)
+            table.borrow(pages)  # only now are duplicates given up
+
+    def end(self, sequence: Sequence, length: int) -> None:
+        """The turn is over, and `length` tokens of the log stay."""
+        locked = sequence.node
+        sequence.truncate(length)
+        self._rest(sequence)
+        self.tree.unlock(locked)
+
+    def rollback(self, sequence: Sequence, length: int) -> None:
+        """Cut an idle sequence's log to `length` tokens."""
+        self.refresh(sequence)
+        sequence.truncate(length)
+        self._rest(sequence)
+
+    def fork(self, sequence: Sequence) -> Sequence:
+        """A second idle sequence with the same log and pages. Whoever first writes into the tail copies it."""
+        self.refresh(sequence)
+        child = Sequence(self.pool)
+        child.log, child.table = list(sequence.log), sequence.table.fork()
+        self.enter(child, sequence.root)
+        child.node = sequence.node
+        self._rest(child)
+        return child
+
+    def release(self, sequence: Sequence) -> None:
+        """The idle sequence will not come back: give up its tail, and a private root that nobody else uses."""
+        self.refresh(sequence)
+        self._tails.pop(sequence, None)
+        sequence.table.truncate(0)
+        self.tree.leave(sequence.root)
+
+    def forget(self, sequence: Sequence, root: Node) -> None:
+        """The idle sequence loses all its K/V, as if by eviction, and goes on under `root`."""
+        self.tree.join(root)  # before it leaves, lest this is the root that nobody else uses
+        self.release(sequence)
+        sequence.root = sequence.node = root
+
+    def refresh(self, sequence: Sequence) -> int:
+        """Cut an idle sequence's K/V to what eviction has left of it; returns the tokens left."""
+        before = sequence.table.borrowed_tokens
+        sequence.node, at = self.tree.climb(sequence.node, before)
+        if at < before:
+            self._tails.pop(sequence, None)
+            sequence.table.truncate(at)
+        return sequence.kv_len
+
+    def make_room(self, count: int) -> None:
+        """Free `count` pages, or what can be had: idle tails and leaves of the tree, the least recently used first."""
+        allocator = self.pool.allocator
+        target = allocator.num_free + count
+        while allocator.num_free < target:
+            leaf = self.tree.oldest()
+            idle, used = next(iter(self._tails.items()), (None, 0))
+            if idle and (leaf is None or used < leaf.last_used):
+                del self._tails[idle]
+                idle.table.truncate(idle.table.borrowed_tokens)
+            elif leaf:
+                self.tree.trim(leaf, target - allocator.num_free)
+            else:
+                return
+
+    @property
+    def num_available(self) -> int:
+        """Pages that are free, or would be if everything idle were evicted."""
+        owners = self.pool.allocator.owners
+        tails = Counter(page for sequence in self._tails for page in sequence.table.own_pages)
+        reclaimable = sum(owners[page] == idle_owners for page, idle_owners in tails.items())
+        return self.pool.allocator.num_free + self.tree.num_evictable + reclaimable
+
+    def check(self, sequences: Iterable[Sequence], running: Iterable[Sequence]) -> None:
+        """Recount all pages, given all open sequences and those in a turn. Raises `BrokenInvariant`."""
+        sequences, running = list(sequences), set(running)
+        self.tree.check(sequence.node for sequence in running)
+        owned = [node.pages for node in self.tree.nodes()]
+        self.pool.allocator.check([*owned, *(sequence.table.own_pages for sequence in sequences)])
+        self._check_tails(set(sequences) - running)
+        for sequence in sequences:
+            node, at = self.tree.climb(sequence.node, sequence.table.borrowed_tokens)
+            if sequence in running and (node is not sequence.node or at != node.end):
+                raise BrokenInvariant("a running turn's place in the tree is not what it has locked")
+            self._check_path(sequence, node, at)
+
+    def _check_tails(self, idle: set[Sequence]) -> None:
+        if set(self._tails) != {sequence for sequence in idle if sequence.table.own_pages}:
+            raise BrokenInvariant("the tails that can be reclaimed are not those of idle sequences")
+        if list(self._tails.values()) != sorted(self._tails.values()):
+            raise BrokenInvariant("the tails are not in the order of their last use")
+
+    def _check_path(self, sequence: Sequence, node: Node, at: int) -> None:
+        """Tokens and pages on the way down to (node, at) are the sequence's, position by position."""
+        path = self.tree.match(sequence.root, 0, sequence.log, at)
+        if (path.at, path.pages) != (at, sequence.table.pages[: len(path.pages)]):
+            raise BrokenInvariant(f"the tree's tokens or pages above {node} are not the sequence's")
+
+    def _borrow_pages(self, sequence: Sequence) -> None:
+        """Go on down the tree by whole pages. The last token is left to be forwarded: its logits are wanted."""
+        table = sequence.table
+        found = self.tree.match(sequence.node, table.borrowed_tokens, sequence.log, len(sequence.log) - 1)
+        if found.pages:
+            sequence.node = self.tree.move_lock(sequence.node, found.node, found.at)
+            table.borrow(found.pages)
+
+    def _copy_head(self, sequence: Sequence) -> None:
+        """Where the tree has a page that agrees for longer than our own last page goes, copy it."""
+        table, page_size = sequence.table, self.pool.page_size
+        at = table.borrowed_tokens
+        tokens = sequence.log[at : min(at + page_size, len(sequence.log) - 1)]
+        head = self.tree.head(sequence.node, at, tokens)
+        if not head or at + head.count <= sequence.kv_len:
+            return
+        # Room first, then look again: making room may have evicted the very page.
+        self.make_room(table.pages_needed(at + head.count - sequence.kv_len) - self.pool.allocator.num_free)
+        head = self.tree.head(sequence.node, at, tokens)
+        gain = at + head.count - sequence.kv_len if head else 0
+        if gain > 0 and table.pages_needed(gain) <= self.pool.allocator.num_free:
+            table.append(gain)
+            self.pool.copy_page(head.page, table.pages[-1])
+
+    def _rest(self, sequence: Sequence) -> None:
+        """The sequence is idle from now on. Its tail is a little older than its node, hence goes before it."""
+        self.refresh(sequence)
+        self._tails.pop(sequence, None)
+        if sequence.table.own_pages:
+            self._tails[sequence] = self.tree.touch(sequence.node)
+        self.tree.touch(sequence.node)

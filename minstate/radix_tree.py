@@ -1,0 +1,354 @@
+"""The prefix tree: which pages hold the K/V of which token ids, from the start of a conversation on.
+
+Sessions whose logs begin alike share pages here, by reference (RadixAttention, arXiv 2312.07104). A node is a run of
+whole pages; siblings differ in their first page. A place in the tree is a pair (node, at): `at` tokens below the root,
+a page boundary with `node.start < at <= node.end`, or the root itself with `at = 0`.
+
+The tree owns its pages once, however many sessions read them. A running turn locks its place, and with it the path
+above; everything else may be evicted, leaves first, the least recently used first. An evicted node is marked `dead`
+and keeps its parent, so whoever remembers a place climbs to what is left of it. A split keeps the old object as the
+*lower* half: a live node therefore implies a live path.
+
+Plain integers and bytes, no tensors and no clock. `nodes_visited` and `tokens_compared` count the work.
+"""
+
+import heapq
+from array import array
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+from operator import attrgetter
+from sys import byteorder
+from typing import TYPE_CHECKING, NamedTuple
+
+from minstate.errors import BrokenInvariant
+
+if TYPE_CHECKING:  # its module imports torch
+    from minstate.paged_kv import PageAllocator
+
+TOKEN_BYTES = 4
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """A run of whole pages, and the tokens whose K/V they hold."""
+
+    parent: "Node | None"  # None: a root, which has no pages
+    start: int  # tokens above it
+    key: bytearray  # its tokens, big-endian, so that bytes compare as tokens do
+    pages: list[int]
+    last_used: int  # in ticks of the tree
+    children: list["Node"] = field(default_factory=list)  # sorted by key
+    locks: int = 0  # by running turns that end here, plus one for each child that has any
+    queued: bool = False  # has an entry in the tree's heap
+    dead: bool = False
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.key) // TOKEN_BYTES
+
+    def __repr__(self) -> str:
+        state = "dead" if self.dead else f"{self.locks} locks" if self.locks else "evictable"
+        return f"<Node {self.start}:{self.end}, {len(self.pages)} pages, {len(self.children)} children, {state}>"
+
+
+class Place(NamedTuple):
+    """Where a match ends, and the pages found on the way there."""
+
+    node: Node
+    at: int
+    pages: list[int]
+
+
+class Head(NamedTuple):
+    """A page that begins with the wanted tokens and then goes on differently."""
+
+    node: Node
+    page: int
+    count: int  # tokens that agree
+
+
+class RadixTree:
+    """Prefix trees over one allocator's pages: one root for each tenant, and private ones."""
+
+    def __init__(self, allocator: "PageAllocator", page_size: int):
+        self.allocator, self.page_size = allocator, page_size
+        self.tenants: dict[Hashable, Node] = {}
+        self.private: Counter[Node] = Counter()  # private roots, and how many sequences each serves
+        self.num_pages = 0  # owned by the tree
+        self.num_locked = 0  # of these, out of reach for eviction
+        self.nodes_visited = self.tokens_compared = 0
+        self._heap: list[tuple[int, int, Node]] = []  # every evictable leaf; the time may be older than its `last_used`
+        self._ticks = self._pushed = 0
+
+    # Roots.
+
+    def root(self, tenant: Hashable) -> Node:
+        """The root that `tenant`'s sequences share, and nobody else's."""
+        if tenant not in self.tenants:
+            self.tenants[tenant] = self._new_root()
+        return self.tenants[tenant]
+
+    def private_root(self) -> Node:
+        """A root that is dropped with its pages once as many sequences have left as `join`ed."""
+        root = self._new_root()
+        self.private[root] = 0
+        return root
+
+    def join(self, root: Node) -> None:
+        """One more sequence under `root`."""
+        if root in self.private:
+            self.private[root] += 1
+
+    def leave(self, root: Node) -> None:
+        """One sequence fewer under `root`."""
+        if root in self.private:
+            self.private[root] -= 1
+            if not self.private[root]:
+                del self.private[root]
+                self._drop(root)
+
+    # Reading.
+
+    def match(self, node: Node, at: int, log: list[int], stop: int) -> Place:
+        """From a place where `log[:at]` is, go on down as far as whole pages agree with `log[at:stop]`."""
+        pages: list[int] = []
+        while stop - at >= self.page_size:
+            if at == node.end:
+                first = _encode(log[at : at + self.page_size])
+                where = _place_of(first, node)
+                if where == len(node.children) or not node.children[where].key.startswith(first):
+                    break
+                node = node.children[where]
+                self.nodes_visited += 1
+            want = _encode(log[at : min(stop, node.end)])
+            skip = (at - node.start) // self.page_size
+            have = node.key[(at - node.start) * TOKEN_BYTES :]
+            count = self._common(have, want) // self.page_size
+            pages += node.pages[skip : skip + count]
+            at += count * self.page_size
+            if at < node.end:
+                break
+        return Place(node, at, pages)
+
+    def head(self, node: Node, at: int, tokens: list[int]) -> Head | None:
+        """The page below (node, at) that has the longest head in common with `tokens`, if any has one.
+
+        In sorted order it is a neighbour of the place where `tokens` would stand. Counts as a use of its node.
+        """
+        want, best = _encode(tokens), None
+        if at < node.end:
+            candidates, skip = [node], (at - node.start) // self.page_size
+        else:
+            where = _place_of(want, node)
+            candidates, skip = node.children[max(0, where - 1) : where + 1], 0
+        for candidate in candidates:
+            first = skip * self.page_size * TOKEN_BYTES
+            count = self._common(candidate.key[first : first + len(want)], want)
+            if count > (best.count if best else 0):
+                best = Head(candidate, candidate.pages[skip], count)
+        if best:
+            self.touch(best.node)
+        return best
+
+    def climb(self, node: Node, at: int) -> tuple[Node, int]:
+        """What is left of a place that was remembered: the lowest live one above it. O(1) if nothing happened."""
+        while node.parent and (node.dead or at <= node.start):
+            at = min(at, node.start)
+            node = node.parent
+            self.nodes_visited += 1
+        return node, at
+
+    # Writing.
+
+    def insert(self, node: Node, at: int, log: list[int], pages: list[int]) -> Place:
+        """Publish `pages`, which hold `log[at:]`, below the place (node, at), which the caller has locked.
+
+        Gives the caller's lock on to the new place, and returns it with the canonical pages. Where the tree had pages
+        for these tokens already, the canonical ones are the tree's and the caller keeps its own, as duplicates; the
+        others belong to the tree from now on.
+        """
+        found = self.match(node, at, log, at + len(pages) * self.page_size)
+        node = self.move_lock(node, found.node, found.at)
+        new = pages[len(found.pages) :]
+        if not new:
+            return Place(node, found.at, found.pages)
+        end = found.at + len(new) * self.page_size
+        key = _encode(log[found.at : end])
+        self.num_pages += len(new)
+        if node.parent and not node.children and node.locks == 1:  # a leaf that only the caller needs
+            node.key += key
+            node.pages += new
+            self.num_locked += len(new)
+        else:
+            child = Node(node, found.at, bytearray(key), new, self._tick())
+            node.children.insert(_place_of(key, node), child)
+            node = self.move_lock(node, child, end)
+        return Place(node, end, found.pages + new)
+
+    def lock(self, node: Node, at: int) -> Node:
+        """Keep everything down to the place (node, at) from being evicted. Returns the node that ends there."""
+        locked = node = self._split(node, at) if at < node.end else node
+        while node:
+            node.locks += 1
+            if node.locks > 1:
+                break
+            self.num_locked += len(node.pages)
+            node = node.parent
+        return locked
+
+    def unlock(self, node: Node) -> None:
+        """Take back one `lock` of this node."""
+        while node:
+            node.locks -= 1
+            if node.locks:
+                break
+            self.num_locked -= len(node.pages)
+            self._queue(node)
+            node = node.parent
+
+    def move_lock(self, node: Node, target: Node, at: int) -> Node:
+        """`lock` another place, then `unlock` this node; returns the node that is locked now."""
+        locked = self.lock(target, at)
+        self.unlock(node)
+        return locked
+
+    def touch(self, node: Node) -> int:
+        """`node` is in use now. Returns the time, in ticks."""
+        node.last_used = self._tick()
+        return node.last_used
+
+    # Evicting.
+
+    @property
+    def num_evictable(self) -> int:
+        return self.num_pages - self.num_locked
+
+    def oldest(self) -> Node | None:
+        """The evictable leaf that was not used for longest."""
+        while self._heap:
+            time, _, node = self._heap[0]
+            if time == node.last_used and _evictable(node):
+                return node
+            heapq.heappop(self._heap)
+            node.queued = False
+            self._queue(node)
+        return None
+
+    def trim(self, leaf: Node, count: int) -> None:
+        """Evict up to `count` pages from the end of `leaf`, which `oldest` returned.
+
+        If some of its pages stay, they do so in a new node: the old object is dead, so that no place remembered in it
+        can be mistaken for what grows here later.
+        """
+        parent = leaf.parent
+        keep = max(0, len(leaf.pages) - count)
+        evicted = leaf.pages[keep:]
+        where = _place_of(leaf.key, parent)
+        if keep:
+            del leaf.pages[keep:], leaf.key[keep * self.page_size * TOKEN_BYTES :]
+            rest = Node(parent, leaf.start, leaf.key, leaf.pages, leaf.last_used)
+            parent.children[where] = rest
+            self._queue(rest)
+        else:
+            del parent.children[where]
+            parent.last_used = max(parent.last_used, leaf.last_used)  # using a node uses the path to it
+            self._queue(parent)
+        leaf.dead, leaf.key, leaf.pages = True, bytearray(), []
+        self.num_pages -= len(evicted)
+        self.allocator.release(evicted)
+
+    # Looking.
+
+    def nodes(self) -> Iterator[Node]:
+        """All nodes, parents before their children."""
+        waiting = [*self.tenants.values(), *self.private]
+        while waiting:
+            node = waiting.pop()
+            yield node
+            waiting += reversed(node.children)
+
+    def check(self, locked: Iterable[Node]) -> None:
+        """Recount everything, given the node of each running turn. Raises `BrokenInvariant`."""
+        nodes, direct = list(self.nodes()), Counter(locked)
+        queued = {node: time for time, _, node in self._heap}
+        for node in nodes:
+            firsts = [bytes(child.key[: self.page_size * TOKEN_BYTES]) for child in node.children]
+            for holds, what in [
+                (not node.dead, "is in the tree and dead"),
+                (len(node.key) == len(node.pages) * self.page_size * TOKEN_BYTES, "has other tokens than pages"),
+                (bool(node.pages) == bool(node.parent), "is a root with pages, or an inner node without"),
+                (firsts == sorted(set(firsts)), "has children out of order, or with the same first page"),
+                (all(child.parent is node and child.start == node.end for child in node.children), "has odd children"),
+                (node.locks == direct[node] + sum(child.locks > 0 for child in node.children), "has odd locks"),
+                (node.queued == (node in queued), "is in the heap, or not, and does not know"),
+                (not _evictable(node) or queued.get(node, node.last_used + 1) <= node.last_used, "cannot be evicted"),
+            ]:
+                if not holds:
+                    raise BrokenInvariant(f"{node} {what}")
+        if len(queued) != len(self._heap):
+            raise BrokenInvariant("a node is in the heap twice")
+        if not direct.keys() <= set(nodes):
+            raise BrokenInvariant("a running turn's node is not in the tree")
+        counts = sum(len(node.pages) for node in nodes), sum(len(node.pages) for node in nodes if node.locks)
+        if counts != (self.num_pages, self.num_locked):
+            raise BrokenInvariant(f"{counts} pages and locked ones, not {self.num_pages} and {self.num_locked}")
+
+    def _new_root(self) -> Node:
+        return Node(None, 0, bytearray(), [], self._tick())
+
+    def _tick(self) -> int:
+        self._ticks += 1
+        return self._ticks
+
+    def _common(self, a: bytes, b: bytes) -> int:
+        """Tokens that agree at the beginning: the highest bit in which two numbers differ tells, at memory speed."""
+        length = min(len(a), len(b))
+        differ = int.from_bytes(a[:length], "big") ^ int.from_bytes(b[:length], "big")
+        self.tokens_compared += length // TOKEN_BYTES
+        return (length - (differ.bit_length() + 7) // 8) // TOKEN_BYTES
+
+    def _split(self, node: Node, at: int) -> Node:
+        """Cut `node` at `at`. Returns the new upper half; the object itself becomes the lower half."""
+        pages, tokens = (at - node.start) // self.page_size, (at - node.start) * TOKEN_BYTES
+        upper = Node(node.parent, node.start, node.key[:tokens], node.pages[:pages], node.last_used, [node])
+        upper.locks = int(node.locks > 0)
+        node.parent.children[_place_of(node.key, node.parent)] = upper
+        node.parent, node.start = upper, at
+        del node.key[:tokens], node.pages[:pages]
+        return upper
+
+    def _queue(self, node: Node) -> None:
+        if _evictable(node) and not node.queued:
+            self._pushed += 1  # breaks ties, so that nodes are never compared
+            heapq.heappush(self._heap, (node.last_used, self._pushed, node))
+            node.queued = True
+
+    def _drop(self, root: Node) -> None:
+        waiting = [root]
+        while waiting:
+            node = waiting.pop()
+            waiting += node.children
+            self.num_pages -= len(node.pages)
+            self.allocator.release(node.pages)
+            node.dead, node.key, node.pages, node.children = True, bytearray(), [], []
+        self._heap = [entry for entry in self._heap if not entry[2].dead]
+        heapq.heapify(self._heap)
+
+
+def _place_of(key: bytes, parent: Node) -> int:
+    """The index at which a child that begins with `key` stands among its siblings, or would stand."""
+    return bisect_left(parent.children, key, key=attrgetter("key"))
+
+
+def _evictable(node: Node) -> bool:
+    return bool(node.parent) and not (node.dead or node.children or node.locks)
+
+
+def _encode(tokens: list[int]) -> bytes:
+    """Four big-endian bytes a token."""
+    ids = array("I", tokens)
+    if byteorder == "little":
+        ids.byteswap()
+    return ids.tobytes()
