@@ -205,6 +205,8 @@ class Engine:
             if request.remaining > 1:  # still being prefilled
                 request.reused += self.cache.extend(request.sequence)
         work = self.scheduler.next_batch()
+        if not work and self.scheduler.running:
+            raise BrokenInvariant("turns are running, and none of them has a token to forward")
         if not work:
             return []
         handles = [self._handles[request] for request, _ in work]

@@ -1,0 +1,200 @@
+"""Pictures of the prefix tree: its nodes along the tokens they hold, who is where in it; and what sharing saves."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MultipleLocator
+
+from minstate.lab.figures import BLUE, GREEN, INK, ORANGE, PURPLE, STYLE, new_figure
+from minstate.radix_tree import TOKEN_BYTES, Node, RadixTree
+
+LOCKED = {"facecolor": "#8FC1DF", "edgecolor": INK, "linewidth": 2}
+INNER = {"facecolor": "#E3F1FA", "edgecolor": INK, "linewidth": 0.8}
+LEAF = {"facecolor": "#FCEFC8", "edgecolor": ORANGE, "linewidth": 1.4}
+DEAD = {"facecolor": "white", "edgecolor": "#999999", "linewidth": 1.2, "linestyle": "--", "hatch": "//"}
+LEGEND = {
+    "locked by a running turn": LOCKED,
+    "not locked, but others hang on it": INNER,
+    "leaf that nobody locks: may be evicted": LEAF,
+    "dead: evicted, and still remembered": DEAD,
+}
+LINES = ((ORANGE, "s--"), (GREEN, "^:"), (BLUE, "o-"), (PURPLE, "D-."))
+HEIGHT = 0.6  # of a node's box; rows are 1 apart
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """One node as it was. A dead one has lost its tokens and pages; `end` is then what is remembered of it."""
+
+    parent: int | None  # its number among the state's nodes; None: a root
+    start: int
+    end: int
+    tokens: tuple[int, ...]
+    pages: tuple[int, ...]
+    locks: int
+    dead: bool
+    tenant: str  # of a root: whose it is
+
+
+@dataclass(frozen=True)
+class TreeState:
+    """A tree at one moment: a copy, so later changes do not reach it."""
+
+    page_size: int
+    nodes: tuple[NodeState, ...]
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)  # by sequence: its node's number, tokens above
+    title: str = ""
+
+    @staticmethod
+    def of(tree: RadixTree, places: Mapping[str, tuple] | None = None, title: str = "") -> "TreeState":
+        """The state of `tree`, and of the `places` (node, at, ...) that sequences remember in it, by name."""
+        places = places or {}
+        dead = [node for node, *_ in places.values() if node.dead]
+        number = {node: i for i, node in enumerate(dict.fromkeys([*tree.nodes(), *dead]))}
+        tenants = {root: str(tenant) for tenant, root in tree.tenants.items()}
+        nodes = [
+            NodeState(
+                parent=number.get(_lowest_live(node.parent)),
+                start=node.start,
+                end=max([node.end, *(at for remembered, at, *_ in places.values() if remembered is node)]),
+                tokens=_decode(node),
+                pages=tuple(node.pages),
+                locks=node.locks,
+                dead=node.dead,
+                tenant=tenants.get(node, ""),
+            )
+            for node in number
+        ]
+        remembered = {name: (number[node], at) for name, (node, at, *_) in places.items()}
+        return TreeState(tree.page_size, tuple(nodes), remembered, title)
+
+    def children(self, number: int | None) -> list[int]:
+        """The numbers of a node's children, in order; of `None`, the roots'."""
+        return [i for i, node in enumerate(self.nodes) if node.parent == number]
+
+    def rows(self) -> list[int]:
+        """For each node the line on which it is drawn: its first child's, so that the two halves of a cut meet."""
+        rows, free = [0] * len(self.nodes), count()
+
+        def place(i: int) -> int:
+            below = [place(child) for child in self.children(i)]
+            rows[i] = below[0] if below else next(free)
+            return rows[i]
+
+        for root in self.children(None):
+            place(root)
+        return rows
+
+
+def tree_figure(
+    state: TreeState, text: Callable[[tuple[int, ...]], str] | None = None, *, among: Sequence[TreeState] = ()
+) -> Figure:
+    """The tree from left to right, along the tokens that its nodes hold.
+
+    text    turns a page's tokens into its label: pages are then drawn one by one, numbered; else only nodes are
+    among   states whose pictures are to have the same axes
+    """
+    end, lines = _extent([state, *among])
+    figure, (axes,) = new_figure(width=9.6, height=1.15 + 0.5 * lines)
+    _draw(axes, state, text, end, lines)
+    axes.set_xlabel("tokens from the beginning of the conversation", fontsize=8)
+    shown = {_kind(each, i) for each in [state, *among] for i, node in enumerate(each.nodes) if node.parent is not None}
+    swatches = [Patch(**look, label=label) for label, look in LEGEND.items() if label in shown]
+    if swatches:
+        figure.legend(handles=swatches, loc="outside lower left", ncols=2, fontsize=8, frameon=False)
+    return figure
+
+
+def tree_strip(states: Sequence[TreeState], text: Callable[[tuple[int, ...]], str] | None = None) -> Figure:
+    """Several moments in one static picture, two in a row, to be read like lines of text."""
+    end, lines = _extent(states)
+    rows = -(-len(states) // 2)
+    figure, _ = new_figure(width=9.6, height=rows * (0.6 + 0.36 * lines))
+    figure.clear()
+    for number, state in enumerate(states, 1):
+        _draw(figure.add_subplot(rows, 2, number), state, text, end, lines, small=True)
+    return figure
+
+
+def _extent(states: Sequence[TreeState]) -> tuple[int, int]:
+    return max(node.end for each in states for node in each.nodes), max(max(each.rows()) for each in states) + 1
+
+
+def _kind(state: TreeState, i: int) -> str:
+    """What the legend calls the state's node `i`."""
+    locked, inner, leaf, dead = LEGEND
+    node, others = state.nodes[i], any(not state.nodes[child].dead for child in state.children(i))
+    return dead if node.dead else locked if node.locks else inner if others else leaf
+
+
+def _draw(axes: Axes, state: TreeState, text, end: int, lines: int, *, small: bool = False) -> None:
+    rows, size = state.rows(), state.page_size
+    for i, (node, row) in enumerate(zip(state.nodes, rows, strict=True)):
+        middle = row + HEIGHT / 2
+        if node.parent is None:
+            axes.plot(0, middle, "o", color=INK, markersize=4 if small else 6)
+            axes.text(-0.02 * end, middle, node.tenant, ha="right", va="center", fontsize=7 if small else 8)
+            continue
+        if row != rows[node.parent]:
+            bend = node.start - 0.006 * end
+            axes.plot([bend, bend, node.start], [rows[node.parent] + HEIGHT, middle, middle], color=INK, linewidth=1)
+        axes.add_patch(Rectangle((node.start, row), node.end - node.start, HEIGHT, **LEGEND[_kind(state, i)]))
+        if node.dead or not text:
+            label = "dead" if node.dead else f"{node.start}:{node.end}" + (f", {len(node.pages)} p." * (not small))
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1} if node.dead else None
+            axes.text((node.start + node.end) / 2, middle, label, ha="center", va="center", fontsize=7, bbox=box)
+            continue
+        for k, page in enumerate(node.pages):
+            left = node.start + k * size
+            if k:
+                axes.plot([left, left], [row + 0.08, row + HEIGHT - 0.08], color=INK, linewidth=0.5)
+            label = text(node.tokens[k * size : (k + 1) * size])
+            axes.text(left + size / 2, middle + 0.06, label, ha="center", va="center", fontsize=6.5 if small else 9,
+                      family="monospace")  # fmt: skip
+            if not small:
+                axes.text(left + size * 0.05, row + 0.04, str(page), fontsize=6, va="top")
+    for (i, at), names in _gather(state.places).items():
+        label = "▲" + " ".join(names)
+        look = {"fontsize": 7 if small else 9, "fontweight": "bold", "color": INK}
+        axes.text(at, rows[i] + HEIGHT + 0.03, label, ha="right" if at else "left", va="top", **look)
+    axes.set(xlim=(-0.02 * end, end * 1.02), ylim=(lines + 0.05, -0.15), yticks=[])
+    axes.xaxis.set_major_locator(MultipleLocator(size * max(1, -(-end // size // 12))))
+    with mpl.rc_context(STYLE):
+        axes.set_title(state.title, fontsize=8.5 if small else 11)
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+    axes.tick_params(length=2, labelsize=7 if small else 8)
+
+
+def lines_figure(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], **labels) -> Figure:
+    """A line through the points (xs, ys) of each name; `labels` are what matplotlib's `Axes.set` takes."""
+    figure, (axes,) = new_figure(width=7.2, height=3.4)
+    with mpl.rc_context(STYLE):
+        for (name, (xs, ys)), (color, style) in zip(lines.items(), LINES, strict=False):
+            axes.plot(xs, ys, style, color=color, label=name, linewidth=2, markersize=5)
+        axes.set(**labels)
+        axes.legend(fontsize=8.5)
+    return figure
+
+
+def _gather(places: Mapping[str, tuple[int, int]]) -> dict[tuple[int, int], list[str]]:
+    """The names at each place."""
+    together: dict[tuple[int, int], list[str]] = {}
+    for name, place in places.items():
+        together.setdefault(place, []).append(name)
+    return together
+
+
+def _lowest_live(node: Node | None) -> Node | None:
+    while node and node.dead:
+        node = node.parent
+    return node
+
+
+def _decode(node: Node) -> tuple[int, ...]:
+    return tuple(int.from_bytes(node.key[i : i + TOKEN_BYTES], "big") for i in range(0, len(node.key), TOKEN_BYTES))
