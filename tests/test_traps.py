@@ -217,12 +217,13 @@ def evict_before_looking(monkeypatch):
 
 
 def copy_what_was_evicted(monkeypatch):
-    head, first = RadixTree.head, []
+    head, before = RadixTree.head, []
 
-    def remembered(self, node, at, tokens):  # neither looks again nor counts as a use
-        found = first[0] if first else head(self, node, at, tokens)
-        if found and not first:
-            first.append(found)
+    def remembered(self, node, at, tokens):  # does not look again, and the first look does not count as a use
+        if before:
+            return before.pop()
+        if found := head(self, node, at, tokens):
+            before.append(found)
             found.node.last_used = 0
         return found
 
