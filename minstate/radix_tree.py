@@ -114,20 +114,21 @@ class RadixTree:
     def match(self, node: Node, at: int, log: list[int], stop: int) -> Place:
         """From a place where `log[:at]` is, go on down as far as whole pages agree with `log[at:stop]`."""
         pages: list[int] = []
-        while stop - at >= self.page_size:
+        want, done, page = _encode(log[at:stop]), 0, self.page_size * TOKEN_BYTES
+        while len(want) - done >= page:
             if at == node.end:
-                first = _encode(log[at : at + self.page_size])
+                first = want[done : done + page]
                 where = _place_of(first, node)
                 if where == len(node.children) or not node.children[where].key.startswith(first):
                     break
                 node = node.children[where]
                 self.nodes_visited += 1
-            want = _encode(log[at : min(stop, node.end)])
             skip = (at - node.start) // self.page_size
-            have = node.key[(at - node.start) * TOKEN_BYTES :]
-            count = self._common(have, want) // self.page_size
+            have = node.key[skip * page :] if skip else node.key
+            count = self._common(have, want[done : done + len(have)]) // self.page_size
             pages += node.pages[skip : skip + count]
             at += count * self.page_size
+            done += count * page
             if at < node.end:
                 break
         return Place(node, at, pages)
@@ -237,27 +238,16 @@ class RadixTree:
         return None
 
     def trim(self, leaf: Node, count: int) -> None:
-        """Evict up to `count` pages from the end of `leaf`, which `oldest` returned.
-
-        If some of its pages stay, they do so in a new node: the old object is dead, so that no place remembered in it
-        can be mistaken for what grows here later.
-        """
+        """Evict up to `count` pages from the end of `leaf`, which `oldest` returned."""
+        if count < len(leaf.pages):
+            self._split(leaf, leaf.end - count * self.page_size)
         parent = leaf.parent
-        keep = max(0, len(leaf.pages) - count)
-        evicted = leaf.pages[keep:]
-        where = _place_of(leaf.key, parent)
-        if keep:
-            del leaf.pages[keep:], leaf.key[keep * self.page_size * TOKEN_BYTES :]
-            rest = Node(parent, leaf.start, leaf.key, leaf.pages, leaf.last_used)
-            parent.children[where] = rest
-            self._queue(rest)
-        else:
-            del parent.children[where]
-            parent.last_used = max(parent.last_used, leaf.last_used)  # using a node uses the path to it
-            self._queue(parent)
+        del parent.children[_place_of(leaf.key, parent)]
+        parent.last_used = max(parent.last_used, leaf.last_used)  # using a node uses the path to it
+        self._queue(parent)
+        self.num_pages -= len(leaf.pages)
+        self.allocator.release(leaf.pages)
         leaf.dead, leaf.key, leaf.pages = True, bytearray(), []
-        self.num_pages -= len(evicted)
-        self.allocator.release(evicted)
 
     # Looking.
 
@@ -303,20 +293,23 @@ class RadixTree:
         return self._ticks
 
     def _common(self, a: bytes, b: bytes) -> int:
-        """Tokens that agree at the beginning: the highest bit in which two numbers differ tells, at memory speed."""
+        """Tokens that agree at the beginning."""
         length = min(len(a), len(b))
-        differ = int.from_bytes(a[:length], "big") ^ int.from_bytes(b[:length], "big")
         self.tokens_compared += length // TOKEN_BYTES
+        if a == b:
+            return length // TOKEN_BYTES
+        # The highest bit in which two numbers differ tells where two texts do, at the speed of memory.
+        differ = int.from_bytes(a[:length], "big") ^ int.from_bytes(b[:length], "big")
         return (length - (differ.bit_length() + 7) // 8) // TOKEN_BYTES
 
     def _split(self, node: Node, at: int) -> Node:
         """Cut `node` at `at`. Returns the new upper half; the object itself becomes the lower half."""
         pages, tokens = (at - node.start) // self.page_size, (at - node.start) * TOKEN_BYTES
-        upper = Node(node.parent, node.start, node.key[:tokens], node.pages[:pages], node.last_used, [node])
+        upper = Node(node.parent, node.start, node.key, node.pages, node.last_used, [node])
         upper.locks = int(node.locks > 0)
-        node.parent.children[_place_of(node.key, node.parent)] = upper
-        node.parent, node.start = upper, at
-        del node.key[:tokens], node.pages[:pages]
+        upper.parent.children[_place_of(node.key, node.parent)] = upper
+        node.parent, node.start, node.key, node.pages = upper, at, node.key[tokens:], node.pages[pages:]
+        del upper.key[tokens:], upper.pages[pages:]
         return upper
 
     def _queue(self, node: Node) -> None:

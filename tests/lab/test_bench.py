@@ -6,7 +6,7 @@ import torch
 
 from minstate.attention import TorchAttention
 from minstate.batch import RaggedBatch
-from minstate.lab.bench import ContiguousAttention, sequence_in_runs
+from minstate.lab.bench.paged_decode import ContiguousAttention, sequence_in_runs
 from minstate.paged_kv import page_runs
 
 

@@ -1,10 +1,6 @@
-"""Benchmarks, by name: `python -m minstate.lab.bench paged_decode`. Results go to `data/results/` as JSON."""
+"""What a page table costs: one decode step, its K/V contiguous or in more or fewer runs of pages."""
 
-import argparse
-import json
 import time
-from datetime import date
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,17 +10,10 @@ from tqdm import trange
 
 from minstate.attention import TorchAttention
 from minstate.batch import RaggedBatch, Sequence
-from minstate.engine import Engine
-from minstate.lab import figures
-from minstate.lab.baseline import NaiveEngine
-from minstate.lab.measure import machine, per_turn, run_side_by_side
-from minstate.lab.workload import AgenticWorkload
 from minstate.model import Model, ModelConfig
 from minstate.paged_kv import KVPool, page_runs
-from minstate.sampling import Sampling
 from minstate.weights import find_model, read_config, read_tensors
 
-RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
 PAGE_SIZE = 16
 
 
@@ -99,43 +88,3 @@ def paged_decode(context: int = 4000, rounds: int = 15) -> pd.DataFrame:
             "median ratio": ratio.median(),
         }
     ).rename_axis("layout")
-
-
-def agentic_turns(repeats: int = 3) -> pd.DataFrame:
-    """The six turns of the tool-calling workflow, naive and stateful: counts, and medians over the repeats.
-
-    Leaves the figure beside the table. Raises AssertionError if the two engines differ in a single token.
-    """
-    stateful = Engine.from_pretrained()
-    engines = {"naive": NaiveEngine(stateful.model, stateful.tokenizer, eos_ids=stateful.eos_ids), "stateful": stateful}
-    sampling = Sampling(temperature=0.8, top_p=0.95, seed=7)
-    with AgenticWorkload(seed=0, turns=6) as workload:
-        rows = run_side_by_side(engines, workload, max_new_tokens=24, sampling=sampling, repeats=repeats)
-    assert (rows.groupby(["repeat", "turn"])["token_ids"].nunique() == 1).all()
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    figures.turn_costs(rows).savefig(RESULTS / "agentic_turns.png", dpi=120)
-    return per_turn(rows, "naive", "stateful")
-
-
-def main() -> None:
-    """Run one benchmark, print its table and write it to `data/results/<name>.json`."""
-    benchmarks = {"agentic_turns": agentic_turns, "paged_decode": paged_decode}
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=benchmarks)
-    name = parser.parse_args().name
-    table = benchmarks[name]().round(3)
-    print(table.to_string())
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    record = {
-        "command": f"python -m minstate.lab.bench {name}",
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "rows": table.reset_index().to_dict("records"),
-    }
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    print(f"written to {path}")
-
-
-if __name__ == "__main__":
-    main()

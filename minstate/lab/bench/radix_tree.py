@@ -1,0 +1,98 @@
+"""What the prefix tree's bookkeeping costs, with no model in sight: counts, and microseconds beside them."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from minstate.batch import Sequence
+from minstate.paged_kv import KVPool
+from minstate.prefix_cache import PrefixCache
+
+PAGE_SIZE = 16
+
+
+def cache_of(tokens: int) -> PrefixCache:
+    """An empty cache for so many tokens, of a model with one number for K and one for V."""
+    num_pages = tokens // PAGE_SIZE + 64
+    return PrefixCache(KVPool(num_layers=1, num_kv_heads=1, head_dim=1, num_pages=num_pages, page_size=PAGE_SIZE))
+
+
+def idle_sequence(cache: PrefixCache, log: list[int]) -> Sequence:
+    """A sequence whose turn is over: all of `log` but the last token has K/V."""
+    sequence = Sequence(cache.pool)
+    cache.enter(sequence, cache.tree.root("a"))
+    grow(cache, sequence, log)
+    return sequence
+
+
+def grow(cache: PrefixCache, sequence: Sequence, new: list[int]) -> None:
+    """One turn's bookkeeping: find again what is known, forward the rest, publish, rest."""
+    sequence.log += new
+    cache.begin(sequence)
+    cache.extend(sequence)
+    sequence.table.append(len(sequence.log) - 1 - sequence.kv_len)
+    cache.publish(sequence)
+    cache.end(sequence, len(sequence.log))
+
+
+def match(tokens: int, node_pages: int | None = None) -> tuple[PrefixCache, Callable[[], object]]:
+    """A newcomer finds all of a prompt that others have computed, in one node or in nodes of so many pages."""
+    cache = cache_of(tokens)
+    tree, allocator = cache.tree, cache.pool.allocator
+    log = np.random.default_rng(0).integers(0, 49152, tokens).tolist()
+    root, pages = tree.root("a"), tokens // PAGE_SIZE
+    node, at = tree.lock(root, 0), 0
+    while at < pages * PAGE_SIZE:
+        tree.lock(node, at)  # a second lock: what follows does not extend this node, but becomes its child
+        new = allocator.allocate(min(node_pages or pages, pages - at // PAGE_SIZE))
+        node, at, _ = tree.insert(node, at, log, new)
+    return cache, lambda: tree.match(root, 0, log, tokens)
+
+
+def turn(tokens: int) -> tuple[PrefixCache, Callable[[], object]]:
+    """A session of so many tokens takes a turn of 64 new ones."""
+    cache = cache_of(2 * tokens + 64 * 2000)
+    sequence = idle_sequence(cache, [7] * tokens)
+    return cache, lambda: grow(cache, sequence, [8] * 64)
+
+
+def evict(leaves: int) -> tuple[PrefixCache, Callable[[], object]]:
+    """One page is wanted, and so many idle sessions have one to give."""
+    cache = cache_of(PAGE_SIZE * (leaves + 64))
+    for leaf in range(leaves):
+        idle_sequence(cache, [*[leaf] * PAGE_SIZE, 0])
+    return cache, lambda: cache.make_room(1)
+
+
+def radix_tree(rounds: int = 50) -> pd.DataFrame:
+    """For growing sizes: nodes visited and tokens compared by one operation, and its microseconds."""
+    rows = []
+    for what, make, sizes in [
+        ("match in one node, tokens", match, (1_000, 10_000, 100_000)),
+        ("match, 16 pages a node, tokens", partial(match, node_pages=16), (1_000, 10_000, 100_000)),
+        ("match, one page a node, tokens", partial(match, node_pages=1), (1_000, 10_000, 100_000)),
+        ("turn of 64 new tokens, tokens before it", turn, (1_000, 10_000, 100_000)),
+        ("evict a page, leaves", evict, (100, 1_000, 10_000)),
+    ]:
+        for size in sizes:
+            cache, operation = make(size)
+            tree, times = cache.tree, []
+            visited, compared = tree.nodes_visited, tree.tokens_compared
+            for _ in range(rounds):
+                start = time.perf_counter()
+                operation()
+                times.append(1e6 * (time.perf_counter() - start))
+            rows.append(
+                {
+                    "operation": what,
+                    "size": size,
+                    "nodes visited": (tree.nodes_visited - visited) / rounds,
+                    "tokens compared": (tree.tokens_compared - compared) / rounds,
+                    "median µs": np.median(times),
+                    "slowest µs": max(times),
+                }
+            )
+    return pd.DataFrame(rows).set_index(["operation", "size"])
