@@ -15,7 +15,8 @@ def test_the_example_runs():
     names = {}
     exec(example, names)
     assert names["turn"].stats.prefilled == names["turn"].stats.delta
-    assert names["first"].turn.text
+    assert names["child"].token_ids != names["session"].token_ids
+    assert names["other"].token_ids
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)\)", README))))

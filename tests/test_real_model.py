@@ -83,6 +83,30 @@ def test_stateful_and_naive_say_the_same(sampling):
             session.close()
 
 
+def test_a_small_pool_says_the_same_as_a_large_one():
+    """Eight agents over a quarter of the pages that they hold together: everything they lose is computed again."""
+    large = real_engine()
+    ids = large.tokenizer.encode(" ".join(message["content"] for message in AgenticWorkload(seed=5).opening))
+
+    def serve(engine, tenant):
+        sessions = [engine.open(tenant=tenant) for _ in range(8)]
+        turns = [
+            session.send(token_ids=ids[start : start + 25], max_new_tokens=4)
+            for start in (0, 300)
+            for start, session in enumerate(sessions, start)
+        ]
+        engine.check()
+        return turns, sum(-(-session.resident // 4) for session in sessions)
+
+    plenty, working_set = serve(large, tenant="small pool")
+    small = Engine(large.model, large.tokenizer, eos_ids=large.eos_ids, page_size=4, num_pages=working_set // 4)
+    scarce, left = serve(small, tenant="small pool")
+    assert left <= working_set // 4 and sum(turn.stats.recomputed for turn in scarce) > 100
+    assert sum(turn.stats.recomputed for turn in plenty) == 0
+    for ours, theirs in zip(scarce, plenty, strict=True):
+        assert ours.token_ids == theirs.token_ids
+
+
 def _require_equal(ours, theirs, log, engine) -> None:
     """Equal ids; at a first mismatch the two best logits must be closer than rounding, else it is an error."""
     if ours.token_ids == theirs.token_ids:

@@ -10,7 +10,7 @@ from minstate.lab.notebooks import execute
 ROOT = Path(__file__).resolve().parents[2]
 
 
-CSS = "<style>.jp-OutputArea-output pre code { font-family: var(--jp-code-font-family, monospace) }</style></head>"
+CSS = "<style>.jp-OutputArea-output pre, .jp-OutputArea-output pre code { font-family: var(--jp-code-font-family, monospace) }</style></head>"
 
 
 def render(source: Path, out: Path) -> Path:

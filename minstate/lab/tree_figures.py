@@ -78,12 +78,14 @@ class TreeState:
         return [i for i, node in enumerate(self.nodes) if node.parent == number]
 
     def rows(self) -> list[int]:
-        """For each node the line on which it is drawn: its first child's, so that the two halves of a cut meet."""
+        """For each node its line: its first live child's, so that the halves of a cut meet; dead ones stand apart."""
         rows, free = [0] * len(self.nodes), count()
 
         def place(i: int) -> int:
-            below = [place(child) for child in self.children(i)]
-            rows[i] = below[0] if below else next(free)
+            below = sorted(self.children(i), key=lambda child: self.nodes[child].dead)
+            alone = not below or self.nodes[below[0]].dead
+            lines = [next(free)] if alone else []
+            rows[i] = (lines + [place(child) for child in below])[0]
             return rows[i]
 
         for root in self.children(None):
@@ -112,17 +114,22 @@ def tree_figure(
 
 def tree_strip(states: Sequence[TreeState], text: Callable[[tuple[int, ...]], str] | None = None) -> Figure:
     """Several moments in one static picture, two in a row, to be read like lines of text."""
-    end, lines = _extent(states)
-    rows = -(-len(states) // 2)
-    figure, _ = new_figure(width=9.6, height=rows * (0.6 + 0.36 * lines))
+    end, _ = _extent(states)
+    pairs = [states[i : i + 2] for i in range(0, len(states), 2)]
+    heights = [0.6 + 0.36 * _extent(pair)[1] for pair in pairs]
+    figure, _ = new_figure(width=9.6, height=sum(heights))
     figure.clear()
-    for number, state in enumerate(states, 1):
-        _draw(figure.add_subplot(rows, 2, number), state, text, end, lines, small=True)
+    grid = figure.add_gridspec(len(pairs), 2, height_ratios=heights)
+    for row, pair in enumerate(pairs):
+        for column, state in enumerate(pair):
+            _draw(figure.add_subplot(grid[row, column]), state, text, end, _extent(pair)[1], small=True)
     return figure
 
 
 def _extent(states: Sequence[TreeState]) -> tuple[int, int]:
-    return max(node.end for each in states for node in each.nodes), max(max(each.rows()) for each in states) + 1
+    """How many tokens, and how many lines, the largest of the states takes."""
+    tokens = max((node.end for each in states for node in each.nodes), default=0)
+    return max(tokens, 1), 1 + max(max(each.rows(), default=0) for each in states)
 
 
 def _kind(state: TreeState, i: int) -> str:
@@ -141,7 +148,7 @@ def _draw(axes: Axes, state: TreeState, text, end: int, lines: int, *, small: bo
             axes.text(-0.02 * end, middle, node.tenant, ha="right", va="center", fontsize=7 if small else 8)
             continue
         if row != rows[node.parent]:
-            bend = node.start - 0.006 * end
+            bend = min(node.start, state.nodes[node.parent].end) - 0.006 * end  # a dead one may lie further on
             axes.plot([bend, bend, node.start], [rows[node.parent] + HEIGHT, middle, middle], color=INK, linewidth=1)
         axes.add_patch(Rectangle((node.start, row), node.end - node.start, HEIGHT, **LEGEND[_kind(state, i)]))
         if node.dead or not text:
@@ -159,9 +166,8 @@ def _draw(axes: Axes, state: TreeState, text, end: int, lines: int, *, small: bo
             if not small:
                 axes.text(left + size * 0.05, row + 0.04, str(page), fontsize=6, va="top")
     for (i, at), names in _gather(state.places).items():
-        label = "▲" + " ".join(names)
         look = {"fontsize": 7 if small else 9, "fontweight": "bold", "color": INK}
-        axes.text(at, rows[i] + HEIGHT + 0.03, label, ha="right" if at else "left", va="top", **look)
+        axes.text(at + 0.006 * end, rows[i] + HEIGHT + 0.03, " ".join(names) + "▲", ha="right", va="top", **look)
     axes.set(xlim=(-0.02 * end, end * 1.02), ylim=(lines + 0.05, -0.15), yticks=[])
     axes.xaxis.set_major_locator(MultipleLocator(size * max(1, -(-end // size // 12))))
     with mpl.rc_context(STYLE):

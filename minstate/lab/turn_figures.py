@@ -70,9 +70,9 @@ def turn_strips(turns: Sequence[TurnTokens]) -> Figure:
     return figure
 
 
-def delta_cells(turn: TurnTokens, pieces: Sequence[str], *, before: int = 3, after: int = 0) -> Figure:
-    """A turn's delta, token by token: text and id, and some tokens before and after it; `pieces` are all texts."""
-    first, end = max(0, turn.context - before), min(len(turn.kinds), turn.prompt + after)
+def delta_cells(turn: TurnTokens, pieces: Sequence[str], *, around: int = 2) -> Figure:
+    """Text and id of each token of a turn's delta, and of some tokens `around` it; `pieces` are the log's texts."""
+    first, end = max(0, turn.context - around), min(len(turn.kinds), turn.prompt + around)
     figure, (axes,) = new_figure(width=9.6, height=2.9)
     for column, i in enumerate(range(first, end)):
         look = LOOKS[turn.kinds[i]]
@@ -137,10 +137,10 @@ def timeline(passes: Sequence[Mapping[str, tuple[int, str]]], budget: int, names
     return figure
 
 
-def two_ways(panels: Mapping[str, tuple[str, Mapping[str, Sequence[float]]]], xlabel: str) -> Figure:
+def two_ways(panels: Mapping[str, tuple[str, Mapping[str, Sequence[float]]]]) -> Figure:
     """Two running totals in each panel, and where the second falls below the first for good.
 
-    panels  by title: the unit, and by name the totals after 1, 2, ... of what the x axis counts
+    panels  by title: the unit, and by name the totals after 1, 2, ... turns
     """
     figure, charts = new_figure(len(panels), width=9.6, height=3.3)
     with mpl.rc_context(STYLE):
@@ -154,11 +154,11 @@ def two_ways(panels: Mapping[str, tuple[str, Mapping[str, Sequence[float]]]], xl
                 height = pairs[crossing - 1][1]
                 axes.plot(crossing, height, "o", color=GREEN, markersize=7, zorder=3)
                 axes.annotate(
-                    f"cheaper from\nhere: {crossing}", (crossing, height), (10, -6), fontsize=8, va="top",
-                    textcoords="offset points",
+                    f"cheaper from\nturn {crossing} on", (crossing, height), (0.62, 0.08), fontsize=8,
+                    textcoords="axes fraction", arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.6},
                 )  # fmt: skip
-            axes.set(xlabel=xlabel, ylabel=unit, title=title, xlim=(1, None), ylim=(0, None))
-        charts[0].legend(loc="upper left", fontsize=8)
+            axes.set(xlabel="turns from now", ylabel=unit, title=title, xlim=(1, None), ylim=(0, None))
+        charts[0].legend(loc="upper left", fontsize=8, frameon=True, framealpha=1, edgecolor="white")
     return figure
 
 
