@@ -10,7 +10,8 @@ from minstate.lab.notebooks import execute
 ROOT = Path(__file__).resolve().parents[2]
 
 
-CSS = "<style>.jp-OutputArea-output pre, .jp-OutputArea-output pre code { font-family: var(--jp-code-font-family, monospace) }</style></head>"
+MONOSPACE = "font-family: var(--jp-code-font-family, monospace)"
+CSS = f"<style>.jp-OutputArea-output pre, .jp-OutputArea-output pre code {{ {MONOSPACE} }}</style></head>"
 
 
 def render(source: Path, out: Path) -> Path:
