@@ -1,22 +1,23 @@
 """Messages to token ids, a delta at a time, through the model's own chat template.
 
-A conversation in ChatML is a row of blocks `<|im_start|>role\\n content <|im_end|>\\n`. A block's tokens do not depend
-on the blocks before it, so a new message is rendered and tokenised alone, whatever the length of the history.
+A conversation's token ids only ever grow. So a turn does not render the conversation again: it takes the text that the
+template puts *behind* a reply, up to the opening of the next one, and cuts it at the special token that ends a reply,
+where no tokenizer merges anything. What the model has seen stays as it was, even where the template would write it
+otherwise by now.
+
+Most templates put the same text behind a reply whatever came before it. Then a short stand-in serves for the history,
+and a turn costs nothing per old message. `Chat` tries a template on probes when it is made; one that looks further
+back (positions, the last user message) is given the whole history at every turn.
 
 Text that spells a special token becomes that token, as it does in transformers: look for `<|im_start|>` in what
 strangers write before you pass it on.
 """
 
-import json
-from collections.abc import Mapping
-from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from minstate.errors import BadMessage, UnsupportedModel
-
-Message = Mapping[str, Any]
-ROLES = ("system", "user", "assistant", "tool")
+from minstate.messages import Message, Messages, normalise, normalise_tools, signatures, with_calls_as_text
 
 TOOLS_PROMPT = """\
 You may call functions. Their signatures, one JSON object a line, are between <tools> and </tools>:
@@ -28,165 +29,178 @@ To call one, write its name and arguments as a JSON object between <tool_call> a
 {{"name": "the function", "arguments": {{"parameter": "value"}}}}
 </tool_call>"""
 
+REPLY = "\ue000reply\ue000"  # stands for a reply, to find what the template puts behind it
+STAND_IN = ({"role": "user", "content": "stand-in"},)  # for a history
+TOOL = {"type": "function", "function": {"name": "probe_tool", "parameters": {"type": "object", "properties": {}}}}
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"name": "probe_call", "arguments": {}}]}
+RESULT = {"role": "tool", "name": "probe_call", "content": "probe result", "tool_call_id": "call00000"}
+_TALK = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "<think>\nwell\n</think>\n\nanswer"}]
+_MORE = [{"role": "user", "content": "another question"}]
+PROBES = [
+    (history, new)
+    for history in (
+        _MORE,
+        [{"role": "system", "content": "system text"}, *_MORE],
+        [*_TALK, *_MORE],
+        [{"role": "system", "content": "system text"}, *_TALK, *_TALK, *_MORE, _TALK[1], RESULT],
+    )
+    for new in (_MORE, [RESULT], [RESULT, RESULT], [RESULT, *_MORE], [CALL, RESULT])
+]
+
 
 @dataclass(frozen=True)
-class ToolCall:
-    """A function call found in the assistant's text. `error` says what is wrong with it, `""` if it is well-formed."""
+class Transcript:
+    """What was said, as messages. A session's log ends inside a reply, the last of them.
 
-    name: str
-    arguments: dict[str, Any]
-    raw: str  # what stood between <tool_call> and </tool_call>
-    error: str = ""
+    messages     None: not known, since raw token ids were sent
+    in_log       how many of them are in the log; the others are rendered with the next turn
+    reply_start  position in the log at which the last reply begins
+    """
+
+    messages: tuple[Message, ...] | None = ()
+    tools: tuple[Message, ...] = ()
+    in_log: int = 0
+    reply_start: int = 0
+
+    def asked(self, messages: Messages, reply_start: int) -> "Transcript":
+        """With new messages, to which a reply begins at `reply_start`."""
+        known = None if self.messages is None else (*self.messages, *messages)
+        return replace(self, messages=known, reply_start=reply_start)
+
+    def asked_in_ids(self) -> "Transcript":
+        """With raw token ids, of which nobody knows what messages they are."""
+        return replace(self, messages=None)
+
+    def answered(self, text: str) -> "Transcript":
+        """With the reply; instead of its beginning, where it went on from one."""
+        if self.messages is None:
+            return self
+        goes_on = self.messages and self.in_log == len(self.messages)
+        messages = (*(self.messages[:-1] if goes_on else self.messages), {"role": "assistant", "content": text})
+        return replace(self, messages=messages, in_log=len(messages))
 
 
 class Chat:
-    """The ChatML side of a tokenizer. Raises `UnsupportedModel` if its chat template is not append-only ChatML."""
+    """A tokenizer's chat template. Raises `UnsupportedModel` if it has none, or none that can be used."""
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
-        self._head = _require_append_only(tokenizer)
-        markers = tokenizer.encode("<|im_end|><|im_start|>", add_special_tokens=False)
-        if len(markers) != 2:
-            raise UnsupportedModel("<|im_start|> and <|im_end|> are no tokens of this tokenizer: send token_ids")
-        self.end_of_message: int = markers[0]
+        if not getattr(tokenizer, "chat_template", None):
+            raise UnsupportedModel("the tokenizer has no chat template: send token_ids")
+        user = STAND_IN[0]
+        self._knows_tools = self._shows([user], "probe_tool", tools=[TOOL])
+        self._knows_calls = self._shows([user, CALL, user], "probe_call")
+        self._knows_results = self._shows([user, {"role": "assistant", "content": REPLY}, RESULT], "probe result")
+        try:
+            closing = self.encode(self._behind_reply(STAND_IN, (), ()))
+        except BadMessage as error:
+            raise UnsupportedModel(f"the chat template refuses a plain conversation: {error}") from error
+        # Added tokens are cut out of a text before anything else happens to it, so ids may be joined at one.
+        self._atoms = frozenset(tokenizer.added_tokens_decoder)
+        self.end_of_reply = closing[0] if closing and closing[0] in self._atoms else None
+        self.looks_back = any(not self._same_behind_stand_in(*probe) for probe in PROBES)
 
-    def opening(self, messages: SequenceOf[Message], tools: SequenceOf[Mapping]) -> list[int]:
-        """Token ids of a conversation's beginning, `tools` described in its system message. Raises `BadMessage`."""
-        normal = [] if isinstance(messages, list | tuple) and not messages else _normalise(messages)
-        return self._encode(_apply(self.tokenizer, _with_tools(normal, tools), reply=False))
+    def render(self, messages: Messages, tools: Messages = (), *, reply: bool) -> str:
+        """The template's text of normalised messages; with the opening of a reply, if `reply`. Raises `BadMessage`."""
+        if tools and not self._knows_tools:
+            messages, tools = _with_tools_in_system_message(messages, tools), ()
+        try:
+            return self.tokenizer.apply_chat_template(
+                [self._adapt(message) for message in messages],
+                tools=list(tools) or None,
+                tokenize=False,
+                add_generation_prompt=reply,
+            )
+        except Exception as error:  # templates raise what they like
+            raise BadMessage(f"the chat template refuses these messages: {error}") from error
 
-    def delta(self, messages: str | Message | SequenceOf[Message], *, first: bool) -> list[int]:
-        """Token ids of `messages` and of the opening of the assistant's reply.
-
-        `first` says that they begin the conversation: the template may then put its default system message in front.
-        Raises `BadMessage`.
-        """
-        normal = _normalise(messages)
-        if first:
-            return self._encode(_apply(self.tokenizer, normal, reply=True))
-        # An empty system message keeps the template from adding its own; its text is cut off again.
-        return self._encode(_apply(self.tokenizer, [EMPTY_SYSTEM, *normal], reply=True)[len(self._head) :])
-
-    def close_reply(self, last_token: int) -> list[int]:
-        """The ids that end the assistant's message in a log whose last token is `last_token`.
-
-        A reply that stopped by itself has sampled its `<|im_end|>`; one that was cut off still lacks it.
-        """
-        return self._encode("\n" if last_token == self.end_of_message else "<|im_end|>\n")
-
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """Token ids of rendered text. Raises `BadMessage` if it is none."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise BadMessage(f"a message or tool holds a lone surrogate, which is not valid text: {error}") from error
         return self.tokenizer.encode(text, add_special_tokens=False)
 
+    def open(self, messages, tools) -> Transcript:
+        """A conversation that begins with `messages` and knows `tools`. Raises `BadMessage`."""
+        empty = isinstance(messages, list | tuple) and not messages
+        said = Transcript(() if empty else normalise(messages), normalise_tools(tools))
+        if said.messages or said.tools:
+            self.encode(self.render(said.messages, said.tools, reply=False))
+        return said
 
-def parse_tool_calls(text: str) -> tuple[ToolCall, ...]:
-    """The tool calls in an assistant's text, in order, malformed and unfinished ones included."""
-    calls = []
-    for piece in text.split("<tool_call>")[1:]:
-        raw, closed, _ = piece.partition("</tool_call>")
-        calls.append(_parse_call(raw.strip(), bool(closed)))
-    return tuple(calls)
+    def prompt(self, said: Transcript, messages: Messages) -> list[int]:
+        """All token ids of what was said, of `messages`, and of the opening of a reply, rendered as a whole."""
+        return self.encode(self.render((*said.messages, *messages), said.tools, reply=True))
 
+    def delta(self, said: Transcript, messages: Messages, last_token: int) -> list[int]:
+        """What a log gets that ends inside a reply, with `last_token`: its end, `messages`, the opening of the next."""
+        history = said.messages[:-1] if self.looks_back and said.messages else STAND_IN
+        tools = said.tools if self.looks_back else ()
+        ids = self.encode(self._behind_reply(history, messages, tools))
+        # A reply that stopped by itself has sampled its end; one that was cut off still lacks it.
+        return ids[1:] if ids[:1] == [last_token] and last_token in self._atoms else ids
 
-def _parse_call(raw: str, closed: bool) -> ToolCall:
-    if not closed:
-        return ToolCall("", {}, raw, "cut off before </tool_call>")
-    try:
-        call = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        return ToolCall("", {}, raw, f"not JSON: {error}")
-    name, arguments = (call.get("name"), call.get("arguments", {})) if isinstance(call, dict) else (None, None)
-    if not isinstance(name, str) or not isinstance(arguments, dict):
-        return ToolCall("", {}, raw, 'not of the form {"name": string, "arguments": object}')
-    return ToolCall(name, arguments, raw)
+    def reply(self, message: str | Message) -> list[int]:
+        """Token ids of an assistant's message, as text or with tool calls, and of its end. Raises `BadMessage`."""
+        (said,) = normalise({"role": "assistant", "content": message} if isinstance(message, str) else message)
+        if said["role"] != "assistant":
+            raise BadMessage(f"a reply is the assistant's, not of role {said['role']!r}")
+        return self.encode(with_calls_as_text(said)["content"]) + [self.end_of_reply] * (self.end_of_reply is not None)
 
+    def _behind_reply(self, history: Messages, messages: Messages, tools: Messages) -> str:
+        """What the template puts behind a reply that follows on `history`: up to the next reply, if `messages` do."""
+        asked = [*history, {"role": "assistant", "content": REPLY}, *messages]
+        _, found, behind = self.render(asked, tools, reply=bool(messages)).partition(REPLY)
+        if not found:
+            raise UnsupportedModel("the chat template leaves out the assistant's replies: send token_ids")
+        return behind
 
-EMPTY_SYSTEM = {"role": "system", "content": ""}
+    def _same_behind_stand_in(self, history: Messages, messages: Messages) -> bool:
+        tools = [TOOL] * self._knows_tools
+        try:
+            whole = self._behind_reply(history, messages, tools)
+        except BadMessage:
+            return True  # it will refuse such a conversation anyway
+        try:
+            return whole == self._behind_reply(STAND_IN, messages, ())
+        except BadMessage:
+            return False
 
+    def _shows(self, messages: list[Message], what: str, tools: Messages = ()) -> bool:
+        """Whether the template, given these messages as they are, writes `what` into its text."""
+        messages = [_for_template(message) for message in messages]
+        try:
+            return what in self.tokenizer.apply_chat_template(messages, tools=list(tools) or None, tokenize=False)
+        except Exception:
+            return False
 
-def _apply(tokenizer, messages: list[dict], reply: bool) -> str:
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply)
-
-
-def _require_append_only(tokenizer) -> str:
-    """Render a probe whole and in pieces, and compare. Returns the text of an empty system message."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise UnsupportedModel("the tokenizer has no chat template: send token_ids")
-    roles = ("user", "assistant", "tool", "tool", "assistant", "user")  # some templates merge neighbouring tool results
-    probe = [{"role": role, "content": f"{role} text"} for role in roles]
-    try:
-        head = _apply(tokenizer, [EMPTY_SYSTEM], reply=False)
-        whole = _apply(tokenizer, [EMPTY_SYSTEM, *probe], reply=True)
-        pieces = [_apply(tokenizer, [EMPTY_SYSTEM, message], reply=False)[len(head) :] for message in probe]
-        opening = _apply(tokenizer, [EMPTY_SYSTEM, probe[-1]], reply=True)[len(head) + len(pieces[-1]) :]
-    except Exception as error:  # templates raise what they like
-        raise UnsupportedModel(f"the chat template refuses a plain conversation ({error}): send token_ids") from error
-    closes = all(piece.endswith("<|im_end|>\n") for piece in pieces)
-    if not closes or whole != head + "".join(pieces) + opening:
-        raise UnsupportedModel("the chat template is not append-only ChatML (<|im_start|>…<|im_end|>): send token_ids")
-    return head
-
-
-def _normalise(messages: str | Message | SequenceOf[Message]) -> list[dict[str, str]]:
-    """Messages as `{"role", "content"}` with text content; tool calls are written into the text."""
-    if isinstance(messages, str):
-        messages = {"role": "user", "content": messages}
-    if isinstance(messages, Mapping):
-        messages = [messages]
-    if not isinstance(messages, list | tuple):
-        raise BadMessage(f"messages are a string, a dict or a list of dicts, not {type(messages).__name__}")
-    if not messages:
-        raise BadMessage("the list of messages is empty")
-    return [_normalise_one(message, where) for where, message in enumerate(messages)]
-
-
-def _normalise_one(message: Message, where: int) -> dict[str, str]:
-    def require(holds: bool, problem: str) -> None:
-        if not holds:
-            raise BadMessage(f"message {where} {problem}")
-
-    require(isinstance(message, Mapping), f"is a {type(message).__name__}, not a dict")
-    role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls") or []
-    require(role in ROLES, f"has role {role!r}, not one of {', '.join(ROLES)}")
-    require(isinstance(calls, list | tuple), f"has tool_calls of type {type(calls).__name__}, not a list")
-    require(not calls or role == "assistant", f"has tool_calls but role {role!r}: only the assistant calls tools")
-    content = "" if content is None and calls else content
-    require(isinstance(content, str), f"({role}) has content of type {type(content).__name__}, not text")
-    require(bool(content or calls), f"({role}) is empty")
-    blocks = [content] if content else []
-    blocks += [f"<tool_call>\n{_call_to_json(call, where)}\n</tool_call>" for call in calls]
-    return {"role": role, "content": "\n".join(blocks)}
+    def _adapt(self, message: Message) -> Message:
+        """The message as the template wants it: what it does not know of tools is written as text, in Hermes style."""
+        if message["role"] == "tool" and not self._knows_results:
+            return {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
+        return _for_template(message) if self._knows_calls else with_calls_as_text(message)
 
 
-def _call_to_json(call: Any, where: int) -> str:
-    """`{"name", "arguments"}` as JSON, from that, from OpenAI's `{"function": {...}}`, or from a `ToolCall`."""
-    if isinstance(call, ToolCall):
-        call = {"name": call.name, "arguments": call.arguments}
-    call = call.get("function", call) if isinstance(call, Mapping) else {}
-    name, arguments = call.get("name"), call.get("arguments", {})
-    try:
-        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-        if not isinstance(name, str) or not isinstance(arguments, Mapping):
-            raise ValueError("a name and an object of arguments are needed")
-        return json.dumps({"name": name, "arguments": dict(arguments)}, ensure_ascii=False)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise BadMessage(f"message {where} has a malformed tool call {call!r:.200}: {error}") from error
+def _for_template(message: Message) -> Message:
+    """Tool calls in the shape that templates read, which is OpenAI's with the arguments as an object."""
+    if not message.get("tool_calls"):
+        return message
+    calls = [{"id": "call00000", "type": "function", "function": dict(call)} for call in message["tool_calls"]]
+    return {**message, "tool_calls": calls}
 
 
-def _with_tools(messages: list[dict[str, str]], tools) -> list[dict[str, str]]:
+def _with_tools_in_system_message(messages: Messages, tools: Messages) -> list[Message]:
     """Describe `tools` at the end of the system message, for a template that knows none."""
-    if not tools:
-        return messages
-    try:
-        if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
-            raise TypeError(f"got {tools!r:.200}")
-        signatures = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BadMessage(f"tools must be a list of JSON schemas: {error}") from error
-    prompt = TOOLS_PROMPT.format(signatures=signatures)
+    prompt = TOOLS_PROMPT.format(signatures=signatures(tools))
     if messages and messages[0]["role"] == "system":
         return [{"role": "system", "content": f"{messages[0]['content']}\n\n{prompt}"}, *messages[1:]]
     return [{"role": "system", "content": prompt}, *messages]
+
+
+def common_prefix(a: list[Any], b: list[Any]) -> int:
+    """How many items two lists have in common at their beginning."""
+    if a[: len(b)] == b[: len(a)]:
+        return min(len(a), len(b))
+    return next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)

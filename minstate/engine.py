@@ -4,7 +4,7 @@ import operator
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 
 from minstate.attention import TorchAttention
 from minstate.batch import RaggedBatch, Sequence
-from minstate.chat import Chat
+from minstate.chat import Chat, Transcript, common_prefix
 from minstate.errors import (
     BadMessage,
     BadValue,
@@ -21,6 +21,8 @@ from minstate.errors import (
     EngineMisuse,
     OutOfPages,
 )
+from minstate.guard import entry
+from minstate.messages import Message, normalise
 from minstate.model import Model, ModelConfig
 from minstate.paged_kv import KVPool
 from minstate.prefix_cache import PrefixCache
@@ -78,8 +80,9 @@ class Engine:
         self._sessions_made = 0
         self._owner = threading.current_thread()
         self._in_step = False
+        self.entered = 0  # how many of its methods are on the stack
         self._abandoned: list[Handle] = []
-        self.forgotten: list[Sequence] = []  # of sessions that became garbage, which may happen inside a step
+        self.forgotten: list[Sequence] = []  # of sessions that became garbage, which may happen at any moment
 
     @classmethod
     def from_pretrained(cls, name: str | Path | None = None, *, dtype: str = "float32", **settings) -> "Engine":
@@ -103,9 +106,10 @@ class Engine:
 
     @cached_property
     def chat(self) -> Chat:
-        """Messages to token ids. Raises `UnsupportedModel` where the tokenizer's template is not append-only ChatML."""
+        """Messages to token ids. Raises `UnsupportedModel` where the tokenizer has no chat template of use."""
         return Chat(self.tokenizer)
 
+    @entry
     def open(self, messages=(), tools=(), tenant: str = "default") -> Session:
         """A new session that begins with `messages` and knows `tools` (JSON schemas).
 
@@ -116,35 +120,36 @@ class Engine:
         if not isinstance(tenant, str):
             raise BadValue(f"tenant must be a string, not {tenant!r}")
         nothing = isinstance(messages, list | tuple) and not messages and not tools
-        opening = [] if nothing else self.chat.opening(messages, tools)
+        said = Transcript() if nothing else self.chat.open(messages, tools)
         sequence = Sequence(self.pool)
         tree = self.cache.tree
         self.cache.enter(sequence, tree.root(tenant) if self.prefix_cache else tree.private_root())
-        return self.adopt(sequence, opening)
+        return self.adopt(sequence, said)
 
-    def adopt(self, sequence: Sequence, opening: list[int], lineage: tuple[int, ...] = ()) -> Session:
+    def adopt(self, sequence: Sequence, said: Transcript, lineage: tuple[int, ...] = ()) -> Session:
         """A session around `sequence`: for `open` and `Session.fork`."""
-        session = Session(self, self._sessions_made, sequence, opening, lineage)
+        session = Session(self, self._sessions_made, sequence, said, lineage)
         self._sessions_made += 1
         self._sessions.add(session)
         return session
 
+    @entry
     def submit(
         self,
         session: Session,
         messages=None,
         *,
         token_ids: Iterable[int] | None = None,
-        replay: Iterable[int] | None = None,
+        replay: Iterable[int] | str | Message | None = None,
         max_new_tokens: int = 256,
         sampling: Sampling = GREEDY,
     ) -> Handle:
         """Begin a turn; `step` or `run` moves it on.
 
-        messages        a string (said by the user), a message, or a list of messages
+        messages        a string (said by the user), a message, or a list of messages; `[]` after `Session.sync`
         token_ids       instead of messages: raw ids, appended as they are; none at all lets a cut-off answer go on
-        replay          the answer's ids, where they are given: all the work is done, logits included, and
-                        `stats.agreed` counts the tokens that the model itself would have chosen
+        replay          the answer, where it is given, as ids, text or message: all the work is done, logits included,
+                        and `stats.agreed` counts the tokens that the model itself would have chosen
         max_new_tokens  the answer's length at most, in tokens
 
         Raises `BadMessage`, `BadValue`, `ContextOverflow`, `OutOfPages`, `SessionBusy`, `SessionClosed`, `EngineMisuse`
@@ -155,6 +160,8 @@ class Engine:
             raise EngineMisuse("the session belongs to another engine: submit it there")
         # Read before the session is looked at: an iterable may run any code, a turn of this session included.
         token_ids = None if token_ids is None else self._valid_ids(token_ids, "token_ids")
+        if isinstance(replay, str | Mapping):
+            replay = self.chat.reply(replay)
         replay = None if replay is None else tuple(self._valid_ids(replay, "replay"))
         session.require_idle()
         if not isinstance(sampling, Sampling):
@@ -165,15 +172,16 @@ class Engine:
                 raise BadMessage("replay needs at least one token id")
             max_new_tokens = len(replay)
         sequence = session.sequence
-        new = self._new_ids(session, messages, token_ids)
-        log_before = len(sequence.log)
+        log_before, new, said = self._read_input(session.said, sequence.log, messages, token_ids)
         length = log_before + len(new) + max_new_tokens
         if length > self.model.config.max_positions:
             raise ContextOverflow(
                 f"{log_before} tokens of history, {len(new)} new and {max_new_tokens} to be generated are {length}; "
                 f"the model has {self.model.config.max_positions} positions: lower max_new_tokens, or roll back"
             )
+        undo = session.cut(log_before) if log_before < len(sequence.log) else None
         try:
+            self._before_turn(sequence)
             sequence.log += new
             self.cache.begin(sequence)
             request = Request(
@@ -188,13 +196,15 @@ class Engine:
             self._require_pages(request)
         except BaseException:
             self.cache.end(sequence, log_before)
+            session.restore(undo)
             raise
-        handle = Handle(session, request, started_s)
+        handle = Handle(session, request, said, undo, started_s)
         session.running = handle
         self._handles[request] = handle
         self.scheduler.running.append(request)
         return handle
 
+    @entry
     def step(self) -> list[Handle]:
         """One forward pass for all running turns; returns those that it finished.
 
@@ -224,16 +234,18 @@ class Engine:
                     handle.take(self._choose(handle.request, next(logits)), self.tokenizer)
                     turn = handle.answer(self.tokenizer, self.eos_ids)
                     if turn:
+                        handle.session.said = handle.said.answered(handle.reply_text(self.tokenizer, turn))
                         self._end(handle, len(handle.request.sequence.log))
                         handle.turn = turn
                         finished.append(handle)
             return finished
         except BaseException:
             self._in_step = False
-            for handle, length in zip(handles, computed, strict=True):
-                if not handle.done:  # slots beyond `length` may never have been written
-                    handle.request.sequence.table.truncate(min(length, handle.request.sequence.kv_len))
-                    handle.abort()
+            failed = [(handle, length) for handle, length in zip(handles, computed, strict=True) if not handle.done]
+            for handle, length in failed:  # slots beyond `length` may never have been written
+                handle.request.sequence.table.truncate(min(length, handle.request.sequence.kv_len))
+            for handle, _ in failed:
+                handle.abort()
             raise
         finally:
             self._in_step = False
@@ -245,19 +257,22 @@ class Engine:
             finished += self.step()
         return finished
 
+    @entry
     def abort(self, handle: Handle) -> None:
         """Give up a running turn: its session's log is as before it. Does nothing to a turn that is done."""
         self.require_owner()
         if not handle.done:
             self._end(handle, handle.request.log_before)
+            handle.session.restore(handle.undo)
             handle.aborted = True
 
     def abandon(self, handle: Handle) -> None:
-        """As `abort`, for a destructor, which may run in any thread and inside a step: done as soon as it is safe."""
+        """As `abort`, for a destructor, which may run in any thread and at any moment: done as soon as it is safe."""
         self._abandoned.append(handle)
-        if threading.current_thread() is self._owner and not self._in_step:
-            self.require_owner()
+        if threading.current_thread() is self._owner and not self.entered:
+            self.abort(handle)
 
+    @entry
     def check(self) -> None:
         """Recount everything. Raises `BrokenInvariant` if any bookkeeping contradicts itself."""
         self.require_owner()
@@ -281,21 +296,35 @@ class Engine:
         while self.forgotten:
             self.cache.release(self.forgotten.pop())
 
-    def _new_ids(self, session: Session, messages, token_ids: list[int] | None) -> list[int]:
-        """What the turn appends to the log. Costs nothing per token of history."""
-        if (messages is None) == (token_ids is None):
+    def _before_turn(self, sequence: Sequence) -> None:
+        """For engines that remember less: the turn is accepted, and about to begin."""
+
+    def _read_input(self, said: Transcript, log: list[int], messages, ids: list[int] | None):
+        """How many tokens of the log stay, which ids follow, and what has then been said.
+
+        Costs nothing per old token, except where messages wait that are not in the log: at the beginning, and after
+        `Session.sync`. Then all are rendered, and the log is kept as far as it agrees.
+        """
+        if (messages is None) == (ids is None):
             raise BadMessage("send either messages or token_ids")
-        log = session.sequence.log
-        opening = [] if log else session.opening
-        if token_ids is not None:
-            new = token_ids
+        waiting = said.messages is not None and said.in_log < len(said.messages)
+        waiting = waiting or (not log and bool(said.tools))
+        if ids is None:
+            new = () if waiting and isinstance(messages, list | tuple) and not messages else normalise(messages)
+            if log and not waiting:
+                delta = self.chat.delta(said, new, log[-1])
+                return len(log), delta, said.asked(new, reply_start=len(log) + len(delta))
+            whole = self.chat.prompt(said, new)
+            said = said.asked(new, reply_start=len(whole))
+        elif waiting:
+            whole = self.chat.encode(self.chat.render(said.messages, said.tools, reply=False)) + ids
+            said = said.asked_in_ids()
         else:
-            new = self.chat.delta(messages, first=not log and not opening)
-            if log:
-                new = self.chat.close_reply(log[-1]) + new
-        if not log and not opening and not new:
-            raise BadMessage("the first turn needs at least one token")
-        return opening + new
+            if not log and not ids:
+                raise BadMessage("the first turn needs at least one token")
+            return len(log), ids, said.asked_in_ids() if ids or not said.messages else said
+        same = common_prefix(log, whole)
+        return same, whole[same:], said
 
     def _valid_ids(self, ids: Iterable[int], what: str) -> list[int]:
         vocabulary = self.model.config.vocab_size
@@ -318,6 +347,8 @@ class Engine:
                 "tokens each): build the engine with a larger num_pages, or lower max_new_tokens"
             )
         promised = sum(other.pages_to_come for other in self.scheduler.running)
+        if request.pages_to_come > self.cache.num_available - promised:
+            self.cache.disown_tail(request.sequence)
         available = self.cache.num_available
         if request.pages_to_come > available - promised:
             raise OutOfPages(

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from minstate.batch import Sequence
 from minstate.errors import BrokenInvariant
 from minstate.paged_kv import KVPool
-from minstate.radix_tree import Node, RadixTree
+from minstate.radix_tree import Head, Node, RadixTree
 
 
 class PrefixCache:
@@ -51,7 +51,7 @@ class PrefixCache:
         table = sequence.table
         full = table.pages[table.borrowed : sequence.kv_len // self.pool.page_size]
         if full:
-            sequence.node, _, pages = self.tree.insert(sequence.node, table.borrowed_tokens, sequence.log, full)
+            sequence.node, _, pages = self.tree.insert(sequence.node, sequence.log, full)
             table.borrow(pages)  # only now are duplicates given up
 
     def end(self, sequence: Sequence, length: int) -> None:
@@ -69,7 +69,7 @@ class PrefixCache:
 
     def fork(self, sequence: Sequence) -> Sequence:
         """A second idle sequence with the same log and pages. Whoever first writes into the tail copies it."""
-        self.refresh(sequence)
+        self._rest(sequence)  # being forked is a use
         child = Sequence(self.pool)
         child.log, child.table = list(sequence.log), sequence.table.fork()
         self.enter(child, sequence.root)
@@ -86,18 +86,30 @@ class PrefixCache:
 
     def forget(self, sequence: Sequence, root: Node) -> None:
         """The idle sequence loses all its K/V, as if by eviction, and goes on under `root`."""
-        self.tree.join(root)  # before it leaves, lest this is the root that nobody else uses
+        self.tree.join(root)
         self.release(sequence)
         sequence.root = sequence.node = root
 
-    def refresh(self, sequence: Sequence) -> int:
-        """Cut an idle sequence's K/V to what eviction has left of it; returns the tokens left."""
+    def disown_tail(self, sequence: Sequence) -> None:
+        """Idle sequences that share the tail of this one, which would have to copy it, give it up."""
+        tail = set(sequence.table.own_pages)
+        for idle in [idle for idle in self._tails if tail & set(idle.table.own_pages)]:
+            del self._tails[idle]
+            idle.table.truncate(idle.table.borrowed_tokens)
+
+    def resident(self, sequence: Sequence) -> int:
+        """Tokens of an idle sequence that eviction has left it."""
+        borrowed = sequence.table.borrowed_tokens
+        _, at = self.tree.climb(sequence.node, borrowed)
+        return at if at < borrowed else sequence.kv_len
+
+    def refresh(self, sequence: Sequence) -> None:
+        """Cut an idle sequence's K/V to what eviction has left of it."""
         before = sequence.table.borrowed_tokens
         sequence.node, at = self.tree.climb(sequence.node, before)
         if at < before:
             self._tails.pop(sequence, None)
             sequence.table.truncate(at)
-        return sequence.kv_len
 
     def make_room(self, count: int) -> None:
         """Free `count` pages, or what can be had: idle tails and leaves of the tree, the least recently used first."""
@@ -140,36 +152,42 @@ class PrefixCache:
             raise BrokenInvariant("the tails that can be reclaimed are not those of idle sequences")
         if list(self._tails.values()) != sorted(self._tails.values()):
             raise BrokenInvariant("the tails are not in the order of their last use")
+        if any(
+            len(sequence.table.own_pages) > 1 or sequence.kv_len % self.pool.page_size == 0 for sequence in self._tails
+        ):
+            raise BrokenInvariant("an idle sequence keeps full pages to itself")
 
     def _check_path(self, sequence: Sequence, node: Node, at: int) -> None:
         """Tokens and pages on the way down to (node, at) are the sequence's, position by position."""
-        path = self.tree.match(sequence.root, 0, sequence.log, at)
+        path = self.tree.match(sequence.root, sequence.log, at)
         if (path.at, path.pages) != (at, sequence.table.pages[: len(path.pages)]):
             raise BrokenInvariant(f"the tree's tokens or pages above {node} are not the sequence's")
 
     def _borrow_pages(self, sequence: Sequence) -> None:
         """Go on down the tree by whole pages. The last token is left to be forwarded: its logits are wanted."""
         table = sequence.table
-        found = self.tree.match(sequence.node, table.borrowed_tokens, sequence.log, len(sequence.log) - 1)
+        found = self.tree.match(sequence.node, sequence.log, len(sequence.log) - 1)
         if found.pages:
             sequence.node = self.tree.move_lock(sequence.node, found.node, found.at)
             table.borrow(found.pages)
 
     def _copy_head(self, sequence: Sequence) -> None:
         """Where the tree has a page that agrees for longer than our own last page goes, copy it."""
-        table, page_size = sequence.table, self.pool.page_size
-        at = table.borrowed_tokens
-        tokens = sequence.log[at : min(at + page_size, len(sequence.log) - 1)]
-        head = self.tree.head(sequence.node, at, tokens)
-        if not head or at + head.count <= sequence.kv_len:
-            return
-        # Room first, then look again: making room may have evicted the very page.
-        self.make_room(table.pages_needed(at + head.count - sequence.kv_len) - self.pool.allocator.num_free)
-        head = self.tree.head(sequence.node, at, tokens)
-        gain = at + head.count - sequence.kv_len if head else 0
-        if gain > 0 and table.pages_needed(gain) <= self.pool.allocator.num_free:
+        table = sequence.table
+        head, gain = self._find_head(sequence)
+        if gain > 0:
+            self.tree.touch(head.node)  # lest it is the first to make room
+            self.make_room(table.pages_needed(gain) - self.pool.allocator.num_free)
+            head, gain = self._find_head(sequence)  # if there was nothing else to evict, it has gone all the same
+        if gain > 0:
             table.append(gain)
             self.pool.copy_page(head.page, table.pages[-1])
+
+    def _find_head(self, sequence: Sequence) -> tuple[Head | None, int]:
+        """The page to copy, and how many tokens more than our own it has."""
+        at = sequence.table.borrowed_tokens
+        head = self.tree.head(sequence.node, sequence.log[at : min(at + self.pool.page_size, len(sequence.log) - 1)])
+        return head, at + head.count - sequence.kv_len if head else 0
 
     def _rest(self, sequence: Sequence) -> None:
         """The sequence is idle from now on. Its tail is a little older than its node, hence goes before it."""

@@ -5,9 +5,9 @@ whole pages; siblings differ in their first page. A place in the tree is a pair 
 a page boundary with `node.start < at <= node.end`, or the root itself with `at = 0`.
 
 The tree owns its pages once, however many sessions read them. A running turn locks its place, and with it the path
-above; everything else may be evicted, leaves first, the least recently used first. An evicted node is marked `dead`
-and keeps its parent, so whoever remembers a place climbs to what is left of it. A split keeps the old object as the
-*lower* half: a live node therefore implies a live path.
+above; everything else may be evicted, from the ends of leaves, the least recently used first. An evicted node is
+marked `dead` and keeps its parent, so whoever remembers a place climbs to what is left of it. A split keeps the old
+object as the *lower* half: a live node therefore implies a live path.
 
 Plain integers and bytes, no tensors and no clock. `nodes_visited` and `tokens_compared` count the work.
 """
@@ -42,7 +42,8 @@ class Node:
     children: list["Node"] = field(default_factory=list)  # sorted by key
     locks: int = 0  # by running turns that end here, plus one for each child that has any
     queued: bool = False  # has an entry in the tree's heap
-    dead: bool = False
+    trimmed: bool = False  # has lost pages at its end
+    dead: bool = False  # has lost all
 
     @property
     def end(self) -> int:
@@ -75,7 +76,8 @@ class RadixTree:
     def __init__(self, allocator: "PageAllocator", page_size: int):
         self.allocator, self.page_size = allocator, page_size
         self.tenants: dict[Hashable, Node] = {}
-        self.private: Counter[Node] = Counter()  # private roots, and how many sequences each serves
+        self.private: set[Node] = set()  # roots of no tenant
+        self.users: Counter[Node] = Counter()  # how many sequences each root serves
         self.num_pages = 0  # owned by the tree
         self.num_locked = 0  # of these, out of reach for eviction
         self.nodes_visited = self.tokens_compared = 0
@@ -93,64 +95,50 @@ class RadixTree:
     def private_root(self) -> Node:
         """A root that is dropped with its pages once as many sequences have left as `join`ed."""
         root = self._new_root()
-        self.private[root] = 0
+        self.private.add(root)
         return root
 
     def join(self, root: Node) -> None:
         """One more sequence under `root`."""
-        if root in self.private:
-            self.private[root] += 1
+        self.users[root] += 1
 
     def leave(self, root: Node) -> None:
         """One sequence fewer under `root`."""
-        if root in self.private:
-            self.private[root] -= 1
-            if not self.private[root]:
-                del self.private[root]
-                self._drop(root)
+        self.users[root] -= 1
+        if root in self.private and not self.users[root]:
+            self._drop(root)
+        self._forget_if_empty(root)
 
     # Reading.
 
-    def match(self, node: Node, at: int, log: list[int], stop: int) -> Place:
-        """From a place where `log[:at]` is, go on down as far as whole pages agree with `log[at:stop]`."""
-        pages: list[int] = []
+    def match(self, node: Node, log: list[int], stop: int) -> Place:
+        """From the end of `node`, where `log` is known to agree, go down as far as whole pages of `log[:stop]` do."""
+        at, pages = node.end, []
         want, done, page = _encode(log[at:stop]), 0, self.page_size * TOKEN_BYTES
-        while len(want) - done >= page:
-            if at == node.end:
-                first = want[done : done + page]
-                where = _place_of(first, node)
-                if where == len(node.children) or not node.children[where].key.startswith(first):
-                    break
-                node = node.children[where]
-                self.nodes_visited += 1
-            skip = (at - node.start) // self.page_size
-            have = node.key[skip * page :] if skip else node.key
-            count = self._common(have, want[done : done + len(have)]) // self.page_size
-            pages += node.pages[skip : skip + count]
+        while at == node.end and len(want) - done >= page:
+            first = want[done : done + page]
+            where = _place_of(first, node)
+            if where == len(node.children) or not node.children[where].key.startswith(first):
+                break
+            node = node.children[where]
+            self.nodes_visited += 1
+            count = self._common(node.key, want[done : done + len(node.key)]) // self.page_size
+            pages += node.pages[:count]
             at += count * self.page_size
             done += count * page
-            if at < node.end:
-                break
         return Place(node, at, pages)
 
-    def head(self, node: Node, at: int, tokens: list[int]) -> Head | None:
-        """The page below (node, at) that has the longest head in common with `tokens`, if any has one.
+    def head(self, node: Node, tokens: list[int]) -> Head | None:
+        """The page behind the end of `node` with the longest head in common with `tokens`, if any has one.
 
-        In sorted order it is a neighbour of the place where `tokens` would stand. Counts as a use of its node.
+        In sorted order it is a neighbour of the place where `tokens` would stand.
         """
         want, best = _encode(tokens), None
-        if at < node.end:
-            candidates, skip = [node], (at - node.start) // self.page_size
-        else:
-            where = _place_of(want, node)
-            candidates, skip = node.children[max(0, where - 1) : where + 1], 0
-        for candidate in candidates:
-            first = skip * self.page_size * TOKEN_BYTES
-            count = self._common(candidate.key[first : first + len(want)], want)
+        where = _place_of(want, node)
+        for child in node.children[max(0, where - 1) : where + 1]:
+            count = self._common(child.key[: len(want)], want)
             if count > (best.count if best else 0):
-                best = Head(candidate, candidate.pages[skip], count)
-        if best:
-            self.touch(best.node)
+                best = Head(child, child.pages[0], count)
         return best
 
     def climb(self, node: Node, at: int) -> tuple[Node, int]:
@@ -159,18 +147,18 @@ class RadixTree:
             at = min(at, node.start)
             node = node.parent
             self.nodes_visited += 1
-        return node, at
+        return node, min(at, node.end)
 
     # Writing.
 
-    def insert(self, node: Node, at: int, log: list[int], pages: list[int]) -> Place:
-        """Publish `pages`, which hold `log[at:]`, below the place (node, at), which the caller has locked.
+    def insert(self, node: Node, log: list[int], pages: list[int]) -> Place:
+        """Publish `pages`, which hold `log` from the end of `node` on; the caller has locked `node`.
 
         Gives the caller's lock on to the new place, and returns it with the canonical pages. Where the tree had pages
         for these tokens already, the canonical ones are the tree's and the caller keeps its own, as duplicates; the
         others belong to the tree from now on.
         """
-        found = self.match(node, at, log, at + len(pages) * self.page_size)
+        found = self.match(node, log, node.end + len(pages) * self.page_size)
         node = self.move_lock(node, found.node, found.at)
         new = pages[len(found.pages) :]
         if not new:
@@ -178,7 +166,8 @@ class RadixTree:
         end = found.at + len(new) * self.page_size
         key = _encode(log[found.at : end])
         self.num_pages += len(new)
-        if node.parent and not node.children and node.locks == 1:  # a leaf that only the caller needs
+        only_ours = node.parent and not node.children and node.locks == 1
+        if only_ours and not node.trimmed:
             node.key += key
             node.pages += new
             self.num_locked += len(new)
@@ -238,16 +227,22 @@ class RadixTree:
         return None
 
     def trim(self, leaf: Node, count: int) -> None:
-        """Evict up to `count` pages from the end of `leaf`, which `oldest` returned."""
-        if count < len(leaf.pages):
-            self._split(leaf, leaf.end - count * self.page_size)
-        parent = leaf.parent
-        del parent.children[_place_of(leaf.key, parent)]
-        parent.last_used = max(parent.last_used, leaf.last_used)  # using a node uses the path to it
-        self._queue(parent)
-        self.num_pages -= len(leaf.pages)
-        self.allocator.release(leaf.pages)
-        leaf.dead, leaf.key, leaf.pages = True, bytearray(), []
+        """Evict up to `count` pages from the end of `leaf`, which `oldest` returned.
+
+        A leaf that was trimmed never grows again, so that a place remembered in it can only become shorter, and nothing
+        that is published later is mistaken for what was there.
+        """
+        keep, parent = max(0, len(leaf.pages) - count), leaf.parent
+        if not keep:
+            del parent.children[_place_of(leaf.key, parent)]
+            parent.last_used = max(parent.last_used, leaf.last_used)  # using a node uses the path to it
+            self._queue(parent)
+            self._forget_if_empty(parent)
+        evicted = leaf.pages[keep:]
+        del leaf.pages[keep:], leaf.key[keep * self.page_size * TOKEN_BYTES :]
+        leaf.trimmed, leaf.dead = True, not keep
+        self.num_pages -= len(evicted)
+        self.allocator.release(evicted)
 
     # Looking.
 
@@ -328,6 +323,12 @@ class RadixTree:
             node.dead, node.key, node.pages, node.children = True, bytearray(), [], []
         self._heap = [entry for entry in self._heap if not entry[2].dead]
         heapq.heapify(self._heap)
+
+    def _forget_if_empty(self, root: Node) -> None:
+        if not root.children and self.users.get(root) == 0:
+            self.private.discard(root)
+            self.tenants = {tenant: other for tenant, other in self.tenants.items() if other is not root}
+            del self.users[root]
 
 
 def _place_of(key: bytes, parent: Node) -> int:

@@ -1,11 +1,15 @@
 """One growing conversation, as its user sees it: a log that only grows, turns, and marks to go back to."""
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from minstate.batch import Sequence
+from minstate.chat import Transcript
+from minstate.drift import Drift, find_drift
 from minstate.errors import BrokenInvariant, SessionBusy, SessionClosed, StaleMark
+from minstate.guard import entry
+from minstate.messages import Message
 from minstate.turn import Handle, TokenStream, Turn
 
 if TYPE_CHECKING:
@@ -17,6 +21,7 @@ class Mark:
     """A place in one session's log to come back to."""
 
     length: int  # tokens of the log before it
+    said: Transcript = field(repr=False)
 
 
 class Session:
@@ -26,11 +31,11 @@ class Session:
     again. Use it as a context manager, or `close()` it, when it is over; being garbage closes it too.
     """
 
-    def __init__(self, engine: "Engine", number: int, sequence: Sequence, opening: list[int], lineage=()):
+    def __init__(self, engine: "Engine", number: int, sequence: Sequence, said: Transcript, lineage=()):
         self.engine = engine
         self.number = number
         self.sequence = sequence
-        self.opening = opening  # rendered by `Engine.open`, forwarded with the first turn
+        self.said = said
         self.lineage: tuple[int, ...] = lineage  # which fork of which fork it is; () if it is none
         self.running: Handle | None = None
         self._forks = 0
@@ -44,9 +49,14 @@ class Session:
         return list(self.sequence.log)
 
     @property
+    def messages(self) -> list[Message] | None:
+        """The conversation as messages, replies included; None once raw token ids were sent."""
+        return None if self.said.messages is None else list(self.said.messages)
+
+    @property
     def resident(self) -> int:
         """Tokens of the log that have K/V at present, and need not be forwarded again."""
-        return 0 if self.closed else self.sequence.kv_len if self.running else self.engine.cache.refresh(self.sequence)
+        return 0 if self.closed else self.engine.cache.resident(self.sequence)
 
     @property
     def closed(self) -> bool:
@@ -69,10 +79,11 @@ class Session:
     def mark(self) -> Mark:
         """Remember the present end of the log."""
         self.require_idle()
-        mark = Mark(len(self.sequence.log))
+        mark = Mark(len(self.sequence.log), self.said)
         self._marks.append(mark)
         return mark
 
+    @entry
     def fork(self) -> "Session":
         """A second session with the same log, marks apart, that goes on by itself.
 
@@ -81,8 +92,9 @@ class Session:
         """
         self.require_idle()
         self._forks += 1
-        return self.engine.adopt(self.engine.cache.fork(self.sequence), self.opening, (*self.lineage, self._forks))
+        return self.engine.adopt(self.engine.cache.fork(self.sequence), self.said, (*self.lineage, self._forks))
 
+    @entry
     def rollback(self, mark: Mark) -> None:
         """Forget everything after `mark`; its K/V before the mark stays. Later marks become stale.
 
@@ -92,12 +104,47 @@ class Session:
         if mark not in self._marks:
             raise StaleMark(f"{mark!r} is no mark of this session, or the session was rolled back to before it")
         self.engine.cache.rollback(self.sequence, mark.length)
+        self.said = mark.said
         del self._marks[self._marks.index(mark) + 1 :]
 
-    def forget_marks(self, beyond: int) -> None:
-        """Marks that lie beyond so many tokens of the log become stale: for an engine that rewrites it."""
-        self._marks = [mark for mark in self._marks if mark.length <= beyond]
+    def drift(self, messages, tools=None) -> Drift:
+        """Whether a history, given as messages, extends what the model saw; if not, where they part, and why.
 
+        `tools` are the session's own if not given. Raises `BadMessage`.
+        """
+        given = self.engine.chat.open(messages, self.said.tools if tools is None else tools)
+        return find_drift(self.engine.chat, self.sequence.log, self.said, given)
+
+    @entry
+    def sync(self, messages, tools=None) -> Drift:
+        """Make `messages` the session's history with the least work, and say what that is.
+
+        The log is cut where the two part, and marks beyond become stale. The rest of the messages is forwarded with the
+        next turn: `send([])` answers them. Raises `BadMessage`, and what `rollback` raises.
+        """
+        self.require_idle()
+        drift = self.drift(messages, tools)
+        self.cut(drift.at)
+        self.said = self.engine.chat.open(messages, self.said.tools if tools is None else tools)
+        return drift
+
+    def cut(self, length: int) -> tuple[list[int], list[Mark]]:
+        """Forget the log from `length` on, and marks beyond: for whoever knows what to put there instead.
+
+        Returns what `restore` needs to take it back.
+        """
+        undo = self.sequence.log[length:], self._marks
+        self.engine.cache.rollback(self.sequence, length)
+        self._marks = [mark for mark in self._marks if mark.length <= length]
+        return undo
+
+    def restore(self, undo: tuple[list[int], list[Mark]] | None) -> None:
+        """Take a `cut` back, K/V apart; None was no cut."""
+        if undo:
+            self.sequence.log += undo[0]
+            self._marks = undo[1]
+
+    @entry
     def close(self) -> None:
         """Abort a running turn. A closed session takes no more calls, but keeps its log.
 

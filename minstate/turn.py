@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from tokenizers.decoders import DecodeStream
 
-from minstate.chat import ToolCall, parse_tool_calls
+from minstate.chat import Transcript
+from minstate.messages import ToolCall, parse_tool_calls
 from minstate.scheduler import Request
 
 if TYPE_CHECKING:
@@ -84,8 +85,10 @@ class StreamedToken(NamedTuple):
 class Handle:
     """A submitted turn. `Engine.step` moves it on; `turn` is the answer once it is `done`."""
 
-    def __init__(self, session: "Session", request: Request, started_s: float):
+    def __init__(self, session: "Session", request: Request, said: Transcript, undo, started_s: float):
         self.session, self.request = session, request
+        self.said = said  # what has been said once this turn is done, but for its answer
+        self.undo = undo  # of what the turn's input has cut off the log, if anything
         self.tokens: list[StreamedToken] = []
         self.turn: Turn | None = None
         self.aborted = False
@@ -113,6 +116,11 @@ class Handle:
         self._text += text
         if len(self.tokens) == 1:
             self._first_token_s = time.perf_counter()
+
+    def reply_text(self, tokenizer, turn: Turn) -> str:
+        """The whole reply: this turn's text, behind that of earlier turns if it went on where they were cut off."""
+        log, begun = self.request.sequence.log, self.said.reply_start
+        return tokenizer.decode(log[begun : self.request.prompt_length], skip_special_tokens=True) + turn.text
 
     def answer(self, tokenizer, eos_ids: Collection[int]) -> Turn | None:
         """The turn's answer if it is complete."""

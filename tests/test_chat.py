@@ -1,72 +1,153 @@
-"""Deltas of messages are the tokens that the whole conversation would have had."""
+"""Deltas of messages are the tokens that the whole conversation would have had, in every style of template."""
 
 import json
 
 import pytest
+import templates
 import tiny
-from transformers import PreTrainedTokenizerFast
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minstate import BadMessage, UnsupportedModel
-from minstate.chat import Chat, ToolCall, parse_tool_calls
+from minstate.chat import Chat, Transcript
+from minstate.messages import ToolCall, normalise, parse_tool_calls
 from minstate.weights import find_model, read_tokenizer
 
-TOKENIZERS = {"tiny": tiny.tokenizer, "real": lambda: read_tokenizer(find_model())}
-CONVERSATION = [
+TEXT = st.text(st.sampled_from("ab c\n\té日."), min_size=1, max_size=8)
+SPOKEN = st.text("abcé.", min_size=1, max_size=8)  # without the outer space that some templates trim
+TOOL = {"type": "function", "function": {"name": "ls", "parameters": {"type": "object"}}}
+USER, RESULT = {"role": "user", "content": "go on"}, {"role": "tool", "content": "a.txt"}
+
+
+def converse(chat: Chat, opening, turns, *, cut_off=False) -> tuple[list[int], Transcript]:
+    """The log of a session that is sent each turn's messages and says each turn's reply."""
+    said, log = chat.open(opening, []), []
+    for messages, reply in turns:
+        new = normalise(messages)
+        log += chat.delta(said, new, log[-1]) if log else chat.prompt(said, new)
+        said = said.asked(new, len(log)).answered(reply)
+        log += chat.encode(reply) if cut_off else chat.reply(reply)
+    return log, said
+
+
+@pytest.mark.parametrize("cut_off", [False, True], ids=["stopped", "cut off"])
+@pytest.mark.parametrize("style", templates.STYLES)
+@given(
+    system=st.one_of(st.none(), SPOKEN),
+    turns=st.lists(st.tuples(SPOKEN, st.tuples(st.just(USER)) | SPOKEN, SPOKEN), min_size=1, max_size=4),
+)
+def test_the_log_is_the_whole_rendering(style, cut_off, system, turns):
+    chat = Chat(templates.tokenizer(style))
+    opening = [{"role": "system", "content": system}] if system else []
+    turns = [(first, reply) for first, _, reply in turns]
+    log, said = converse(chat, opening, turns, cut_off=cut_off)
+    whole = chat.encode(chat.render(said.messages, reply=False))
+    if style == "mistral":  # writes a space before each reply, and the system message into the last message only
+        log, whole = ([i for i in ids if i != chat.encode(" ")[0]] for ids in (log, whole))
+        if system:
+            return
+    end = whole[len(log) :]
+    assert log == whole[: len(log)]
+    assert "".join(chat.tokenizer.convert_ids_to_tokens(end)) in ("", "Ċ", "<|im_end|>Ċ", "<|eot_id|>", "</s>")
+
+
+@pytest.mark.parametrize("style", ["chatml", "qwen2.5", "llama3"])
+@pytest.mark.parametrize("new", [[RESULT], [RESULT, RESULT], [RESULT, USER], [USER]], ids=len)
+def test_tool_results_follow_on_a_reply_as_in_the_whole_rendering(style, new):
+    chat = Chat(templates.tokenizer(style))
+    turns = [("look", "first reply"), (new, "second"), (new, "third")]
+    log, said = converse(chat, [{"role": "system", "content": "s"}], turns)
+    whole = chat.encode(chat.render(said.messages, reply=False))
+    assert log == whole[: len(log)] and len(whole) - len(log) <= 1
+
+
+REAL = [
     {"role": "user", "content": "  List the files,\n\n please. "},
     {"role": "assistant", "content": "Sure.\n"},
     {"role": "tool", "content": '["setup.py", "naïve 日本.txt"]\n\n\n'},
     {"role": "assistant", "content": "Two files."},
     {"role": "user", "content": "\nThanks"},
+    {"role": "assistant", "content": "You are welcome."},
 ]
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize("system", [None, "Be brief."])
-def test_deltas_add_up_to_the_whole_rendering(name, system):
-    tokenizer = TOKENIZERS[name]()
-    chat = Chat(tokenizer)
+def test_the_log_of_the_real_tokenizer_is_the_whole_rendering(system):
+    tokenizer = read_tokenizer(find_model())
     opening = [{"role": "system", "content": system}] if system else []
-    log = chat.opening(opening, tools=[]) if opening else []
-    for i, message in enumerate(CONVERSATION):
-        if message["role"] == "assistant":  # sampled: its text, then the end-of-message token
-            log += [*tokenizer.encode(message["content"], add_special_tokens=False), chat.end_of_message]
-        else:
-            log += chat.close_reply(log[-1]) if i else []
-            log += chat.delta(message, first=not log)
-    whole = tokenizer.apply_chat_template(opening + CONVERSATION, tokenize=False, add_generation_prompt=True)
-    assert log == tokenizer.encode(whole, add_special_tokens=False)
+    turns = [([REAL[i]], REAL[i + 1]["content"]) for i in (0, 2, 4)]
+    log, _ = converse(Chat(tokenizer), opening, turns)
+    whole = tokenizer.apply_chat_template(opening + REAL, tokenize=False)
+    assert [*log, *tokenizer.encode("\n")] == tokenizer.encode(whole, add_special_tokens=False)
 
 
-def test_a_reply_that_was_cut_off_is_closed():
+def test_only_a_template_that_looks_back_is_given_the_whole_history(monkeypatch):
+    assert {style for style in templates.STYLES if Chat(templates.tokenizer(style)).looks_back} == {"mistral"}
+    sizes = []
+    render = Chat.render
+
+    def counted(self, messages, *args, **options):
+        sizes.append(len(messages))
+        return render(self, messages, *args, **options)
+
+    monkeypatch.setattr(Chat, "render", counted)
+    for style in ("qwen3", "mistral"):
+        chat = Chat(templates.tokenizer(style))
+        sizes.clear()
+        converse(chat, [], [("q", "a")] * 4)
+        assert sizes == ([1, 3, 3, 3] if style == "qwen3" else [1, 3, 5, 7])
+
+
+def test_a_log_keeps_what_a_template_would_strip():
+    """The model saw its own thoughts; the delta behind them is the same."""
+    chat = Chat(templates.tokenizer("qwen3"))
+    log, said = converse(chat, [], [("q", "<think>\nwell\n</think>\n\nyes"), ("and?", "no")])
+    text = chat.tokenizer.decode(log)
+    assert "well" in text and "well" not in chat.render(said.messages, reply=False)
+    assert text.endswith("yes<|im_end|>\n<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\nno<|im_end|>")
+
+
+def test_a_reply_that_stopped_is_not_ended_again():
     chat = Chat(tiny.tokenizer())
     decode = tiny.tokenizer().decode
-    assert decode(chat.close_reply(chat.end_of_message)) == "\n"
-    assert decode(chat.close_reply(70)) == "<|im_end|>\n"
+    said = Transcript()
+    assert decode(chat.delta(said, [USER], chat.end_of_reply)).startswith("\n<|im_start|>user")
+    assert decode(chat.delta(said, [USER], 70)).startswith("<|im_end|>\n<|im_start|>user")
 
 
 def test_the_templates_default_system_message_comes_once():
-    chat, decode = Chat(tiny.tokenizer()), tiny.tokenizer().decode
-    assert decode(chat.delta("hi", first=True)).startswith("<|im_start|>system\nDefault.<|im_end|>\n")
-    assert decode(chat.delta("hi", first=False)) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-
-
-TOOL = {"type": "function", "function": {"name": "ls", "parameters": {"type": "object"}}}
+    chat = Chat(tiny.tokenizer())
+    log, _ = converse(chat, [], [("hi", "ho"), ("hi", "ho")])
+    assert chat.tokenizer.decode(log).count("<|im_start|>system\nDefault.<|im_end|>\n") == 1
 
 
 @pytest.mark.parametrize("messages", [[], [{"role": "system", "content": "Be brief."}]])
-def test_tools_are_described_in_the_system_message(messages):
-    text = tiny.tokenizer().decode(Chat(tiny.tokenizer()).opening(messages, [TOOL]))
-    assert text.startswith("<|im_start|>system\n") and text.endswith("<|im_end|>\n")
-    assert json.dumps(TOOL) in text and text.count("<|im_start|>") == 1
+@pytest.mark.parametrize("style", ["chatml", "llama3"])
+def test_tools_are_described_in_the_system_message_where_the_template_knows_none(style, messages):
+    chat = Chat(templates.tokenizer(style))
+    text = chat.render(messages, [TOOL], reply=False)
+    assert json.dumps(TOOL) in text and text.count("system") == 1
     assert ("Be brief." in text) == bool(messages)
+
+
+def test_a_template_that_knows_tools_describes_them_itself():
+    text = Chat(templates.tokenizer("qwen2.5")).render([USER], [TOOL], reply=False)
+    assert "# Tools" in text and "You may call functions" not in text and text.count('"ls"') == 1
+
+
+def test_tool_results_are_said_by_the_user_where_the_template_knows_none():
+    chat = Chat(templates.tokenizer("mistral"))
+    text = chat.tokenizer.decode(chat.delta(Transcript((USER, {"role": "assistant", "content": "x"})), [RESULT], 1))
+    assert "[INST] <tool_response>\na.txt\n</tool_response>[/INST]" in text
 
 
 @pytest.mark.parametrize("tools", ["ls", [5], [{"f": object()}], {"name": "ls"}])
 def test_tools_must_be_schemas(tools):
     with pytest.raises(BadMessage, match="tools"):
-        Chat(tiny.tokenizer()).opening([], tools)
+        Chat(tiny.tokenizer()).open([], tools)
 
 
+@pytest.mark.parametrize("style", ["chatml", "qwen2.5", "llama3"])
 @pytest.mark.parametrize(
     "call",
     [
@@ -76,13 +157,20 @@ def test_tools_must_be_schemas(tools):
     ],
     ids=["plain", "OpenAI", "parsed"],
 )
-def test_tool_calls_are_written_as_they_are_read(call):
+def test_tool_calls_are_written_as_they_are_read(style, call):
+    chat = Chat(templates.tokenizer(style))
     message = {"role": "assistant", "content": "Let me look.", "tool_calls": [call]}
-    text = tiny.tokenizer().decode(Chat(tiny.tokenizer()).delta(message, first=False))
-    body = text.removeprefix("<|im_start|>assistant\n").partition("<|im_end|>")[0]
-    assert body.startswith("Let me look.\n<tool_call>\n")
-    (parsed,) = parse_tool_calls(body)
-    assert (parsed.name, parsed.arguments, parsed.error) == ("ls", {"path": "é"}, "")
+    for text in (chat.render(normalise([USER, message]), reply=False), chat.tokenizer.decode(chat.reply(message))):
+        assert "Let me look.\n<tool_call>\n" in text
+        (parsed,) = parse_tool_calls(text)
+        assert (parsed.name, parsed.arguments, parsed.error) == ("ls", {"path": "é"}, "")
+
+
+def test_content_may_come_in_parts():
+    (message,) = normalise({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]})
+    assert message["content"] == "ab"
+    with pytest.raises(BadMessage, match="no text"):
+        normalise({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]})
 
 
 @pytest.mark.parametrize(
@@ -104,28 +192,31 @@ def test_several_calls_are_found_in_order():
     assert [call.name for call in parse_tool_calls(text)] == ["a", "b"]
 
 
+def test_what_a_template_refuses_is_a_bad_message():
+    chat = Chat(templates.tokenizer("mistral"))
+    with pytest.raises(BadMessage, match="roles must alternate"):
+        chat.prompt(Transcript(), [USER, USER])
+
+
 @pytest.mark.parametrize(
     "template, says",
     [
         (None, "no chat template"),
-        ("{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}", "not append-only ChatML"),
         ("{{ raise_exception('only two roles') }}", "only two roles"),
-        (  # a template that merges neighbouring tool results
-            "{% for m in messages %}{% if m['role'] != 'tool' or messages[loop.index0 - 1]['role'] != 'tool' %}"
-            "{{ '<|im_start|>' + m['role'] + '\n' }}{% endif %}{{ m['content'] }}"
-            "{% if loop.last or m['role'] != 'tool' or messages[loop.index0 + 1]['role'] != 'tool' %}"
-            "{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
-            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
-            "not append-only ChatML",
-        ),
-        (  # a template that drops all but the last message's text
+        (
             "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-            "{% if loop.last %}{{ m['content'] }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}",
-            "not append-only ChatML",
+            "{% if loop.last or m['role'] != 'assistant' %}{{ m['content'] }}{% endif %}"
+            "{{ '<|im_end|>\n' }}{% endfor %}",
+            None,
         ),
+        ("{% for m in messages %}{{ m['role'] }}\n{% endfor %}", "leaves out the assistant's replies"),
     ],
 )
-def test_templates_that_are_not_append_only_chatml_are_refused(template, says):
-    raw = tiny.tokenizer().backend_tokenizer
-    with pytest.raises(UnsupportedModel, match=says):
-        Chat(PreTrainedTokenizerFast(tokenizer_object=raw, chat_template=template))
+def test_templates_that_cannot_be_used_are_refused(template, says):
+    tokenizer = templates.byte_tokenizer(template, templates.CHAT)
+    if says is None:  # it drops replies once something follows: noticed with the first delta
+        with pytest.raises(UnsupportedModel, match="leaves out"):
+            Chat(tokenizer)
+    else:
+        with pytest.raises(UnsupportedModel, match=says):
+            Chat(tokenizer)

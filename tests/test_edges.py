@@ -22,9 +22,9 @@ from minstate import (
 )
 from minstate.attention import TorchAttention
 from minstate.batch import RaggedBatch, Sequence
-from minstate.chat import parse_tool_calls
 from minstate.errors import BrokenInvariant
-from minstate.lab.baseline import NaiveEngine
+from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
+from minstate.messages import parse_tool_calls
 from minstate.model import Model, ModelConfig
 from minstate.sampling import choose
 
@@ -275,3 +275,137 @@ def test_aborting_a_turn_that_is_done_does_nothing():
 def test_end_of_sequence_ids_that_are_no_ids_are_refused():
     with pytest.raises(BadValue):
         Engine(model(), tokenizer(), eos_ids=2)
+
+
+def stream_in_a_cycle(session, **options) -> None:
+    """A running turn that nobody can reach, until the garbage collector comes by."""
+    cycle = [session.stream(**options)]
+    cycle.append(cycle)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stream_collected_inside_a_pass_that_fails_leaves_no_unwritten_keys():
+    e = engine()
+    e.model = copy.copy(e.model)
+    other, left = e.open(), e.open()
+    prompt = [5, 6, 7, 8, 9, 10, 11, 12]
+    said = left.send(token_ids=prompt, max_new_tokens=2, sampling=GREEDY).token_ids
+    e.cache.make_room(64)  # its history will be computed again
+    e.submit(other, token_ids=[7], max_new_tokens=2, sampling=GREEDY)
+    stream_in_a_cycle(left, token_ids=[9], max_new_tokens=30, sampling=GREEDY)
+    forward, e.model.forward = e.model.forward, lambda *_: (gc.collect(), 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        e.step()
+    e.model.forward = forward
+    e.check()
+    assert left.resident == 0
+    afresh = engine(NaiveEngine).open().send(token_ids=[*prompt, *said, 9], max_new_tokens=5, sampling=GREEDY)
+    assert left.send(token_ids=[9], max_new_tokens=5, sampling=GREEDY).token_ids == afresh.token_ids
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("where", ["match", "lock", "unlock", "insert", "check"])
+def test_a_stream_collected_in_the_middle_of_bookkeeping_is_aborted_later(monkeypatch, where):
+    e = engine(token_budget=4)
+    sessions = [e.open() for _ in range(3)]
+    e.submit(sessions[0], token_ids=range(20, 40), max_new_tokens=2, sampling=GREEDY)
+    stream_in_a_cycle(sessions[1], token_ids=range(20, 40), max_new_tokens=9, sampling=GREEDY)
+    original = getattr(type(e.cache.tree), where)
+
+    def collecting(self, *args):
+        gc.collect()
+        return original(self, *args)
+
+    monkeypatch.setattr(type(e.cache.tree), where, collecting)
+    e.submit(sessions[2], token_ids=range(20, 40), max_new_tokens=2, sampling=GREEDY)
+    while e.scheduler.running:
+        e.step()
+        e.check()
+    assert sessions[1].token_ids == []
+
+
+def test_an_idle_fork_never_stands_in_its_parents_way():
+    e = engine(num_pages=4)
+    parent = e.open()
+    parent.send(token_ids=[5], max_new_tokens=2, sampling=GREEDY)
+    child = parent.fork()
+    log = child.token_ids
+    assert parent.send(token_ids=[6] * 5, max_new_tokens=9, sampling=GREEDY).stats.generated == 9  # all four pages
+    e.check()
+    afresh = engine(NaiveEngine).open().send(token_ids=[*log, 7], max_new_tokens=3, sampling=GREEDY)
+    assert child.send(token_ids=[7], max_new_tokens=3, sampling=GREEDY).token_ids == afresh.token_ids
+
+
+def test_pages_evicted_one_by_one_leave_nothing_behind():
+    """Idle sessions remember their places; what was evicted must not be kept for them, nor make the way back long."""
+    e = engine(num_pages=64)
+    idle = [e.open() for _ in range(3)]
+    for number, session in enumerate(idle):
+        session.send(token_ids=[30 + number] * 60, max_new_tokens=1)
+    for _ in range(64):
+        e.cache.make_room(1)
+    visited = e.cache.tree.nodes_visited
+    assert [session.resident for session in idle] == [0, 0, 0] and e.cache.tree.nodes_visited - visited <= 3
+
+
+def test_forgetting_leaves_no_roots_and_no_heap_behind():
+    e = engine(NaiveEngine)
+    session = e.open()
+    for _ in range(20):
+        session.send(token_ids=[5] * 5, max_new_tokens=2, sampling=GREEDY)
+    assert len(e.cache.tree._heap) <= 3 and len(list(e.cache.tree.nodes())) <= 3
+    shared = engine()
+    for number in range(20):
+        shared.open(tenant=str(number)).close()
+    assert not shared.cache.tree.tenants
+
+
+def test_a_tail_goes_before_its_page_and_both_in_the_order_of_their_last_use():
+    e = engine(num_pages=64)
+    sessions = [e.open() for _ in range(3)]
+    for number, session in enumerate(sessions):  # one full page and a tail each
+        session.send(token_ids=[30 + number] * 6, max_new_tokens=1, sampling=GREEDY)
+    sessions[0].fork().close()  # a use
+    left = []
+    for _ in range(6):
+        e.cache.make_room(1)
+        left.append(tuple(session.resident for session in sessions))
+    assert left == [(6, 4, 6), (6, 0, 6), (6, 0, 4), (6, 0, 0), (4, 0, 0), (0, 0, 0)]
+
+
+def test_only_as_many_pages_are_evicted_as_are_missing():
+    e = engine(num_pages=16)
+    session = e.open()
+    session.send(token_ids=[30] * 41, max_new_tokens=1)
+    e.pool.allocator.release(e.pool.allocator.allocate(8))  # five were free
+    assert session.resident == 32 and e.pool.allocator.num_free == 8
+
+
+@pytest.mark.parametrize("foil", [NaiveEngine, PrefixReuseEngine])
+def test_a_foil_refuses_another_engines_session_before_it_touches_it(foil):
+    ours, theirs = engine(foil), engine()
+    session = theirs.open()
+    session.send(token_ids=[5] * 6, max_new_tokens=2, sampling=GREEDY)
+    with pytest.raises(EngineMisuse):
+        ours.submit(session, token_ids=[5], max_new_tokens=2)
+    theirs.check()
+    ours.check()
+
+
+@pytest.mark.parametrize("how", ["refused", "aborted"])
+def test_a_stateless_history_that_drifts_is_as_before_after_an_error(how):
+    e = engine(PrefixReuseEngine)
+    session = e.open()
+    session.send("hi", replay=[*range(150, 170), 2])  # no text gives these ids back
+    mark, before = session.mark(), session.token_ids
+    if how == "refused":
+        with pytest.raises(MinstateError):
+            session.send("x" * 300, max_new_tokens=2)
+    else:
+        handle = e.submit(session, "so?", max_new_tokens=9)
+        e.step()
+        assert session.token_ids[: len(before)] != before
+        handle.abort()
+    e.check()
+    assert session.token_ids == before
+    session.rollback(mark)

@@ -1,8 +1,11 @@
 """The engine: what a batch holds, what a step costs, and that many turns at any moment do each other no harm."""
 
+import contextlib
+import copy
 import threading
 
 import pytest
+import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -189,13 +192,14 @@ class Conversations(RuleBasedStateMachine):
     """
 
     @initialize(
-        num_pages=st.integers(4, 40),
+        num_pages=st.integers(1, 40),
         budget=st.integers(1, 24),
         page_size=st.integers(1, 5),
         prefix_cache=st.sampled_from([True, True, False]),
     )
     def start(self, num_pages, budget, page_size, prefix_cache):
         self.engine = engine(num_pages=num_pages, token_budget=budget, page_size=page_size, prefix_cache=prefix_cache)
+        self.engine.model = copy.copy(self.engine.model)
         self.sessions, self.logs, self.marks, self.handles = [], {}, {}, {}
         self.open("A")
 
@@ -223,11 +227,18 @@ class Conversations(RuleBasedStateMachine):
             self.adopt(parent.fork(), list(self.logs[parent]))
             assert self.engine.pool.allocator.num_free >= free, "a fork takes no page"
 
-    @rule(data=st.data(), ids=st.one_of(IDS, SIMILAR), limit=st.integers(1, 8), sampling=SAMPLINGS)
-    def submit(self, data, ids, limit, sampling):
-        session = self.pick(data)
+    @rule(
+        data=st.data(),
+        ids=st.one_of(IDS, SIMILAR),
+        limit=st.integers(1, 8),
+        sampling=SAMPLINGS,
+        replay=st.one_of(st.none(), st.none(), SIMILAR),
+    )
+    def submit(self, data, ids, limit, sampling, replay):
+        session, limit = self.pick(data), len(replay) if replay else limit
+        options = {"max_new_tokens": limit, "sampling": sampling, "replay": replay}
         try:
-            handle = self.engine.submit(session, token_ids=ids, max_new_tokens=limit, sampling=sampling)
+            handle = self.engine.submit(session, token_ids=ids, **options)
         except SessionBusy:
             assert session in self.handles
         except ContextOverflow:
@@ -244,12 +255,41 @@ class Conversations(RuleBasedStateMachine):
             for handle in self.engine.step():
                 _, ids = self.handles.pop(handle.session)
                 log, turn, request = self.logs[handle.session], handle.turn, handle.request
+                if request.replay:
+                    assert turn.token_ids == request.replay
+                    log += [*ids, *turn.token_ids]
+                    continue
                 options = {"max_new_tokens": request.max_new_tokens, "sampling": request.sampling}
                 afresh = engine(NaiveEngine, num_pages=80).open().send(token_ids=log + ids, **options)
                 assert turn.token_ids == afresh.token_ids, "whatever happened before, and whoever else is in the batch"
                 stats = turn.stats
                 assert stats.prefilled == stats.forwarded - (stats.generated - 1)
                 log += [*ids, *turn.token_ids]
+
+    @precondition(lambda self: self.handles)
+    @rule(when=st.sampled_from(["before", "half-way", "after", "choosing"]))
+    def fail(self, when):
+        """The next pass fails, whatever it has written by then."""
+        forward = type(self.engine.model).forward
+
+        def broken(batch, attend):
+            if when == "half-way":
+                attend(0, *(torch.zeros(len(batch.token_ids), heads, 8, dtype=torch.float64) for heads in (4, 2, 2)))
+            elif when != "before":
+                logits = forward(self.engine.model, batch, attend)
+            if when == "choosing":
+                return logits[:-1]
+            raise ZeroDivisionError
+
+        self.engine.model.forward = broken
+        with contextlib.suppress(ZeroDivisionError, StopIteration):
+            self.engine.step()
+        del self.engine.model.forward
+        finished = [session for session, (handle, _) in self.handles.items() if handle.turn]
+        for session in finished:  # before its neighbour failed
+            handle, ids = self.handles.pop(session)
+            self.logs[session] += [*ids, *handle.turn.token_ids]
+        self.handles = {session: running for session, running in self.handles.items() if not running[0].aborted}
 
     @precondition(lambda self: self.handles)
     @rule(data=st.data())
@@ -289,6 +329,8 @@ class Conversations(RuleBasedStateMachine):
     @invariant()
     def nothing_is_lost(self):
         self.engine.check()
+        promised = sum(request.pages_to_come for request in self.engine.scheduler.running)
+        assert promised <= self.engine.cache.num_available, "every running turn can get what it may still need"
         for session in self.sessions:
             if session not in self.handles:
                 assert session.token_ids == self.logs[session]

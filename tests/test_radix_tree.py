@@ -23,10 +23,10 @@ def small_tree(num_pages: int = 64, page_size: int = 2) -> RadixTree:
 
 def publish(tree: RadixTree, root: Node, log: list[int]) -> Node:
     """What a sequence does that computed all full pages of `log`; returns its node, locked."""
-    found = tree.match(root, 0, log, len(log))
+    found = tree.match(root, log, len(log))
     node = tree.lock(found.node, found.at)
     new = tree.allocator.allocate(len(log) // tree.page_size - len(found.pages))
-    node, _, pages = tree.insert(node, found.at, log, new)
+    node, _, pages = tree.insert(node, log, new)
     assert pages == new, "nobody else published in between"
     return node
 
@@ -42,6 +42,8 @@ class Trees(RuleBasedStateMachine):
     def start(self, num_pages, page_size):
         self.tree = small_tree(num_pages, page_size)
         self.roots = [self.tree.root("a"), self.tree.root("b")]
+        for root in self.roots:
+            self.tree.join(root)
         self.published: dict[tuple, int] = {}
         self.locked, self.remembered = [], []  # (node, root, tokens down to it)
 
@@ -98,7 +100,7 @@ class Trees(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1), log=LOGS)
     def match(self, which, log):
-        found = self.tree.match(self.roots[which], 0, log, len(log))
+        found = self.tree.match(self.roots[which], log, len(log))
         pages = [self.published[which, p] for p in self.prefixes(log) if (which, p) in self.published]
         assert (found.pages, found.at) == (pages, len(pages) * self.tree.page_size)
         rest = log[found.at : found.at + self.tree.page_size]
@@ -110,7 +112,7 @@ class Trees(RuleBasedStateMachine):
             and prefix[: found.at] == tuple(log[: found.at])
         ]
         longest = max((count for count, _ in below), default=0)
-        head = self.tree.head(found.node, found.at, rest)
+        head = self.tree.head(found.node, rest)
         if longest == 0:
             assert head is None
         else:
@@ -123,8 +125,10 @@ class Trees(RuleBasedStateMachine):
         node, at = self.tree.climb(node, len(tokens))
         assert not node.dead and at <= len(tokens)
         assert all((which, prefix) in self.published for prefix in self.prefixes(tokens[:at])), "nothing stale"
-        resumed = self.tree.match(node, at, list(tokens), len(tokens))
-        afresh = self.tree.match(self.roots[which], 0, list(tokens), len(tokens))
+        locked = self.tree.lock(node, at)
+        resumed = self.tree.match(locked, list(tokens), len(tokens))
+        afresh = self.tree.match(self.roots[which], list(tokens), len(tokens))
+        self.tree.unlock(locked)
         assert (resumed.node, resumed.at) == (afresh.node, afresh.at), "climbing and matching finds all there is"
 
     @rule(count=st.integers(1, 8))
@@ -183,7 +187,7 @@ def test_what_was_not_used_for_longest_goes_first():
         tree.trim(tree.oldest(), 1)
         leaves = [prefix for prefix in used if not any(other[: len(prefix)] == prefix != other for other in used)]
         victim = min(leaves, key=used.get)
-        assert tree.match(root, 0, list(victim), len(victim)).at == len(victim) - 1, "this leaf, and only its page"
+        assert tree.match(root, list(victim), len(victim)).at == len(victim) - 1, "this leaf, and only its page"
         del used[victim]
         assert tree.num_pages == len(used)
 
@@ -192,10 +196,10 @@ def test_a_childless_leaf_is_extended_in_place_unless_others_need_it_as_it_is():
     tree = small_tree()
     root = tree.root("a")
     node = publish(tree, root, [1, 2, 3, 4])
-    grown, _, _ = tree.insert(node, 4, [1, 2, 3, 4, 5, 6], tree.allocator.allocate(1))
+    grown, _, _ = tree.insert(node, [1, 2, 3, 4, 5, 6], tree.allocator.allocate(1))
     assert grown is node and node.end == 6
     tree.lock(node, 6)
-    child, _, _ = tree.insert(node, 6, [1, 2, 3, 4, 5, 6, 7, 8], tree.allocator.allocate(1))
+    child, _, _ = tree.insert(node, [1, 2, 3, 4, 5, 6, 7, 8], tree.allocator.allocate(1))
     assert child is not node and child.parent is node
     tree.check([node, child])
 
@@ -219,8 +223,8 @@ def test_what_grows_where_something_was_evicted_is_not_mistaken_for_it():
     other = publish(tree, root, [1, 2, 3, 4, 7, 8])
     climbed, at = tree.climb(node, 6)
     assert at < 6 and not climbed.dead
-    assert tree.match(climbed, at, [1, 2, 3, 4, 5, 6], 6).at == 4
-    tree.unlock(other)
+    assert at == 4 and other.parent is climbed and not node.dead, "what grows there is a child, not the old leaf"
+    assert tree.match(root, [1, 2, 3, 4, 5, 6], 6).at == 4
 
 
 def test_a_private_root_goes_with_its_last_user():
@@ -246,7 +250,7 @@ def test_publishing_costs_what_is_new_and_resuming_nothing(tokens):
     tree = small_tree(num_pages=tokens // 10, page_size=20)
     node, log = chain(tree, tokens)
     visited, compared = tree.nodes_visited, tree.tokens_compared
-    tree.insert(node, tokens, [*log, *range(40)], tree.allocator.allocate(2))
+    tree.insert(node, [*log, *range(40)], tree.allocator.allocate(2))
     assert tree.climb(node, tokens) == (node, tokens)
     assert tree.nodes_visited == visited and tree.tokens_compared == compared
 

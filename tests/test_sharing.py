@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import IDS, SAMPLINGS, engine
 
-from minstate import BadValue, Sampling, SessionBusy, SessionClosed
+from minstate import BadValue, Engine, Sampling, SessionBusy, SessionClosed
 from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
 from minstate.paged_kv import KVPool
 
@@ -214,15 +214,17 @@ def test_stateless_prefix_reuse_says_the_same_and_computes_its_tail_again(turns)
 
 def test_stateless_prefix_reuse_loses_what_text_does_not_give_back():
     """A torn character decodes to a replacement mark, and that is what is tokenised again."""
-    e = engine(PrefixReuseEngine)
-    session = e.open(SYSTEM)
-    faithful = session.send("hi", replay=e.tokenizer.encode("a whole answer, in text<|im_end|>"))
-    again = session.send("and?", replay=[*e.tokenizer.encode("torn: "), 3 + 0x94, 2])
-    assert again.stats.recomputed < 4 and faithful.stats.recomputed == 0
-    mark = session.mark()
-    before = session.token_ids
-    drifted = session.send("so?", max_new_tokens=2)
-    assert drifted.stats.recomputed > 0 and session.token_ids[: len(before)] != before
+    said = engine().tokenizer.encode("torn: ")
+    deltas = {}
+    for cls in (Engine, PrefixReuseEngine):
+        session = engine(cls).open(SYSTEM)
+        session.send("hi", replay="a whole answer, in text")
+        assert session.send("and?", replay=[*said, 3 + 0x94, 2]).stats.recomputed < 4
+        mark, before = session.mark(), session.token_ids
+        turn = session.send("so?", max_new_tokens=2)
+        session.engine.check()
+        deltas[cls] = turn.stats.delta
+        assert (session.token_ids[: len(before)] == before) == (cls is Engine)
+    assert deltas[PrefixReuseEngine] > deltas[Engine]
     with pytest.raises(ValueError, match="no mark of this session"):
         session.rollback(mark)
-    e.check()

@@ -13,7 +13,7 @@ from minstate import BrokenInvariant, Engine, OutOfPages, Sampling
 from minstate.lab.baseline import NaiveEngine
 from minstate.paged_kv import PageTable
 from minstate.prefix_cache import PrefixCache
-from minstate.radix_tree import Place, RadixTree
+from minstate.radix_tree import Node, Place, RadixTree
 
 GREEDY = Sampling(ignore_eos=True)
 PROMPT = list(range(10, 30))  # five pages of four
@@ -50,7 +50,7 @@ def free_without_adopting(monkeypatch):
         table = sequence.table
         full = table.pages[table.borrowed : sequence.kv_len // self.pool.page_size]
         if full:
-            sequence.node, _, pages = self.tree.insert(sequence.node, table.borrowed_tokens, sequence.log, full)
+            sequence.node, _, pages = self.tree.insert(sequence.node, sequence.log, full)
             self.pool.allocator.release(own for own, page in zip(full, pages, strict=True) if own != page)
             table.borrowed += len(full)  # but it goes on reading its own
 
@@ -69,10 +69,10 @@ def two_sequences_that_compute_the_same_prefix_in_one_step():
 def keep_duplicates(monkeypatch):
     insert = RadixTree.insert
 
-    def without_looking(self, node, at, log, pages):
-        self.match = lambda node, at, log, stop: Place(node, at, [])
+    def without_looking(self, node, log, pages):
+        self.match = lambda node, log, stop: Place(node, node.end, [])
         try:
-            return insert(self, node, at, log, pages)
+            return insert(self, node, log, pages)
         finally:
             del self.match
 
@@ -90,7 +90,7 @@ def a_full_hit_that_leaves_a_zero_length_query():
 def match_to_the_very_end(monkeypatch):
     def borrow(self, sequence):
         table = sequence.table
-        found = self.tree.match(sequence.node, table.borrowed_tokens, sequence.log, len(sequence.log))
+        found = self.tree.match(sequence.node, sequence.log, len(sequence.log))
         if found.pages:
             sequence.node = self.tree.move_lock(sequence.node, found.node, found.at)
             table.borrow(found.pages)
@@ -219,12 +219,11 @@ def evict_before_looking(monkeypatch):
 def copy_what_was_evicted(monkeypatch):
     head, before = RadixTree.head, []
 
-    def remembered(self, node, at, tokens):  # does not look again, and the first look does not count as a use
+    def remembered(self, node, tokens):  # does not look again
         if before:
             return before.pop()
-        if found := head(self, node, at, tokens):
-            before.append(found)
-            found.node.last_used = 0
+        if found := head(self, node, tokens):
+            before.append(found := found._replace(node=Node(None, 0, bytearray(), [], 0)))  # nor does it count as a use
         return found
 
     monkeypatch.setattr(RadixTree, "head", remembered)

@@ -26,9 +26,9 @@ def legend(figure: Figure) -> list[str]:
 def publish(tree: RadixTree, text: str, tenant: str = "us"):
     """`text` into the tree; returns its place, locked."""
     log = list(map(ord, text))
-    found = tree.match(tree.root(tenant), 0, log, len(log))
+    found = tree.match(tree.root(tenant), log, len(log))
     node = tree.lock(found.node, found.at)
-    return tree.insert(node, found.at, log, tree.allocator.allocate((len(log) - found.at) // SIZE))[:2]
+    return tree.insert(node, log, tree.allocator.allocate((len(log) - found.at) // SIZE))[:2]
 
 
 @pytest.fixture

@@ -48,8 +48,8 @@ def match(tokens: int, node_pages: int | None = None) -> tuple[PrefixCache, Call
     while at < pages * PAGE_SIZE:
         tree.lock(node, at)  # a second lock: what follows does not extend this node, but becomes its child
         new = allocator.allocate(min(node_pages or pages, pages - at // PAGE_SIZE))
-        node, at, _ = tree.insert(node, at, log, new)
-    return cache, lambda: tree.match(root, 0, log, tokens)
+        node, at, _ = tree.insert(node, log, new)
+    return cache, lambda: tree.match(root, log, tokens)
 
 
 def turn(tokens: int) -> tuple[PrefixCache, Callable[[], object]]:
