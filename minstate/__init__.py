@@ -6,6 +6,7 @@ import os
 # when torch loads its OpenMP runtime, hence before the imports below. Whoever sets it in the environment wins.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from minstate.drift import Drift
 from minstate.engine import Engine
 from minstate.errors import (
     BadMessage,
@@ -34,6 +35,7 @@ __all__ = [
     "BrokenInvariant",
     "ContextOverflow",
     "DamagedWeights",
+    "Drift",
     "Engine",
     "EngineMisuse",
     "Mark",

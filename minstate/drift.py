@@ -4,9 +4,11 @@ A cache is found again by token ids, and what agents send is text. Between the t
 costs everything behind it. There are few reasons for one, and each has another cure; hence this detector.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from minstate.chat import Chat, Transcript, common_prefix
+from minstate.errors import BadMessage
 from minstate.messages import Message, parse_tool_calls, with_calls_as_text
 
 REASONS = {
@@ -60,7 +62,7 @@ def find_drift(chat: Chat, log: list[int], said: Transcript, given: Transcript) 
     if not reason:
         message = _message_at(chat, given, len(decode(ids[:at])))
         same_text = text.startswith(decode(log[: at + 1]))
-        reason = "retokenised" if same_text or _is_verbatim(given.messages, message, text) else "template"
+        reason = "retokenised" if same_text or _is_verbatim(said.messages, message, text) else "template"
     return Drift(at, dropped, rest, reason, message, decode(log[at : at + 8]), decode(ids[at : at + 8]))
 
 
@@ -91,11 +93,14 @@ def _message_at(chat: Chat, given: Transcript, position: int) -> int:
     """The message in whose rendering the character at `position` lies."""
     last = len(given.messages) - 1
     for index in range(last):
-        if len(chat.render(given.messages[: index + 1], given.tools, reply=False)) > position:
-            return index
+        with suppress(BadMessage):  # a template may refuse a conversation that stops here
+            if len(chat.render(given.messages[: index + 1], given.tools, reply=False)) > position:
+                return index
     return last
 
 
-def _is_verbatim(messages: tuple[Message, ...], index: int, text: str) -> bool:
-    """Whether the template has written this reply as it was given."""
-    return messages[index]["role"] == "assistant" and with_calls_as_text(messages[index])["content"] in text
+def _is_verbatim(said: tuple[Message, ...], index: int, text: str) -> bool:
+    """Whether a message is a reply, and the template writes it as the model did, so far as text can say."""
+    if index >= len(said) or said[index]["role"] != "assistant":
+        return False
+    return with_calls_as_text(said[index])["content"] in text

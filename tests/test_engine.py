@@ -346,4 +346,4 @@ class Conversations(RuleBasedStateMachine):
 
 
 TestConversations = Conversations.TestCase
-TestConversations.settings = settings(stateful_step_count=40)
+TestConversations.settings = settings(stateful_step_count=50, max_examples=10 * settings.default.max_examples)

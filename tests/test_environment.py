@@ -47,6 +47,9 @@ def test_every_direct_dependency_has_a_pin_inside_its_range(requirement):
     assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)])
 
 
+OURS = {"minstate", "tiny", "templates"}
+
+
 def test_every_package_that_is_imported_is_asked_for():
     other_names = {"PIL": "pillow", "yaml": "pyyaml", "rattler": "py-rattler", "IPython": "ipykernel"}
     declared = {canonicalize_name(requirement.name) for requirement in DIRECT}
@@ -54,7 +57,7 @@ def test_every_package_that_is_imported_is_asked_for():
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
-            for top in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"minstate", "tiny"}:
+            for top in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - OURS:
                 assert canonicalize_name(other_names.get(top, top)) in declared, f"{file.name} imports {top}"
 
 

@@ -159,7 +159,7 @@ class Trees(RuleBasedStateMachine):
 
 
 TestTrees = Trees.TestCase
-TestTrees.settings = settings(stateful_step_count=40)
+TestTrees.settings = settings(stateful_step_count=50, max_examples=5 * settings.default.max_examples)
 
 
 def test_the_tree_needs_no_torch():

@@ -1,5 +1,6 @@
 """Small real objects for tests: random models of each family, a byte tokenizer with a ChatML template, engines."""
 
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -82,14 +83,24 @@ def hf_model(family: str, dtype: torch.dtype = torch.float64):
 
 
 @cache
-def model(family: str = "llama", dtype: torch.dtype = torch.float64) -> Model:
+def model(family: str = "llama", dtype: torch.dtype = torch.float64, positions: int = 256) -> Model:
     hf = hf_model(family, dtype)
-    return Model(ModelConfig.from_hf(hf.config.to_dict()), {k: v.detach() for k, v in hf.state_dict().items()})
+    config = replace(ModelConfig.from_hf(hf.config.to_dict()), max_positions=positions)
+    return Model(config, {k: v.detach() for k, v in hf.state_dict().items()})
 
 
-def engine(cls: type[Engine] = Engine, *, family: str = "llama", page_size: int = 4, num_pages: int = 64, **settings):
+def engine(
+    cls: type[Engine] = Engine,
+    *,
+    family: str = "llama",
+    page_size: int = 4,
+    num_pages: int = 64,
+    positions: int = 256,
+    **settings,
+):
     """An engine whose unwritten and freed pages hold NaN: whoever reads one says nonsense."""
-    e = cls(model(family), tokenizer(), eos_ids=[2], page_size=page_size, num_pages=num_pages, **settings)
+    network = model(family, positions=positions)
+    e = cls(network, tokenizer(), eos_ids=[2], page_size=page_size, num_pages=num_pages, **settings)
     pages = e.pool.kv.unflatten(3, (-1, page_size))
     pages.fill_(torch.nan)
     allocator, release = e.pool.allocator, e.pool.allocator.release
