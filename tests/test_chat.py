@@ -41,24 +41,22 @@ def test_the_log_is_the_whole_rendering(style, cut_off, system, turns):
     opening = [{"role": "system", "content": system}] if system else []
     turns = [(first, reply) for first, _, reply in turns]
     log, said = converse(chat, opening, turns, cut_off=cut_off)
-    whole = chat.encode(chat.render(said.messages, reply=False))
+    whole = chat.prompt(said, [USER])
     if style == "mistral":  # writes a space before each reply, and the system message into the last message only
-        log, whole = ([i for i in ids if i != chat.encode(" ")[0]] for ids in (log, whole))
         if system:
             return
-    end = whole[len(log) :]
+        log, whole = ([i for i in ids if i != chat.encode(" ")[0]] for ids in (log, whole))
     assert log == whole[: len(log)]
-    assert "".join(chat.tokenizer.convert_ids_to_tokens(end)) in ("", "Ċ", "<|im_end|>Ċ", "<|eot_id|>", "</s>")
 
 
-@pytest.mark.parametrize("style", ["chatml", "qwen2.5", "llama3"])
+@pytest.mark.parametrize("style", ["chatml", "qwen2.5", "qwen3", "llama3"])
 @pytest.mark.parametrize("new", [[RESULT], [RESULT, RESULT], [RESULT, USER], [USER]], ids=len)
 def test_tool_results_follow_on_a_reply_as_in_the_whole_rendering(style, new):
     chat = Chat(templates.tokenizer(style))
     turns = [("look", "first reply"), (new, "second"), (new, "third")]
     log, said = converse(chat, [{"role": "system", "content": "s"}], turns)
-    whole = chat.encode(chat.render(said.messages, reply=False))
-    assert log == whole[: len(log)] and len(whole) - len(log) <= 1
+    whole = chat.prompt(said, [USER])
+    assert log == whole[: len(log)]
 
 
 REAL = [
@@ -103,7 +101,7 @@ def test_a_log_keeps_what_a_template_would_strip():
     chat = Chat(templates.tokenizer("qwen3"))
     log, said = converse(chat, [], [("q", "<think>\nwell\n</think>\n\nyes"), ("and?", "no")])
     text = chat.tokenizer.decode(log)
-    assert "well" in text and "well" not in chat.render(said.messages, reply=False)
+    assert "well" in text and "well" not in chat.tokenizer.decode(chat.prompt(said, [USER]))
     assert text.endswith("yes<|im_end|>\n<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\nno<|im_end|>")
 
 
