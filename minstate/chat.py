@@ -14,7 +14,7 @@ strangers write before you pass it on.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from minstate.errors import BadMessage, UnsupportedModel
 from minstate.messages import Message, Messages, normalise, normalise_tools, signatures, with_calls_as_text
@@ -53,7 +53,7 @@ class Transcript:
     """What was said, as messages. A session's log ends inside a reply, the last of them.
 
     messages     None: not known, since raw token ids were sent
-    in_log       how many of them are in the log; the others are rendered with the next turn
+    in_log       how many of them are in the log; if not all are, the next turn renders the conversation as a whole
     reply_start  position in the log at which the last reply begins
     """
 
@@ -61,6 +61,15 @@ class Transcript:
     tools: tuple[Message, ...] = ()
     in_log: int = 0
     reply_start: int = 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether something was said that is not in the log."""
+        return self.messages is not None and (self.in_log < len(self.messages) or bool(self.tools and not self.in_log))
+
+    def not_in_log(self) -> "Transcript":
+        """As a stateless client says it: all messages at every turn."""
+        return replace(self, in_log=0)
 
     def asked(self, messages: Messages, reply_start: int) -> "Transcript":
         """With new messages, to which a reply begins at `reply_start`."""
@@ -78,6 +87,14 @@ class Transcript:
         goes_on = self.messages and self.in_log == len(self.messages)
         messages = (*(self.messages[:-1] if goes_on else self.messages), {"role": "assistant", "content": text})
         return replace(self, messages=messages, in_log=len(messages))
+
+
+class Continuation(NamedTuple):
+    """What a turn's input does to a log."""
+
+    keep: int  # tokens of the log that stay
+    ids: list[int]  # token ids that follow
+    said: Transcript  # what has been said then
 
 
 class Chat:
@@ -129,6 +146,23 @@ class Chat:
         if said.messages or said.tools:
             self.encode(self.render(said.messages, said.tools, reply=False))
         return said
+
+    def read(self, said: Transcript, log: list[int], messages) -> Continuation:
+        """The input of a turn of messages; `[]` answers those that wait. Raises `BadMessage`."""
+        new = () if said.waits and isinstance(messages, list | tuple) and not messages else normalise(messages)
+        if log and not said.waits:
+            ids, keep = self.delta(said, new, log[-1]), len(log)
+        else:
+            whole = self.prompt(said, new)
+            keep = common_prefix(log, whole)
+            ids = whole[keep:]
+        return Continuation(keep, ids, said.asked(new, reply_start=keep + len(ids)))
+
+    def read_ids(self, said: Transcript, log: list[int], ids: list[int]) -> Continuation:
+        """The input of a turn of raw ids, behind messages that wait. Raises `BadMessage`."""
+        whole = self.encode(self.render(said.messages, said.tools, reply=False)) + ids
+        keep = common_prefix(log, whole)
+        return Continuation(keep, whole[keep:], said.asked_in_ids())
 
     def prompt(self, said: Transcript, messages: Messages) -> list[int]:
         """All token ids of what was said, of `messages`, and of the opening of a reply, rendered as a whole."""

@@ -12,7 +12,7 @@ import torch
 
 from minstate.attention import TorchAttention
 from minstate.batch import RaggedBatch, Sequence
-from minstate.chat import Chat, Transcript, common_prefix
+from minstate.chat import Chat, Continuation, Transcript
 from minstate.errors import (
     BadMessage,
     BadValue,
@@ -22,7 +22,7 @@ from minstate.errors import (
     OutOfPages,
 )
 from minstate.guard import entry
-from minstate.messages import Message, normalise
+from minstate.messages import Message
 from minstate.model import Model, ModelConfig
 from minstate.paged_kv import KVPool
 from minstate.prefix_cache import PrefixCache
@@ -299,32 +299,17 @@ class Engine:
     def _before_turn(self, sequence: Sequence) -> None:
         """For engines that remember less: the turn is accepted, and about to begin."""
 
-    def _read_input(self, said: Transcript, log: list[int], messages, ids: list[int] | None):
-        """How many tokens of the log stay, which ids follow, and what has then been said.
-
-        Costs nothing per old token, except where messages wait that are not in the log: at the beginning, and after
-        `Session.sync`. Then all are rendered, and the log is kept as far as it agrees.
-        """
+    def _read_input(self, said: Transcript, log: list[int], messages, ids: list[int] | None) -> Continuation:
+        """What the turn does to the log. Costs nothing per old token, unless messages wait that are not in the log."""
         if (messages is None) == (ids is None):
             raise BadMessage("send either messages or token_ids")
-        waiting = said.messages is not None and said.in_log < len(said.messages)
-        waiting = waiting or (not log and bool(said.tools))
         if ids is None:
-            new = () if waiting and isinstance(messages, list | tuple) and not messages else normalise(messages)
-            if log and not waiting:
-                delta = self.chat.delta(said, new, log[-1])
-                return len(log), delta, said.asked(new, reply_start=len(log) + len(delta))
-            whole = self.chat.prompt(said, new)
-            said = said.asked(new, reply_start=len(whole))
-        elif waiting:
-            whole = self.chat.encode(self.chat.render(said.messages, said.tools, reply=False)) + ids
-            said = said.asked_in_ids()
-        else:
-            if not log and not ids:
-                raise BadMessage("the first turn needs at least one token")
-            return len(log), ids, said.asked_in_ids() if ids or not said.messages else said
-        same = common_prefix(log, whole)
-        return same, whole[same:], said
+            return self.chat.read(said, log, messages)
+        if said.waits:
+            return self.chat.read_ids(said, log, ids)
+        if not log and not ids:
+            raise BadMessage("the first turn needs at least one token")
+        return Continuation(len(log), ids, said.asked_in_ids() if ids or not said.messages else said)
 
     def _valid_ids(self, ids: Iterable[int], what: str) -> list[int]:
         vocabulary = self.model.config.vocab_size

@@ -1,9 +1,7 @@
 """The foils: engines that remember less. The same code in every other respect."""
 
-from dataclasses import replace
-
 from minstate.batch import Sequence
-from minstate.chat import Transcript
+from minstate.chat import Continuation, Transcript
 from minstate.engine import Engine
 
 
@@ -33,8 +31,8 @@ class PrefixReuseEngine(Engine):
     def __init__(self, *args, **settings):
         super().__init__(*args, **{**settings, "prefix_cache": True})
 
-    def _read_input(self, said: Transcript, log: list[int], messages, ids: list[int] | None):
-        return super()._read_input(said if messages is None else replace(said, in_log=0), log, messages, ids)
+    def _read_input(self, said: Transcript, log: list[int], messages, ids: list[int] | None) -> Continuation:
+        return super()._read_input(said if messages is None else said.not_in_log(), log, messages, ids)
 
     def _before_turn(self, sequence: Sequence) -> None:
         self.cache.forget(sequence, sequence.root)
