@@ -59,8 +59,9 @@ def find_drift(chat: Chat, log: list[int], said: Transcript, given: Transcript) 
         return Drift(at, 0, rest, "", None, "", "")
     decode = chat.tokenizer.decode
     reason, message = _why_by_messages(said, given)
-    if not reason:
-        message = _message_at(chat, given, len(decode(ids[:at])))
+    parted = _message_at(chat, given, len(decode(ids[:at])))
+    if not reason or (message is not None and message > parted):  # tokens part before messages do
+        message = min(parted, len(given.messages) - 1)
         same_text = text.startswith(decode(log[: at + 1]))
         reason = "retokenised" if same_text or _is_verbatim(said.messages, message, text) else "template"
     return Drift(at, dropped, rest, reason, message, decode(log[at : at + 8]), decode(ids[at : at + 8]))
@@ -90,13 +91,12 @@ def _meaning(message: Message) -> tuple:
 
 
 def _message_at(chat: Chat, given: Transcript, position: int) -> int:
-    """The message in whose rendering the character at `position` lies."""
-    last = len(given.messages) - 1
-    for index in range(last):
+    """The message in whose rendering the character at `position` lies; their number, if it lies behind all."""
+    for index in range(len(given.messages)):
         with suppress(BadMessage):  # a template may refuse a conversation that stops here
             if len(chat.render(given.messages[: index + 1], given.tools, reply=False)) > position:
                 return index
-    return last
+    return len(given.messages)
 
 
 def _is_verbatim(said: tuple[Message, ...], index: int, text: str) -> bool:

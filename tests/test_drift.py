@@ -104,6 +104,16 @@ def test_a_template_that_strips_thoughts_is_named():
     assert drift.seen.startswith("<think>") and drift.given.startswith("yes")
 
 
+def test_of_several_reasons_the_first_is_named():
+    session = talk(styled("qwen3"), "<think>\nhm\n</think>\n\nyes", "<think>\nwell\n</think>\n\nno", "so")
+    said = session.messages
+    for history in (said[:-1], edited(said, 5, content="another question")):
+        drift = session.drift(history)
+        assert (drift.reason, drift.message) == ("template", 2), "what comes later does not matter"
+    early = session.drift(edited(said, 1, content="another question"))
+    assert (early.reason, early.message) == ("edited", 1)
+
+
 def test_a_tool_call_that_is_written_anew_is_named():
     session = talk(styled("qwen2.5"), "let me look\n" + CALL, "no")
     history = session.messages

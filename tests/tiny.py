@@ -5,21 +5,15 @@ from functools import cache
 
 import torch
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from templates import byte_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from minstate import Engine, Sampling
+from minstate.lab.template_styles import CHAT as SPECIAL
+from minstate.lab.template_styles import CHATML
 from minstate.model import Model, ModelConfig
 
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 VOCABULARY = len(SPECIAL) + 256
-CHATML = (
-    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nDefault.<|im_end|>\n' }}{% endif %}"
-    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
 SHAPE = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -61,12 +55,9 @@ SAMPLINGS = st.sampled_from(
 @cache
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, after the special ones."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(SPECIAL + alphabet)}, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    raw.add_special_tokens(SPECIAL)
-    return PreTrainedTokenizerFast(tokenizer_object=raw, chat_template=CHATML, eos_token="<|im_end|>")
+    one = byte_tokenizer(CHATML, SPECIAL)
+    one.eos_token = "<|im_end|>"
+    return one
 
 
 @cache
