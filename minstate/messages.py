@@ -93,7 +93,7 @@ def _normalise_one(message: Message, where: int) -> Message:
         content = "".join(parts)
     content = "" if content is None and calls else content
     require(isinstance(content, str), f"({role}) has content of type {type(content).__name__}, not text")
-    require(bool(content or calls) or role == "assistant", f"({role}) is empty")
+    require(bool(content or calls) or role in ("assistant", "tool"), f"({role}) is empty")
     normal = {**message, "content": content}
     normal.pop("tool_calls", None)
     if calls:

@@ -164,6 +164,11 @@ def test_tool_calls_are_written_as_they_are_read(style, call):
         assert (parsed.name, parsed.arguments, parsed.error) == ("ls", {"path": "é"}, "")
 
 
+def test_a_tool_may_return_nothing():
+    chat = Chat(tiny.tokenizer())
+    assert "<|im_start|>tool\n<|im_end|>" in chat.render(normalise({"role": "tool", "content": ""}), reply=False)
+
+
 def test_content_may_come_in_parts():
     (message,) = normalise({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]})
     assert message["content"] == "ab"

@@ -1,0 +1,196 @@
+"""The committed traces are what they say they are, and seeds make more of them."""
+
+import re
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import tiny
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from minstate import Engine
+from minstate.lab.trace_replay import replay, trace_figures
+from minstate.lab.trace_scripts import SCRIPTS, Draft, Script
+from minstate.lab.trace_writers import generate, new_sentences, records, runs, words_of
+from minstate.lab.traces import Trace, read_trace, write_trace
+from minstate.model import Model, ModelConfig
+from minstate.weights import find_model, read_tokenizer
+
+TRACES = Path(__file__).resolve().parents[2] / "data" / "traces"
+COMMITTED = {"agentic-0": 6, "coding-0": 35, "data_analysis-0": 12, "planning-0": 17}  # turns
+POSITIONS = 8192
+
+
+@cache
+def committed(name: str) -> Trace:
+    return read_trace(TRACES / f"{name}.jsonl")
+
+
+@cache
+def script(name: str, seed: int = 0) -> Script:
+    return SCRIPTS[name](seed)
+
+
+def engine_without_thoughts() -> Engine:
+    """The default model's tokenizer and positions, on a network that takes no time: enough to get a log's ids."""
+    small = {"hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
+    full = {"vocab_size": 49152, "max_position_embeddings": POSITIONS, "num_key_value_heads": 1}
+    config = AutoConfig.for_model(**{**tiny.SHAPE, **tiny.FAMILIES["llama"], **small, **full})
+    hf = AutoModelForCausalLM.from_config(config)
+    model = Model(ModelConfig.from_hf(hf.config.to_dict()), {name: w.detach() for name, w in hf.state_dict().items()})
+    return Engine(model, read_tokenizer(find_model()), eos_ids=[2], num_pages=1024)
+
+
+@cache
+def played(name: str) -> tuple[list, dict[str, list[int]]]:
+    """A committed trace, replayed: turns, and the logs of the sessions."""
+    sessions = {}
+    turns = list(replay(engine_without_thoughts(), committed(name), sessions=sessions))
+    return turns, {name: session.token_ids for name, session in sessions.items()}
+
+
+# The committed traces
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_committed_traces_are_valid_and_small(name):
+    trace = committed(name)
+    turns = list(trace.turns)
+    assert len(turns) == trace.header.turns == COMMITTED[name]
+    assert f"{trace.header.name}-{trace.header.seed}" == name
+    assert (TRACES / f"{name}.jsonl").stat().st_size < 150_000
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_committed_traces_have_the_figures_of_their_headers(name):
+    header = committed(name).header
+    figures = trace_figures(*played(name))
+    assert figures["positions"] <= POSITIONS
+    assert figures == {key: header.turns if key == "turns" else header.more[key] for key in figures}
+
+
+def test_the_coding_trace_is_of_a_long_sessions_size():
+    figures = committed("coding-0").header.more
+    assert 110 <= figures["median_input_tokens"] <= 170
+    assert 40 <= figures["median_output_tokens"] <= 56
+    assert figures["positions"] > 7000
+
+
+def test_the_planners_agents_share_its_log():
+    turns, logs = played("planning-0")
+    forks = [(record, turn) for record, turn in turns if record.fork_of]
+    assert [record.session for record, _ in forks] == ["tests", "orders", "promises"]
+    for record, turn in forks:
+        shared = turn.stats.context + 1
+        assert logs[record.session][:shared] == logs["main"][:shared] and shared > 1000
+        assert turn.stats.reused >= shared - 1
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_tools_say_the_same_again(name):
+    trace = committed(name)
+    again = script(trace.header.name, trace.header.seed)
+    assert again.sessions == trace.header.sessions and again.about == trace.header.about
+    assert tuple(records(again, words_of(trace.turns))) == tuple(trace.turns)
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_nothing_is_said_twice(name):
+    sentences = [
+        sentence
+        for turn in committed(name).turns
+        for sentence in re.split(r"(?<=[.!?:])\s", turn.output.get("content", ""))
+        if sentence
+    ]
+    assert len(sentences) >= COMMITTED[name] // 4
+    known = set()
+    for sentence in sentences:
+        assert new_sentences(sentence, known) == [sentence]
+        known.update(runs(sentence))
+
+
+# Scripts
+
+
+def results(drafts: tuple[Draft, ...]) -> list[str]:
+    return [message["content"] for draft in drafts for message in draft.messages if message["role"] == "tool"]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_of_any_seed_go_well(name, seed):
+    drafts = script(name, seed).drafts
+    assert len(drafts) == len(script(name).drafts)
+    assert not [result for result in results(drafts) if result.startswith("error:")]
+    assert drafts[-1].messages != script(name).drafts[-1].messages or name == "coding"  # which ends on "OK"
+    assert not any(draft.calls for draft in drafts[-1:])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_coder_mends_the_bug_and_leaves_every_test_green(seed):
+    drafts = script("coding", seed).drafts
+    reports = [
+        after.messages[0]["content"]
+        for before, after in pairwise(drafts)
+        if before.calls and before.calls[0]["name"] == "run_tests"
+    ]
+    red = ["FAILED" in report or "ERROR" in report for report in reports]
+    assert red[:2] == [True, False] and sum(red) == 3, "the bug, and two tests that were written first"
+    assert reports[-1].endswith("OK")
+    counts = Counter(call["name"] for draft in drafts for call in draft.calls)
+    assert counts["edit_file"] == 7 and counts.total() == 34
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_planner_waits_for_its_agents_and_acts_on_what_they_found(seed):
+    drafts = script("planning", seed).drafts
+    (joined,) = (draft for draft in drafts if draft.waits_for)
+    reports = [call["arguments"]["finding"] for d in drafts for call in d.calls if call["name"] == "report"]
+    assert sorted(message["content"] for message in joined.messages) == sorted(reports) and len(reports) == 3
+    assert joined.calls[0]["name"] == "edit_file" and joined.calls[0]["arguments"]["old"] in "".join(reports)
+    after = drafts[drafts.index(joined) + 2]
+    assert after.messages[0]["content"].endswith("OK")
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("The tests fail because of tax. I will look", ["The tests fail because of tax."]),
+        ("We need to read pricing.py now! And then", ["We need to read pricing.py now!"]),
+        ("Let me run the tests:", ["Let me run the tests:"]),
+        ("Too short. The rest does not count.", []),
+        ("As we know, he likes apples very much.", ["As we know, he likes apples very much."]),
+        ("He likes apples very much.", []),
+        ("It is what it was before. It is what it was before.", ["It is what it was before."]),
+        ("I am sorry for that, I am sorry for that.", []),
+        ("no end in sight, and on it goes", []),
+        ("", []),
+    ],
+)
+def test_words_are_whole_sentences_that_are_new(text, kept):
+    known = set(runs("She said: he likes apples very much"))
+    assert new_sentences(text, known) == kept
+
+
+def test_a_trace_is_generated_from_end_to_end(tmp_path, monkeypatch):
+    """Two turns of the planner and one of each sub-agent, with a model that knows nothing to say."""
+    beginning = replace(script("planning"), drafts=script("planning").drafts[:5])
+    monkeypatch.setitem(SCRIPTS, "planning", lambda seed: beginning)
+    monkeypatch.setattr("minstate.lab.trace_writers.ATTEMPTS", 1)
+    monkeypatch.setattr("minstate.lab.trace_writers.new_sentences", lambda text, known: [f"{len(known)} {text[:3]}."])
+    engine = engine_without_thoughts()
+    trace = generate("planning", 0, engine)
+    write_trace(tmp_path / "t.jsonl", trace.header, trace.turns)
+    back = read_trace(tmp_path / "t.jsonl")
+    assert back.header == trace.header and tuple(back.turns) == trace.turns
+    assert tuple(records(beginning, words_of(back.turns))) == trace.turns
+    assert ["content" in turn.output for turn in trace.turns] == [True, False, True, False, True], (
+        "long calls say it all"
+    )
+    engine.check()
