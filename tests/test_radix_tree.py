@@ -112,7 +112,9 @@ class Trees(RuleBasedStateMachine):
             and prefix[: found.at] == tuple(log[: found.at])
         ]
         longest = max((count for count, _ in below), default=0)
-        head = self.tree.head(found.node, rest)
+        locked = self.tree.lock(found.node, found.at)
+        head = self.tree.head(locked, rest)
+        self.tree.unlock(locked)
         if longest == 0:
             assert head is None
         else:
