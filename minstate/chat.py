@@ -7,7 +7,7 @@ otherwise by now.
 
 Most templates put the same text behind a reply whatever came before it. Then a short stand-in serves for the history,
 and a turn costs nothing per old message. `Chat` tries a template on probes when it is made; one that looks further
-back (positions, the last user message) is given the whole history at every turn.
+back for this text (at the first message, say, to repeat it in the last) is given the whole history at every turn.
 
 Text that spells a special token becomes that token, as it does in transformers: look for `<|im_start|>` in what
 strangers write before you pass it on.
@@ -81,9 +81,7 @@ class Transcript:
         return replace(self, messages=None)
 
     def answered(self, text: str) -> "Transcript":
-        """With the reply; instead of its beginning, where it went on from one."""
-        if self.messages is None:
-            return self
+        """With the reply, of messages that are known; instead of its beginning, where it went on from one."""
         goes_on = self.messages and self.in_log == len(self.messages)
         messages = (*(self.messages[:-1] if goes_on else self.messages), {"role": "assistant", "content": text})
         return replace(self, messages=messages, in_log=len(messages))

@@ -234,7 +234,7 @@ class Engine:
                     handle.take(self._choose(handle.request, next(logits)), self.tokenizer)
                     turn = handle.answer(self.tokenizer, self.eos_ids)
                     if turn:
-                        handle.session.said = handle.said.answered(handle.reply_text(self.tokenizer, turn))
+                        handle.session.said = handle.said_with(turn, self.tokenizer)
                         self._end(handle, len(handle.request.sequence.log))
                         handle.turn = turn
                         finished.append(handle)

@@ -20,7 +20,7 @@ class TurnStats:
     """What one turn cost. Counts of tokens unless the name says otherwise.
 
     With `log` the session's token ids before the turn, `context + delta` is the whole prompt. A session that is still
-    resident prefills `delta`; the naive baseline prefills `context + delta`.
+    resident prefills `delta`, less what is `shared`; the naive baseline prefills `context + delta`.
     """
 
     context: int  # max(0, len(log) - 1): tokens that had been forwarded before
@@ -117,10 +117,12 @@ class Handle:
         if len(self.tokens) == 1:
             self._first_token_s = time.perf_counter()
 
-    def reply_text(self, tokenizer, turn: Turn) -> str:
-        """The whole reply: this turn's text, behind that of earlier turns if it went on where they were cut off."""
-        log, begun = self.request.sequence.log, self.said.reply_start
-        return tokenizer.decode(log[begun : self.request.prompt_length], skip_special_tokens=True) + turn.text
+    def said_with(self, turn: Turn, tokenizer) -> Transcript:
+        """What has been said, the reply included, and its beginning, if it went on where earlier turns were cut off."""
+        if self.said.messages is None:  # nor is it known where the reply began
+            return self.said
+        begun = self.request.sequence.log[self.said.reply_start : self.request.prompt_length]
+        return self.said.answered(tokenizer.decode(begun, skip_special_tokens=True) + turn.text)
 
     def answer(self, tokenizer, eos_ids: Collection[int]) -> Turn | None:
         """The turn's answer if it is complete."""

@@ -102,6 +102,21 @@ def test_messages_cost_nothing_per_old_token(monkeypatch):
     assert "first" not in "".join(encoded) and len("".join(encoded)) < 80
 
 
+@pytest.mark.parametrize("raw", [False, True])
+def test_no_old_token_is_decoded_again(monkeypatch, raw):
+    session, decoded = engine(num_pages=99).open(), []
+    decode = session.engine.tokenizer.decode
+
+    def spy(ids, **options):
+        decoded.append(len(ids))
+        return decode(ids, **options)
+
+    monkeypatch.setattr(session.engine.tokenizer, "decode", spy)
+    for _ in range(3):
+        session.send(**({"token_ids": [5] * 30} if raw else {"messages": "hello there"}), max_new_tokens=4)
+    assert max(decoded) <= 4, "but the answer"
+
+
 def test_a_cut_off_answer_is_closed_by_the_next_delta():
     session = engine().open()
     session.send("hi", max_new_tokens=3, sampling=Sampling(ignore_eos=True))
