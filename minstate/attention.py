@@ -3,30 +3,59 @@
 A backend is prepared once a forward pass, and then called once a layer. This is the torch backend, for a CPU; it is the
 reference for every other.
 
-Sequences usually own long runs of adjacent pages, and a run is a slice of the pool: `kv[layer, 0, :, start:end]`. Where
-a sequence's tokens lie in one run, attention reads that slice and nothing is copied. Where they lie in several, their
-pages are first gathered into one stretch of memory, one layer at a time: all layers use the same stretch.
+Attention is a weighted sum, so keys may be read in parts and in any order: each part gives an output and the
+log-sum-exp of its scores, by which the outputs are then weighted (as in FlashAttention, arXiv 2205.14135). A sequence's
+keys are read where they lie:
+
+    runs of adjacent pages      slices of the pool, `kv[layer, 0, :, start:end]`, one part each: nothing is copied
+    short runs, where several   gathered into one stretch of memory first, since each part costs a call of its own
+    the batch's own tokens      from k and v, causally; so what lies in the pool is read by all queries, without a mask
 """
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from minstate.batch import RaggedBatch
 from minstate.paged_kv import KVPool, page_runs
 
+SHORT_RUN = 256  # tokens: below, a run is cheaper to copy than to attend to by itself
+LONG_RUN = (
+    1024  # tokens: from here on few queries read a run in two halves, lest one core waits for another's last head
+)
+FEW_QUERIES = 16
+
+# softmax(q kᵀ / √D) v of [B, H, queries, D], and the log-sum-exp [B, H, queries] of the scores, which
+# F.scaled_dot_product_attention computes too and keeps to itself.
+flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+class Run(NamedTuple):
+    """Keys that lie side by side in the pool: slots `start` to `end`, exclusive, to be read in equal `cuts`."""
+
+    start: int
+    end: int
+    cuts: int
+
+
+class Partial(NamedTuple):
+    """What some of the keys say to each query row."""
+
+    out: torch.Tensor  # [H_kv, cuts, rows, D]
+    lse: torch.Tensor  # [H_kv, cuts, rows] log of the sum of exp(score)
+
 
 @dataclass(frozen=True)
-class _Span:
-    """What one sequence contributes to the batch: its query rows, and the pages that they read."""
+class Span:
+    """One sequence of the batch: its query tokens, and where the keys lie that they read."""
 
     rows: slice
-    context: int  # tokens to read
-    first_slot: int | None  # where they begin, if the pages are one run; None if they have to be gathered
-    pages: torch.Tensor  # [P] int32
-    mask: torch.Tensor | None  # [queries, context] True where a query may read; None where all may
+    runs: list[Run]
+    gathered: torch.Tensor  # [P] int32, the pages of short runs
+    gathered_tokens: int
+    causal: bool  # the queries read each other; a single one is read from the pool, where it has just been written
 
 
 class TorchAttention:
@@ -41,39 +70,80 @@ class TorchAttention:
             )
         ]
         _, _, kv_heads, _, head_dim = pool.kv.shape
-        most = max((len(span.pages) for span in self.spans if span.first_slot is None), default=0)
-        self.gathered = pool.kv.new_empty(2, kv_heads, most, pool.page_size, head_dim)
+        most = max(len(span.gathered) for span in self.spans)
+        self.stretch = pool.kv.new_empty(2, kv_heads, most, pool.page_size, head_dim)
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Store k, v `[T, H_kv, D]` in the batch's slots; return softmax(q kᵀ / √D) v `[T, H, D]` of q `[T, H, D]`."""
-        keys, values = self.pool.kv[layer]  # [H_kv, slots, D] each
-        keys.index_copy_(1, self.slots, k.transpose(0, 1))
-        values.index_copy_(1, self.slots, v.transpose(0, 1))
+        kv = self.pool.kv[layer]  # [2, H_kv, slots, D]
+        kv[0].index_copy_(1, self.slots, k.transpose(0, 1))
+        kv[1].index_copy_(1, self.slots, v.transpose(0, 1))
         out = torch.empty_like(q)
         for span in self.spans:
-            attended = F.scaled_dot_product_attention(
-                q[span.rows].transpose(0, 1)[None],  # [1, H, queries, D]
-                self._read(keys, span, self.gathered[0])[None],  # [1, H_kv, context, D]
-                self._read(values, span, self.gathered[1])[None],
-                attn_mask=span.mask,
-                enable_gqa=q.shape[1] != k.shape[1],
-            )
-            out[span.rows] = attended[0].transpose(0, 1)
+            # A KV head serves a group of query heads: [queries, H, D] → [H_kv, group, queries, D].
+            queries = q[span.rows].unflatten(1, (k.shape[1], -1)).permute(1, 2, 0, 3)
+            rows = queries.flatten(1, 2)
+            parts = [_attend(rows, kv[:, :, start:end], cuts) for start, end, cuts in span.runs]
+            if span.gathered_tokens:
+                parts.append(_attend(rows, self._gather(kv, span)))
+            if span.causal:
+                parts.append(_attend_causally(queries, k[span.rows].transpose(0, 1), v[span.rows].transpose(0, 1)))
+            out[span.rows] = merge(parts).view(queries.shape).permute(2, 0, 1, 3).flatten(1, 2)
         return out
 
-    def _read(self, cache: torch.Tensor, span: _Span, gathered: torch.Tensor) -> torch.Tensor:
-        """One sequence's keys or values `[H_kv, context, D]`."""
-        if span.first_slot is not None:
-            return cache[:, span.first_slot : span.first_slot + span.context]
-        pages = cache.unflatten(1, (-1, self.pool.page_size))
-        torch.index_select(pages, 1, span.pages, out=gathered[:, : len(span.pages)])
-        return gathered.flatten(1, 2)[:, : span.context]
+    def _gather(self, kv: torch.Tensor, span: Span) -> torch.Tensor:
+        """Copy short runs together `[2, H_kv, tokens, D]`, into memory that all layers use."""
+        stretch = self.stretch[:, :, : len(span.gathered)]
+        torch.index_select(kv.unflatten(2, (-1, self.pool.page_size)), 2, span.gathered, out=stretch)
+        return stretch.flatten(2, 3)[:, :, : span.gathered_tokens]
 
 
-def _span(rows: slice, context: int, pages: torch.Tensor, page_size: int) -> _Span:
-    pages = pages[: -(-context // page_size)]
-    adjacent = len(page_runs(pages.tolist())) == 1
+def merge(parts: list[Partial]) -> torch.Tensor:
+    """What all keys say `[H_kv, rows, D]`, from what parts of them say: Σ exp(lse) out / Σ exp(lse)."""
+    if len(parts) == 1 and parts[0].out.shape[1] == 1:
+        return parts[0].out[:, 0]
+    weight = torch.cat([part.lse for part in parts], dim=1).softmax(dim=1)
+    out = torch.cat([part.out for part in parts], dim=1)
+    return (weight[..., None] * out).sum(dim=1).to(out.dtype)
+
+
+def _attend(rows: torch.Tensor, kv: torch.Tensor, cuts: int = 1) -> Partial:
+    """All of rows `[H_kv, rows, D]` read all of kv `[2, H_kv, tokens, D]`."""
+    k, v = kv.unflatten(2, (cuts, -1))
+    return Partial(*flash_attention(rows[:, None].expand(-1, cuts, -1, -1), k, v))
+
+
+def _attend_causally(queries: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Partial:
+    """Queries `[H_kv, group, queries, D]` read k, v `[H_kv, queries, D]`, each up to itself."""
+    shape = queries.shape  # k and v are expanded, not copied: the heads of a group read the same memory
+    out, lse = flash_attention(queries, k[:, None].expand(shape), v[:, None].expand(shape), is_causal=True)
+    return Partial(out.flatten(1, 2)[:, None], lse.flatten(1, 2)[:, None])
+
+
+def _span(rows: slice, context: int, pages: torch.Tensor, page_size: int) -> Span:
     queries = rows.stop - rows.start
-    last_readable = torch.arange(context - queries, context)
-    mask = torch.arange(context) <= last_readable[:, None] if queries > 1 else None
-    return _Span(rows, context, int(pages[0]) * page_size if adjacent else None, pages, mask)
+    unread = context - queries if queries > 1 else context  # tokens to read from the pool
+    runs: list[Run] = []
+    for first, end in page_runs(pages[: -(-unread // page_size)]):
+        tokens = min(unread, (end - first) * page_size)
+        unread -= tokens
+        runs.append(Run(first * page_size, first * page_size + tokens, cuts=1))
+    short = [run for run in runs if run.end - run.start < SHORT_RUN]
+    if len(short) < 2:
+        short = []
+    else:
+        runs = [run for run in runs if run.end - run.start >= SHORT_RUN]
+    if queries <= FEW_QUERIES:
+        runs = [piece for run in runs for piece in _halved(run)]
+    gathered = [page for run in short for page in range(run.start // page_size, -(-run.end // page_size))]
+    tokens = sum(run.end - run.start for run in short)
+    return Span(rows, runs, torch.tensor(gathered, dtype=torch.int32), tokens, causal=queries > 1)
+
+
+def _halved(run: Run) -> list[Run]:
+    """A long run in two equal cuts, and what is left over of an odd one."""
+    tokens = run.end - run.start
+    if tokens < LONG_RUN:
+        return [run]
+    even = run.end - tokens % 2
+    return [Run(run.start, even, cuts=2), Run(even, run.end, cuts=1)][: 1 + tokens % 2]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from minstate.batch import RaggedBatch
 from minstate.errors import DamagedWeights, UnsupportedModel
+from minstate.linear import Linear
 
 LLAMA3_ROPE = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -154,53 +155,81 @@ class ModelConfig:
         return shapes
 
 
+@dataclass(frozen=True)
+class Layer:
+    """The weights of one decoder layer, as `Model.forward` uses them."""
+
+    attention_norm: torch.Tensor  # [hidden]
+    qkv: Linear  # hidden → (H + 2 H_kv) · D: queries, keys and values at once
+    head_norm: torch.Tensor | None  # [H + H_kv, D] for the heads of q and k, if the model normalises them
+    out: Linear  # H · D → hidden
+    mlp_norm: torch.Tensor  # [hidden]
+    gate_up: Linear  # hidden → 2 · mlp
+    down: Linear  # mlp → hidden
+
+    @staticmethod
+    def of(config: ModelConfig, tensors: dict[str, torch.Tensor], i: int) -> "Layer":
+        """Layer `i` of tensors by their Hugging Face names."""
+        layer = f"model.layers.{i}."
+
+        def linear(*names: str) -> Linear:
+            return Linear(
+                [tensors[f"{layer}{name}.weight"] for name in names],
+                [tensors.get(f"{layer}{name}.bias") for name in names],
+            )
+
+        head_norm = None
+        if config.head_norms:
+            q_norm, k_norm = (tensors[f"{layer}self_attn.{name}.weight"] for name in ("q_norm", "k_norm"))
+            head_norm = torch.stack([q_norm] * config.num_heads + [k_norm] * config.num_kv_heads)
+        return Layer(
+            attention_norm=tensors[layer + "input_layernorm.weight"],
+            qkv=linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            head_norm=head_norm,
+            out=linear("self_attn.o_proj"),
+            mlp_norm=tensors[layer + "post_attention_layernorm.weight"],
+            gate_up=linear("mlp.gate_proj", "mlp.up_proj"),
+            down=linear("mlp.down_proj"),
+        )
+
+
 class Model:
     """The decoder: `forward` is the only way through it, whatever a batch is made of."""
 
-    def __init__(self, config: ModelConfig, weights: dict[str, torch.Tensor]):
+    def __init__(self, config: ModelConfig, tensors: dict[str, torch.Tensor]):
         for name, shape in config.tensor_shapes().items():
-            if name not in weights:
+            if name not in tensors:
                 raise DamagedWeights(f"the weights lack {name}")
-            if weights[name].shape != shape:
-                raise DamagedWeights(f"{name} is {list(weights[name].shape)}, the configuration says {list(shape)}")
-        self.config, self.weights = config, weights
-        embedding = weights["model.embed_tokens.weight"]
-        self.dtype = embedding.dtype
-        self.lm_head = embedding if config.tied_embeddings else weights["lm_head.weight"]
+            if tensors[name].shape != shape:
+                raise DamagedWeights(f"{name} is {list(tensors[name].shape)}, the configuration says {list(shape)}")
+        self.config = config
+        self.embedding = tensors["model.embed_tokens.weight"]
+        self.dtype = self.embedding.dtype
+        self.layers = [Layer.of(config, tensors, i) for i in range(config.num_layers)]
+        self.norm = tensors["model.norm.weight"]
+        self.lm_head = Linear([self.embedding if config.tied_embeddings else tensors["lm_head.weight"]])
         cos, sin = rotary_table(config)
-        self.cos, self.sin = cos.to(embedding), sin.to(embedding)
+        self.cos, self.sin = cos.to(self.embedding), sin.to(self.embedding)
 
     @torch.inference_mode()
     def forward(self, batch: RaggedBatch, attend: Attend) -> torch.Tensor:
         """Logits `[R, vocab]` of the batch's `logit_rows`."""
-        x = self.weights["model.embed_tokens.weight"][batch.token_ids]  # [T, hidden]
-        cos, sin = self.cos[batch.positions, None], self.sin[batch.positions, None]  # [T, 1, D / 2]
-        for i in range(self.config.num_layers):
-            layer = f"model.layers.{i}."
-            x = x + self._attention(i, self._norm(x, layer + "input_layernorm"), cos, sin, attend)
-            x = x + self._mlp(layer + "mlp.", self._norm(x, layer + "post_attention_layernorm"))
-        return F.linear(self._norm(x[batch.logit_rows], "model.norm"), self.lm_head)
+        heads, kv_heads, head_dim = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
+        x = self.embedding[batch.token_ids]  # [T, hidden]
+        cos, sin = self.cos[batch.positions, None], self.sin[batch.positions, None]  # [T, 1, D]
+        for i, layer in enumerate(self.layers):
+            qkv = layer.qkv(self._norm(x, layer.attention_norm)).unflatten(-1, (-1, head_dim))  # [T, H + 2 H_kv, D]
+            qk, v = qkv.split((heads + kv_heads, kv_heads), dim=1)
+            if layer.head_norm is not None:
+                qk = self._norm(qk) * layer.head_norm
+            q, k = rotate(qk, cos, sin).split((heads, kv_heads), dim=1)
+            x = x + layer.out(attend(i, q, k, v).flatten(1))
+            gate, up = layer.gate_up(self._norm(x, layer.mlp_norm)).chunk(2, dim=-1)
+            x = x + layer.down(F.silu(gate) * up)
+        return self.lm_head(self._norm(x[batch.logit_rows], self.norm))
 
-    def _attention(self, i: int, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend) -> torch.Tensor:
-        layer = f"model.layers.{i}.self_attn."
-        q, k, v = (
-            self._linear(x, layer + name).unflatten(-1, (-1, self.config.head_dim))  # [T, heads, D]
-            for name in ("q_proj", "k_proj", "v_proj")
-        )
-        if self.config.head_norms:
-            q, k = self._norm(q, layer + "q_norm"), self._norm(k, layer + "k_norm")
-        out = attend(i, rotate(q, cos, sin), rotate(k, cos, sin), v)
-        return self._linear(out.flatten(-2), layer + "o_proj")
-
-    def _mlp(self, layer: str, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self._linear(x, layer + "gate_proj"), self._linear(x, layer + "up_proj")
-        return self._linear(F.silu(gate) * up, layer + "down_proj")
-
-    def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.linear(x, self.weights[name + ".weight"], self.weights.get(name + ".bias"))
-
-    def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weights[name + ".weight"], self.config.norm_eps)
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+        return F.rms_norm(x, x.shape[-1:], weight, self.config.norm_eps)
 
 
 def _rotary_share(config: dict, rope: dict) -> float:
@@ -208,19 +237,25 @@ def _rotary_share(config: dict, rope: dict) -> float:
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding (arXiv 2104.09864) of x `[T, heads, D]`: dimension d turns together with d + D/2."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    """Rotary position embedding (arXiv 2104.09864) of x `[T, heads, D]`: dimension d turns together with d + D/2.
+
+    cos and sin as in `rotary_table`, which has the sign in it: x[d] cos − x[d + D/2] sin, x[d + D/2] cos + x[d] sin.
+    """
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def rotary_table(config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin `[positions, D / 2]` of each position's rotation angles, in float32, as the models were trained."""
+    """cos and sin `[positions, D]` of each position's rotation angles, in float32, as the models were trained.
+
+    Both halves turn by the same angles; the sine of the first half is negative.
+    """
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     frequency = 1.0 / config.rope_theta**exponents  # radians per token
     if config.rope_scaling is not None:
         frequency = _stretch_slow_frequencies(frequency, config.rope_scaling)
     angles = torch.arange(config.max_positions, dtype=torch.float32)[:, None] * frequency
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def _stretch_slow_frequencies(frequency: torch.Tensor, scaling: dict) -> torch.Tensor:

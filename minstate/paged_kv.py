@@ -11,8 +11,9 @@ without fragmentation, as processes share physical memory through page tables (P
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 
 from minstate.errors import BadValue, BrokenInvariant, OutOfPages
@@ -230,12 +231,11 @@ class PageTable:
             raise BrokenInvariant(f"a page appears twice in {self.pages}")
 
 
-def page_runs(pages: Iterable[int]) -> list[tuple[int, int]]:
+def page_runs(pages: Sequence[int]) -> list[tuple[int, int]]:
     """Group page ids into runs of adjacent ones: `[3, 4, 5, 9]` → `[(3, 6), (9, 10)]` (end exclusive)."""
-    runs: list[tuple[int, int]] = []
-    for page in pages:
-        if runs and runs[-1][1] == page:
-            runs[-1] = (runs[-1][0], page + 1)
-        else:
-            runs.append((page, page + 1))
-    return runs
+    ids = np.asarray(pages, dtype=np.int64)
+    if not len(ids):
+        return []
+    breaks = np.flatnonzero(np.diff(ids) != 1)
+    first, last = ids[np.r_[0, breaks + 1]], ids[np.r_[breaks, -1]]
+    return list(zip(first.tolist(), (last + 1).tolist(), strict=True))

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import FAMILIES, VOCABULARY, hf_model, model
 
-from minstate import DamagedWeights, UnsupportedModel
-from minstate.attention import TorchAttention
+from minstate import DamagedWeights, UnsupportedModel, attention
+from minstate.attention import Partial, TorchAttention, merge
 from minstate.batch import RaggedBatch, Sequence
+from minstate.linear import Linear
 from minstate.model import Model, ModelConfig
 from minstate.paged_kv import KVPool
 
@@ -78,9 +79,12 @@ def test_sequences_of_a_batch_do_not_see_each_other():
 
 
 @pytest.mark.parametrize("fragments", ["one run", "few runs", "many runs"])
-@pytest.mark.parametrize("queries", [1, 3, 40])
-def test_the_layout_of_pages_changes_nothing(fragments, queries):
-    """One run is read in place, several are copied together first: the same logits."""
+@pytest.mark.parametrize("queries", [1, 2, 3, 40])
+@pytest.mark.parametrize("short_run", [0, 37, 1000])
+def test_the_layout_of_pages_changes_nothing(fragments, queries, short_run, monkeypatch):
+    """Long runs are read in place, some of them in halves, and short ones copied together first: the same logits."""
+    monkeypatch.setattr(attention, "SHORT_RUN", short_run)
+    monkeypatch.setattr(attention, "LONG_RUN", 30)
     m = model("llama")
     ids = torch.randint(0, VOCABULARY, (160,), generator=torch.Generator().manual_seed(2)).tolist()
     expected = logits_of_chunks(m, pool_for(m), ids, [len(ids) - queries])[-queries:]
@@ -139,9 +143,39 @@ def test_what_is_not_implemented_is_named(change, named):
 
 
 def test_weights_that_do_not_fit_the_configuration_are_refused():
-    weights = dict(model().weights)
+    weights = {name: tensor.detach() for name, tensor in hf_model("llama").state_dict().items()}
     missing = weights.pop("model.layers.1.mlp.up_proj.weight")
     with pytest.raises(DamagedWeights, match=r"lack model\.layers\.1\.mlp\.up_proj"):
         Model(model().config, weights)
     with pytest.raises(DamagedWeights, match="up_proj"):
         Model(model().config, weights | {"model.layers.1.mlp.up_proj.weight": missing[:, :5]})
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=5), st.floats(0, 40), st.integers(0, 2**32))
+def test_parts_of_the_keys_merge_into_attention_over_all_of_them(lengths, spread, seed):
+    """Whatever the cut, and however far apart the scores are: the log-sum-exp weighs each part rightly."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = spread * torch.randn(2, 3, 8, dtype=torch.float64, generator=generator)
+    k, v = torch.randn(2, 2, sum(lengths), 8, dtype=torch.float64, generator=generator)
+    parts = []
+    for some_k, some_v in zip(k.split(lengths, dim=1), v.split(lengths, dim=1), strict=True):
+        scores = rows @ some_k.mT / 8**0.5
+        parts.append(Partial((scores.softmax(-1) @ some_v)[:, None], scores.logsumexp(-1)[:, None]))
+    whole = (rows @ k.mT / 8**0.5).softmax(-1) @ v
+    assert (merge(parts) - whole).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("rows", [1, 2, 9, 40])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype, error", [(torch.float64, 1e-15), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_stacked_and_packed_weights_compute_the_same_product(dtype, error, bias, rows):
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(out, 48, generator=generator).to(dtype) for out in (32, 7)]
+    biases = [torch.randn(len(weight), generator=generator).to(dtype) if bias else None for weight in weights]
+    x = torch.randn(rows, 48, generator=generator).to(dtype)
+    ours = Linear(weights, biases)(x)
+    exact = torch.cat(
+        [x.double() @ w.double().T + (0 if b is None else b.double()) for w, b in zip(weights, biases, strict=True)], 1
+    )
+    assert ours.dtype == dtype and ours.shape == (rows, 39)
+    assert (ours - exact).norm() < error * exact.norm()

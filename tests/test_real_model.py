@@ -44,12 +44,17 @@ def all_logits(engine: Engine, ids: list[int], chunks: list[int]) -> torch.Tenso
 
 
 @pytest.mark.parametrize("chunks", [[200], [1, 63, 16, 100, 1, 1, 18]], ids=["whole", "in chunks, cached"])
-def test_logits_equal_transformers(chunks):
+def test_logits_are_as_exact_as_those_of_transformers(chunks):
+    """Two programs that sum in different orders differ in float32; ours may not be much further from the truth."""
     ids = transcript()[:200]
-    oracle = AutoModelForCausalLM.from_pretrained(find_model(), dtype=torch.float32)
     with torch.no_grad():
-        theirs = oracle(torch.tensor([ids])).logits[0]
-    assert (all_logits(real_engine(), ids, chunks) - theirs).abs().max() < 1e-4
+        theirs, exact = (
+            AutoModelForCausalLM.from_pretrained(find_model(), dtype=dtype)(torch.tensor([ids])).logits[0]
+            for dtype in (torch.float32, torch.float64)
+        )
+    ours = all_logits(real_engine(), ids, chunks)
+    assert (exact - theirs).abs().max() < 1e-3  # what float32 rounds away; logits go up to 40
+    assert (ours - exact).norm() < 3 * (theirs - exact).norm()
 
 
 def test_generate_of_transformers_says_the_same():
