@@ -251,7 +251,18 @@ def test_only_the_end_of_a_log_wants_logits():
     chunk.log, whole.log = [5] * 9, [6] * 3
     batch = RaggedBatch.build([(chunk, 5), (whole, 3)])
     assert batch.logit_rows.tolist() == [7] and batch.query_start.tolist() == [0, 5, 8]
-    assert TorchAttention(pool, batch).spans[0].first_slot is not None, "one run of pages is read in place"
+
+
+def test_a_run_of_pages_is_read_in_place():
+    pool = engine().pool
+    sequence = Sequence(pool)
+    sequence.log = [5] * 9
+    for count in (8, 1):  # the prompt's tokens read each other, and nothing from the pool; the next one reads them all
+        batch = RaggedBatch.build([(sequence, count)])
+        (span,) = TorchAttention(pool, batch).spans
+        start = sequence.table.pages[0] * pool.page_size
+        assert [(run.start, run.end) for run in span.runs] == ([] if count == 8 else [(start, start + 9)])
+        assert span.causal == (count == 8) and not span.gathered_tokens
 
 
 def test_stats_tell_lost_from_found():

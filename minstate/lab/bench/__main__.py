@@ -1,4 +1,7 @@
-"""Run one benchmark, print its table and write it to `data/results/<name>.json`."""
+"""Run one benchmark, print its table and write it to `data/results/`.
+
+Settings go behind its name: `python -m minstate.lab.bench peers workload=coding dtype=bfloat16`.
+"""
 
 import argparse
 import json
@@ -6,27 +9,34 @@ from datetime import date
 
 from minstate.lab.bench import RESULTS
 from minstate.lab.bench.agentic_turns import agentic_turns
+from minstate.lab.bench.cpu_steps import cpu_steps
 from minstate.lab.bench.paged_decode import paged_decode
+from minstate.lab.bench.peers import peers
 from minstate.lab.bench.radix_tree import radix_tree
 from minstate.lab.measure import machine
 
-BENCHMARKS = {benchmark.__name__: benchmark for benchmark in (agentic_turns, paged_decode, radix_tree)}
+BENCHMARKS = {
+    benchmark.__name__: benchmark for benchmark in (agentic_turns, cpu_steps, paged_decode, peers, radix_tree)
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m minstate.lab.bench", description=__doc__)
     parser.add_argument("name", choices=BENCHMARKS)
-    name = parser.parse_args().name
-    table = BENCHMARKS[name]().round(3)
+    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="of the benchmark's own")
+    arguments = parser.parse_args()
+    settings = dict(setting.split("=", 1) for setting in arguments.settings)
+    table = BENCHMARKS[arguments.name](**settings).round(3)
     print(table.to_string())
     RESULTS.mkdir(parents=True, exist_ok=True)
     record = {
-        "command": f"python -m minstate.lab.bench {name}",
+        "command": " ".join(["python -m minstate.lab.bench", arguments.name, *arguments.settings]),
         "date": date.today().isoformat(),
         "machine": machine(),
+        **table.attrs,
         "rows": table.reset_index().to_dict("records"),
     }
-    path = RESULTS / f"{name}.json"
+    path = RESULTS / f"{'_'.join([arguments.name, *settings.values()])}.json"
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(f"written to {path}")
 

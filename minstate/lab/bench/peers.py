@@ -1,0 +1,260 @@
+"""The same work on minstate and on other engines: the same weights, token ids in, number of tokens out, threads.
+
+Each configuration is a process of its own, in its engine's own environment (`CONTRIBUTING.md` says how to make one),
+and answers `generate(token_ids, count)`; `peers/` holds what runs there. Configurations take turns, in an order that
+changes from turn to turn. All choose greedily and go on from what they said themselves: in float32 they say the same.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from minstate.engine import Engine
+from minstate.lab.gguf_files import write_gguf
+from minstate.lab.trace_replay import replay
+from minstate.lab.traces import read_trace
+from minstate.model import ModelConfig
+from minstate.weights import find_model, read_config, read_tokenizer
+
+ROOT = Path(__file__).resolve().parents[3]
+ENVIRONMENTS = Path(os.environ.get("MINSTATE_PEERS", ROOT / ".peers"))
+OURS = "minstate, stateful"
+STATELESS = ["minstate, stateless", "transformers, stateless", "transformers, prompt lookup", "vllm, stateless"]
+KEPT = [
+    OURS,
+    "minstate, prefix reuse",
+    "transformers, cache kept",
+    "llama_cpp, prefix kept",
+    "vllm, prefix caching",
+    "openvino, prefix caching",
+]
+SPECULATIVE = [
+    "llama_cpp, prompt lookup",
+    "vllm, prefix caching and ngram",
+    "openvino, prefix caching and prompt lookup",
+]
+WORKLOADS = {"steps": [c for c in KEPT if "reuse" not in c], "agentic": STATELESS + KEPT + SPECULATIVE}
+WORKLOADS["coding"] = KEPT + SPECULATIVE
+# A short spin keeps threads awake between two operations of a step, and yields the core between two turns.
+ENVIRONMENT = {
+    "GOMP_SPINCOUNT": "10000",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+
+
+class Peer:
+    """One configuration, running. Raises `RuntimeError`, with the end of what it printed, if it ends too early."""
+
+    def __init__(self, python: Path, spec: dict, log):
+        environment = os.environ | ENVIRONMENT | {"VLLM_CPU_OMP_THREADS_BIND": f"0-{spec['threads'] - 1}"}
+        self.spec, self.log = spec, log
+        self.process = subprocess.Popen(
+            [python, ROOT / "peers" / "serve.py", json.dumps(spec)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
+        )  # fmt: skip
+        self.version = self._answer()["version"]
+
+    def generate(self, token_ids: list[int], count: int) -> dict:
+        """`count` new tokens after `token_ids`, and the seconds that they took."""
+        print(json.dumps({"token_ids": token_ids, "count": count}), file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+
+    def _answer(self) -> dict:
+        if line := self.process.stdout.readline():
+            return json.loads(line)
+        self.log.seek(0)
+        raise RuntimeError(f"{self.spec['engine']} ({self.spec['mode']}) ended:\n{self.log.read()[-2000:]}")
+
+
+@contextmanager
+def running(configurations: list[str], dtype: str, threads: int = 2) -> Iterator[dict[str, Peer]]:
+    """Start each configuration whose environment exists; a line on standard error names each that does not run."""
+    folder = find_model()
+    with ExitStack() as stack:
+        peers = {}
+        for name in (bar := tqdm(configurations, unit="engine")):
+            bar.set_description(f"starting {name}")
+            engine, _, mode = name.partition(", ")
+            own = ENVIRONMENTS / engine / "bin" / "python"
+            python = Path(sys.executable) if engine in ("minstate", "transformers") else own
+            if not python.exists():
+                tqdm.write(f"absent: {name} (no {python}; CONTRIBUTING.md says how to install it)", file=sys.stderr)
+                continue
+            spec = {"engine": f"run_{engine}", "mode": mode, "dtype": dtype, "threads": threads, "model": str(folder)}
+            if engine in ("llama_cpp", "openvino"):
+                spec["gguf"] = str(_gguf(folder, dtype if engine == "llama_cpp" else "float16"))
+            log = stack.enter_context(tempfile.TemporaryFile("w+"))
+            try:
+                peers[name] = Peer(python, spec, log)
+            except RuntimeError as error:
+                tqdm.write(f"failed: {error}", file=sys.stderr)
+                continue
+            stack.callback(peers[name].close)
+        yield peers
+
+
+def _gguf(folder: Path, kind: str) -> Path:
+    path = ENVIRONMENTS / "gguf" / f"{folder.name}-{kind}.gguf"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_gguf(folder, path.with_suffix(".partial"), kind)
+        path.with_suffix(".partial").rename(path)
+    return path
+
+
+class Mute:
+    """A model that computes nothing: enough to play a trace, whose words are given, for its token ids."""
+
+    def __init__(self, config: ModelConfig):
+        self.config, self.dtype = config, torch.float32
+
+    def forward(self, batch, attend) -> torch.Tensor:
+        """Logits of nothing in particular."""
+        return torch.zeros(len(batch.logit_rows), self.config.vocab_size)
+
+
+def conversation(trace: str) -> list[tuple[list[int], int]]:
+    """Each turn of a committed trace with one session: the token ids that it adds, and how many the answer has."""
+    folder = find_model()
+    engine = Engine(Mute(ModelConfig.from_hf(read_config(folder))), read_tokenizer(folder))
+    sessions, turns, before = {}, [], 0
+    for record, turn in replay(engine, read_trace(ROOT / "data" / "traces" / f"{trace}-0.jsonl"), sessions=sessions):
+        log, generated = sessions[record.session].token_ids, turn.stats.generated
+        turns.append((log[before : len(log) - generated], generated))
+        before = len(log)
+    return turns
+
+
+def measure_turns(peers: dict[str, Peer], turns: list[tuple[list[int], int]], repeats: int) -> pd.DataFrame:
+    """One row for each repeat, turn and configuration. Each repeat begins with other tokens, so no cache knows it."""
+    tokenizer, order = read_tokenizer(find_model()), np.random.default_rng(0)
+    rows = []
+    with tqdm(total=repeats * len(turns) * len(peers), unit="turn") as bar:
+        for repeat in range(repeats):
+            logs = {name: tokenizer.encode(f"Conversation {repeat} of {repeats}.\n") for name in peers}
+            for number, (new, count) in enumerate(turns, 1):
+                for name in order.permutation(list(peers)):
+                    bar.set_description(f"turn {number}, {name}")
+                    logs[name] += new
+                    answer = peers[name].generate(logs[name], count)
+                    rows.append(
+                        {
+                            "repeat": repeat,
+                            "turn": number,
+                            "configuration": str(name),
+                            "n": len(logs[name]),
+                            "generated": count,
+                            "seconds": round(answer["seconds"], 4),
+                            "same as ours": answer["token_ids"],
+                        }
+                    )
+                    logs[name] += answer["token_ids"]
+                    bar.update()
+    table = pd.DataFrame(rows)
+    ours = table[table["configuration"] == OURS].set_index(["repeat", "turn"])["same as ours"]
+    said = zip(table["repeat"], table["turn"], table["same as ours"], strict=True)
+    table["same as ours"] = [ids == ours[repeat, turn] for repeat, turn, ids in said]
+    return table
+
+
+def measure_steps(peers: dict[str, Peer], repeats: int, contexts=(1024, 6144), tokens: int = 16) -> pd.DataFrame:
+    """One row for each context, repeat and configuration: a prompt from nothing (first row only), and a decode step.
+
+    The step is the difference between two answers, of 1 and of 1 + `tokens` tokens, to the same kept prompt.
+    """
+    text = "".join((ROOT / "minstate" / f"{name}.py").read_text() for name in ("engine", "radix_tree", "paged_kv"))
+    ids = read_tokenizer(find_model()).encode(text)
+    order, rows = np.random.default_rng(0), []
+    with tqdm(total=len(contexts) * (repeats + 1) * len(peers), unit="measurement") as bar:
+        for context in contexts:
+            prompt = ids[context : 2 * context] if 2 * context <= len(ids) else ids[:context]
+            cold = {}
+            for name in order.permutation(list(peers)):
+                bar.set_description(f"{context} tokens, {name}, from nothing")
+                cold[name] = peers[name].generate(prompt, 1)["seconds"]
+                bar.update()
+            for repeat in range(repeats):
+                for name in order.permutation(list(peers)):
+                    bar.set_description(f"{context} tokens, {name}")
+                    # A token more each time: no answer is an exact repeat, and every prompt but its end is known.
+                    asked = prompt + ids[context : context + 2 * repeat + 1]
+                    one = peers[name].generate(asked, 1)["seconds"]
+                    many = peers[name].generate([*asked, ids[context + 2 * repeat + 1]], 1 + tokens)["seconds"]
+                    rows.append(
+                        {
+                            "context": context,
+                            "repeat": repeat,
+                            "configuration": str(name),
+                            "prompt_s": cold[name] if repeat == 0 else None,
+                            "step_ms": 1000 * (many - one) / tokens,
+                        }
+                    )
+                    bar.update()
+    return pd.DataFrame(rows)
+
+
+def median_interval(values: np.ndarray, resamples: int = 2000) -> tuple[float, float, float]:
+    """The median, and its 95 % bootstrap interval (Efron, Ann. Statist. 7(1), 1979; percentiles)."""
+    drawn = np.random.default_rng(0).choice(values, (resamples, len(values)))
+    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
+    return float(np.median(values)), float(low), float(high)
+
+
+def summary(rows: pd.DataFrame, cases: list[str], value: str) -> pd.DataFrame:
+    """For each context (or for all turns together) and configuration: the median, and its ratio to ours, pair by pair.
+
+    Rows are paired by `cases`: what was measured close together in time, on the same input.
+    """
+    wide = rows.pivot_table(index=cases, columns="configuration", values=value, sort=False)
+    lines = []
+    for name in wide.columns:
+        ratio, low, high = median_interval((wide[name] / wide[OURS]).to_numpy())
+        lines.append({"configuration": name, f"median {value}": wide[name].median(), "ratio to ours": ratio,
+                      "from": low, "to": high})  # fmt: skip
+    return pd.DataFrame(lines).sort_values("ratio to ours", ignore_index=True)
+
+
+def peers(workload: str = "agentic", dtype: str = "float32", repeats: str = "3") -> pd.DataFrame:
+    """minstate beside other engines: `workload` is steps, agentic or coding, `dtype` float32 or bfloat16."""
+    with running(WORKLOADS[workload], dtype) as started:
+        versions = {name: peer.version for name, peer in started.items()}
+        if workload == "steps":
+            rows = measure_steps(started, int(repeats))
+            tables = [
+                summary(part, ["repeat"], "step_ms").assign(
+                    context=context,
+                    **{"prompt tokens/s": lambda t, part=part, n=context: n / t["configuration"].map(_cold(part))},
+                )
+                for context, part in rows.groupby("context")
+            ]
+            table = pd.concat(tables, ignore_index=True)
+        else:
+            rows = measure_turns(started, conversation(workload), int(repeats))
+            table = summary(rows, ["repeat", "turn"], "seconds")
+            by_name = rows.groupby("configuration")
+            table["total s"] = table["configuration"].map(by_name["seconds"].sum() / int(repeats))
+            table["turns that say the same"] = table["configuration"].map(by_name["same as ours"].mean())
+    table["version"] = table["configuration"].map(versions)
+    table.attrs["raw"] = rows.drop(columns="same as ours", errors="ignore").to_dict("list")
+    return table.set_index("configuration")
+
+
+def _cold(part: pd.DataFrame) -> pd.Series:
+    return part.dropna(subset="prompt_s").set_index("configuration")["prompt_s"]

@@ -1,0 +1,26 @@
+"""minstate itself, one session that goes on as long as each prompt extends what was said."""
+
+from importlib.metadata import version
+
+import torch
+
+from minstate.engine import Engine
+from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
+from minstate.sampling import Sampling
+
+MODES = {"stateless": NaiveEngine, "prefix reuse": PrefixReuseEngine, "stateful": Engine}
+
+
+def load(spec):
+    torch.set_num_threads(spec["threads"])
+    engine = MODES[spec["mode"]].from_pretrained(spec["model"], dtype=spec["dtype"], num_pages=1024)
+    session = engine.open()
+
+    def generate(token_ids, count):
+        nonlocal session
+        if token_ids[: len(session.sequence.log)] != session.sequence.log:
+            session = engine.open()
+        new = token_ids[len(session.sequence.log) :]
+        return session.send(token_ids=new, max_new_tokens=count, sampling=Sampling(ignore_eos=True)).token_ids
+
+    return version("minstate"), generate

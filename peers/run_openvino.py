@@ -1,0 +1,37 @@
+"""OpenVINO GenAI with continuous batching and prefix caching."""
+
+import numpy as np
+import openvino
+import openvino_genai
+
+
+def load(spec):
+    lookup = spec["mode"] == "prefix caching and prompt lookup"
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.enable_prefix_caching = spec["mode"] != "stateless"
+    scheduler.cache_size = 1  # GB
+    options = {"prompt_lookup": True} if lookup else {}
+    precision = {"float32": "f32", "bfloat16": "bf16"}[spec["dtype"]]
+    pipeline = openvino_genai.LLMPipeline(
+        spec["gguf"],
+        "CPU",
+        scheduler_config=scheduler,
+        INFERENCE_NUM_THREADS=spec["threads"],
+        INFERENCE_PRECISION_HINT=precision,
+        KV_CACHE_PRECISION=precision,
+        **options,
+    )
+
+    def generate(token_ids, count):
+        config = openvino_genai.GenerationConfig(max_new_tokens=count, min_new_tokens=count, ignore_eos=True)
+        config.do_sample = False
+        config.apply_chat_template = False
+        if lookup:
+            config.num_assistant_tokens, config.max_ngram_size = 10, 3
+        inputs = openvino_genai.TokenizedInputs(
+            openvino.Tensor(np.array([token_ids], dtype=np.int64)),
+            openvino.Tensor(np.ones((1, len(token_ids)), dtype=np.int64)),
+        )
+        return list(pipeline.generate(inputs, config).tokens[0])
+
+    return openvino_genai.__version__, generate

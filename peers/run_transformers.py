@@ -1,0 +1,31 @@
+"""Hugging Face transformers: `generate` on the whole prompt, or with a `DynamicCache` kept from call to call."""
+
+from itertools import takewhile
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, DynamicCache
+
+
+def load(spec):
+    torch.set_num_threads(spec["threads"])
+    model = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=spec["dtype"])
+    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    if spec["mode"] == "prompt lookup":
+        options["prompt_lookup_num_tokens"] = 10
+    cache, log = DynamicCache(), []
+
+    def generate(token_ids, count):
+        if spec["mode"] == "cache kept":
+            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(log, token_ids, strict=False)))
+            if cache.get_seq_length() > min(same, len(token_ids) - 1):
+                cache.crop(min(same, len(token_ids) - 1))
+            options["past_key_values"] = cache
+        prompt = torch.tensor([token_ids])
+        output = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count, min_new_tokens=count, **options
+        )
+        log[:] = output[0].tolist()
+        return log[len(token_ids) :]
+
+    return transformers.__version__, generate

@@ -1,0 +1,99 @@
+"""The harness measures what it says, on a process that answers like an engine and needs none."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+
+from minstate.lab.bench import peers
+
+ENGINE = """
+def load(spec):
+    if spec["mode"] == "broken":
+        raise SystemExit("out of luck")
+    print("libraries print what they like")
+    return "1.2", lambda token_ids, count: [len(token_ids) * (spec["mode"] != "odd")] * count
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A checkout whose only engine counts the tokens that it is given."""
+    (tmp_path / "peers").mkdir()
+    (tmp_path / "peers" / "serve.py").write_text((peers.ROOT / "peers" / "serve.py").read_text())
+    (tmp_path / "peers" / "run_minstate.py").write_text(ENGINE)
+    monkeypatch.setattr(peers, "ROOT", tmp_path)
+    monkeypatch.setattr(peers, "ENVIRONMENTS", tmp_path / "none")
+    monkeypatch.setattr(peers, "find_model", lambda: tmp_path)
+    monkeypatch.setattr(peers, "read_tokenizer", lambda folder: tiny.tokenizer())
+    return tmp_path
+
+
+def test_who_is_absent_or_breaks_is_named_and_left_out(folder, capfd):
+    configurations = [peers.OURS, "minstate, broken", "vllm, stateless"]
+    with peers.running(configurations, "float32") as started:
+        assert list(started) == [peers.OURS] and started[peers.OURS].version == "1.2"
+        assert started[peers.OURS].generate([5, 6, 7], 2)["token_ids"] == [3, 3]
+    assert started[peers.OURS].process.poll() is not None, "nobody is left running"
+    said = capfd.readouterr().err
+    assert "absent: vllm, stateless" in said and "CONTRIBUTING.md" in said
+    assert "minstate (broken) ended" in said and "out of luck" in said
+
+
+def test_every_configuration_gets_its_own_words_back(folder):
+    with peers.running([peers.OURS, "minstate, odd"], "float32") as started:
+        rows = peers.measure_turns(started, [([5, 6], 3), ([7], 2)], repeats=2)
+    assert len(rows) == 2 * 2 * 2
+    assert rows[rows["configuration"] == peers.OURS]["same as ours"].all()
+    assert not rows[rows["configuration"] == "minstate, odd"]["same as ours"].any()
+    first = rows[(rows["turn"] == 1)]["n"].iloc[0]
+    assert set(rows[rows["turn"] == 2]["n"]) == {first + 3 + 1}, "what was generated is part of the next prompt"
+
+
+def test_steps_are_told_from_prompts(folder):
+    (folder / "minstate").mkdir()
+    for name in ("engine", "radix_tree", "paged_kv"):
+        (folder / "minstate" / f"{name}.py").write_text("some text, " * 20)
+    with peers.running([peers.OURS], "float32") as started:
+        rows = peers.measure_steps(started, repeats=2, contexts=(64,), tokens=4)
+    assert len(rows) == 2 and rows["prompt_s"].notna().sum() == 1
+
+
+def test_ratios_are_paired():
+    rows = pd.DataFrame(
+        {
+            "turn": [1, 2, 3] * 2,
+            "configuration": [peers.OURS] * 3 + ["vllm, stateless"] * 3,
+            "seconds": [
+                1.0,
+                10.0,
+                100.0,
+                2.0,
+                20.0,
+                200.0,
+            ],  # each turn twice as slow, the medians as far apart as can be
+        }
+    )
+    theirs = peers.summary(rows, ["turn"], "seconds").set_index("configuration").loc["vllm, stateless"]
+    assert (theirs["ratio to ours"], theirs["from"], theirs["to"]) == (2, 2, 2)
+
+
+def test_the_interval_holds_the_median():
+    values = np.random.default_rng(1).normal(3, 1, 200)
+    median, low, high = peers.median_interval(values)
+    assert low < 3 < high and low < median < high and high - low < 0.6
+
+
+def test_recipes_name_exact_versions():
+    for peer in ("vllm", "llama_cpp", "openvino"):
+        lines = (Path(__file__).resolve().parents[2] / "peers" / f"{peer}.txt").read_text().splitlines()
+        assert lines and all(line.count("==") == 1 for line in lines)
+
+
+def test_a_trace_becomes_the_tokens_of_its_turns():
+    turns = peers.conversation("agentic")
+    header = json.loads((peers.ROOT / "data/traces/agentic-0.jsonl").read_text().splitlines()[0])
+    assert len(turns) == 6 and sum(len(new) + count for new, count in turns) == header["positions"]
