@@ -21,10 +21,8 @@ import torch
 from minstate.batch import RaggedBatch
 from minstate.paged_kv import KVPool, page_runs
 
-SHORT_RUN = 256  # tokens: below, a run is cheaper to copy than to attend to by itself
-LONG_RUN = (
-    1024  # tokens: from here on few queries read a run in two halves, lest one core waits for another's last head
-)
+SHORT_RUN = 400  # tokens: below, a run is cheaper to copy than to attend to by itself
+LONG_RUN = 1024  # tokens: from here on, few queries read a run in two halves, so that all cores are busy to the end
 FEW_QUERIES = 16
 
 # softmax(q kᵀ / √D) v of [B, H, queries, D], and the log-sum-exp [B, H, queries] of the scores, which
@@ -39,12 +37,16 @@ class Run(NamedTuple):
     end: int
     cuts: int
 
+    @property
+    def tokens(self) -> int:
+        return self.end - self.start
+
 
 class Partial(NamedTuple):
     """What some of the keys say to each query row."""
 
     out: torch.Tensor  # [H_kv, cuts, rows, D]
-    lse: torch.Tensor  # [H_kv, cuts, rows] log of the sum of exp(score)
+    lse: torch.Tensor  # [H_kv, cuts, rows] log of the sum of exp(score), in float32 also for bfloat16
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def merge(parts: list[Partial]) -> torch.Tensor:
 
 def _attend(rows: torch.Tensor, kv: torch.Tensor, cuts: int = 1) -> Partial:
     """All of rows `[H_kv, rows, D]` read all of kv `[2, H_kv, tokens, D]`."""
-    k, v = kv.unflatten(2, (cuts, -1))
+    k, v = kv.unflatten(2, (cuts, -1))  # [H_kv, cuts, tokens / cuts, D] each
     return Partial(*flash_attention(rows[:, None].expand(-1, cuts, -1, -1), k, v))
 
 
@@ -122,28 +124,35 @@ def _attend_causally(queries: torch.Tensor, k: torch.Tensor, v: torch.Tensor) ->
 
 def _span(rows: slice, context: int, pages: torch.Tensor, page_size: int) -> Span:
     queries = rows.stop - rows.start
-    unread = context - queries if queries > 1 else context  # tokens to read from the pool
-    runs: list[Run] = []
-    for first, end in page_runs(pages[: -(-unread // page_size)]):
-        tokens = min(unread, (end - first) * page_size)
-        unread -= tokens
-        runs.append(Run(first * page_size, first * page_size + tokens, cuts=1))
-    short = [run for run in runs if run.end - run.start < SHORT_RUN]
-    if len(short) < 2:
-        short = []
+    assert queries > 0, "a sequence takes part in a batch with at least one query token"
+    to_read = context - queries if queries > 1 else context
+    runs = _runs(pages, to_read, page_size)
+    short = [run for run in runs if run.tokens < SHORT_RUN]
+    if len(short) > 1:
+        runs = [run for run in runs if run.tokens >= SHORT_RUN]
     else:
-        runs = [run for run in runs if run.end - run.start >= SHORT_RUN]
+        short = []
     if queries <= FEW_QUERIES:
         runs = [piece for run in runs for piece in _halved(run)]
     gathered = [page for run in short for page in range(run.start // page_size, -(-run.end // page_size))]
-    tokens = sum(run.end - run.start for run in short)
+    tokens = sum(run.tokens for run in short)
     return Span(rows, runs, torch.tensor(gathered, dtype=torch.int32), tokens, causal=queries > 1)
 
 
+def _runs(pages: torch.Tensor, tokens: int, page_size: int) -> list[Run]:
+    """Where the first `tokens` tokens of a page table's row lie."""
+    runs = []
+    for first, end in page_runs(pages[: -(-tokens // page_size)]):
+        here = min(tokens, (end - first) * page_size)
+        runs.append(Run(first * page_size, first * page_size + here, cuts=1))
+        tokens -= here
+    return runs
+
+
 def _halved(run: Run) -> list[Run]:
-    """A long run in two equal cuts, and what is left over of an odd one."""
-    tokens = run.end - run.start
-    if tokens < LONG_RUN:
+    """A long run in two equal cuts, and the token that an odd one leaves over."""
+    if run.tokens < LONG_RUN:
         return [run]
-    even = run.end - tokens % 2
-    return [Run(run.start, even, cuts=2), Run(even, run.end, cuts=1)][: 1 + tokens % 2]
+    if run.tokens % 2:
+        return [Run(run.start, run.end - 1, cuts=2), Run(run.end - 1, run.end, cuts=1)]
+    return [Run(run.start, run.end, cuts=2)]

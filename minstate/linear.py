@@ -14,12 +14,13 @@ import torch.nn.functional as F
 class Linear:
     """x Wᵀ + b. Matrices that have their input in common are stacked, so that one product serves them all.
 
-    `packed` is W in oneDNN's layout. For bfloat16 on a CPU without such arithmetic it is a float32 copy: one row waits
-    for memory and reads the smaller `weight`, several rows wait for arithmetic, which float32 does faster.
+    `packed` is W in oneDNN's layout, and takes the place of `weight`. Where oneDNN cannot multiply bfloat16 on this
+    CPU, it is a float32 copy beside it: one row waits for memory and reads the smaller `weight`, several rows wait for
+    arithmetic, which float32 does faster. Other dtypes and devices have the plain `weight` alone.
     """
 
     def __init__(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None] = ()):
-        self.weight: torch.Tensor | None = torch.cat(tuple(weights))  # [out, in]
+        self.weight = torch.cat(tuple(weights)) if len(weights) > 1 else weights[0]  # [out, in]
         self.bias = torch.cat(tuple(biases)) if any(bias is not None for bias in biases) else None
         self.packed: torch.Tensor | None = None
         self.packed_dtype = _dtype_to_pack(self.weight)

@@ -239,7 +239,8 @@ def _rotary_share(config: dict, rope: dict) -> float:
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary position embedding (arXiv 2104.09864) of x `[T, heads, D]`: dimension d turns together with d + D/2.
 
-    cos and sin as in `rotary_table`, which has the sign in it: x[d] cos − x[d + D/2] sin, x[d + D/2] cos + x[d] sin.
+    cos and sin are those of `rotary_table`, which has the signs in it: x[d] cos − x[d + D/2] sin in the first half,
+    x[d + D/2] cos + x[d] sin in the second.
     """
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 

@@ -228,7 +228,8 @@ def run_costs(micros: Mapping[str, Mapping[int, Sequence[float]]], floor: Sequen
         low, middle, high = _spread(floor)
         axes.axhspan(low, high, color=GREY, alpha=0.6, linewidth=0)
         axes.axhline(middle, color=INK, linewidth=1, label="contiguous tensors, no pages")
-        for (name, by_runs), (color, style) in zip(micros.items(), [(BLUE, "o-"), (ORANGE, "s--")], strict=False):
+        looks = [(BLUE, "o-"), (ORANGE, "s--"), (GREEN, "^:")]
+        for (name, by_runs), (color, style) in zip(micros.items(), looks[: len(micros)], strict=True):
             low, middle, high = zip(*map(_spread, by_runs.values()), strict=True)
             axes.plot(list(by_runs), middle, style, color=color, label=name)
             axes.fill_between(list(by_runs), low, high, color=color, alpha=0.2, linewidth=0)

@@ -104,3 +104,10 @@ def test_run_costs_draws_medians_over_runs():
     floor, line = figure.axes[0].lines
     assert list(line.get_xdata()) == [1, 4] and list(line.get_ydata()) == [2.0, 5.0]
     assert floor.get_label() == "contiguous tensors, no pages"
+
+
+def test_run_costs_draws_a_line_for_each_way():
+    ways = {"in parts": {1: [1.0], 4: [3.0]}, "gathered": {1: [2.0], 4: [2.0]}, "both": {1: [1.0], 4: [2.0]}}
+    _, *lines = run_costs(ways, floor=[1.0]).axes[0].lines
+    assert [line.get_label() for line in lines] == list(ways)
+    assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 3
