@@ -18,8 +18,9 @@ def load(spec):
     def generate(token_ids, count):
         if spec["mode"] == "cache kept":
             same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(log, token_ids, strict=False)))
-            if cache.get_seq_length() > min(same, len(token_ids) - 1):
-                cache.crop(min(same, len(token_ids) - 1))
+            surplus = cache.get_seq_length() - min(same, len(token_ids) - 1)
+            if surplus > 0:
+                cache.crop(-surplus)
             options["past_key_values"] = cache
         prompt = torch.tensor([token_ids])
         output = model.generate(

@@ -87,9 +87,11 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
 
 def machine() -> str:
     """The machine in a line, for the caption of a measurement."""
-    waiting = os.environ.get("OMP_WAIT_POLICY", "unset")
+    waiting = f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'unset')}"
+    if spin := os.environ.get("GOMP_SPINCOUNT"):  # overrules the policy
+        waiting = f"GOMP_SPINCOUNT={spin}"
     threads = torch.get_num_threads()
     return (
         f"{threads} thread{'s' * (threads > 1)} of {os.cpu_count()} {platform.machine()} cores "
-        f"({torch.backends.cpu.get_cpu_capability()}), torch {torch.__version__}, OMP_WAIT_POLICY={waiting}"
+        f"({torch.backends.cpu.get_cpu_capability()}), torch {torch.__version__}, {waiting}"
     )

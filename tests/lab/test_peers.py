@@ -58,7 +58,7 @@ def test_steps_are_told_from_prompts(folder):
     for name in ("engine", "radix_tree", "paged_kv"):
         (folder / "minstate" / f"{name}.py").write_text("some text, " * 20)
     with peers.running([peers.OURS], "float32") as started:
-        rows = peers.measure_steps(started, repeats=2, contexts=(64,), tokens=4)
+        rows = peers.measure_steps(started, repeats=2, contexts=[64], tokens=4)
     assert len(rows) == 2 and rows["prompt_s"].notna().sum() == 1
 
 

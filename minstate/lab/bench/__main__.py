@@ -36,7 +36,8 @@ def main() -> None:
         **table.attrs,
         "rows": table.reset_index().to_dict("records"),
     }
-    path = RESULTS / f"{'_'.join([arguments.name, *settings.values()])}.json"
+    which = [value for name, value in settings.items() if name in ("workload", "dtype")]
+    path = RESULTS / f"{'_'.join([arguments.name, *which])}.json"
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(f"written to {path}")
 

@@ -174,7 +174,7 @@ def measure_turns(peers: dict[str, Peer], turns: list[tuple[list[int], int]], re
     return table
 
 
-def measure_steps(peers: dict[str, Peer], repeats: int, contexts=(1024, 6144), tokens: int = 16) -> pd.DataFrame:
+def measure_steps(peers: dict[str, Peer], repeats: int, contexts: list[int], tokens: int = 16) -> pd.DataFrame:
     """One row for each context, repeat and configuration: a prompt from nothing (first row only), and a decode step.
 
     The step is the difference between two answers, of 1 and of 1 + `tokens` tokens, to the same kept prompt.
@@ -231,12 +231,14 @@ def summary(rows: pd.DataFrame, cases: list[str], value: str) -> pd.DataFrame:
     return pd.DataFrame(lines).sort_values("ratio to ours", ignore_index=True)
 
 
-def peers(workload: str = "agentic", dtype: str = "float32", repeats: str = "3") -> pd.DataFrame:
-    """minstate beside other engines: `workload` is steps, agentic or coding, `dtype` float32 or bfloat16."""
+def peers(
+    workload: str = "agentic", dtype: str = "float32", repeats: str = "3", contexts: str = "1024,6144"
+) -> pd.DataFrame:
+    """minstate beside other engines: `workload` is steps (at these contexts), agentic or coding."""
     with running(WORKLOADS[workload], dtype) as started:
         versions = {name: peer.version for name, peer in started.items()}
         if workload == "steps":
-            rows = measure_steps(started, int(repeats))
+            rows = measure_steps(started, int(repeats), [int(context) for context in contexts.split(",")])
             tables = [
                 summary(part, ["repeat"], "step_ms").assign(
                     context=context,

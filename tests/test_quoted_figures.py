@@ -1,0 +1,69 @@
+"""Every speed that the README or a notebook's text quotes comes from `data/results/`."""
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+# Times, rates and factors. Tokens, pages and shares are counts: notebooks assert those where they state them.
+SPEED = re.compile(r"(?<![\w.,])\d[\d.,]*\s(?:×(?!\s*[\d`])|[mµ]?s\b|[GMT]B/s|[GT]FLOP/s|tokens/s|tokens a second)")
+
+
+def result(name: str) -> dict:
+    return json.loads((ROOT / "data" / "results" / f"{name}.json").read_text())
+
+
+def step(configuration: str, context: int, dtype: str) -> float:
+    """Milliseconds of a decode step."""
+    (row,) = (
+        row
+        for row in result(f"peers_steps_{dtype}")["rows"]
+        if (row["configuration"], row["context"]) == (configuration, context)
+    )
+    return row["median step_ms"]
+
+
+def quotable() -> set[str]:
+    """What may be quoted, as it is written."""
+    turns = {f"{result('agentic_turns')['rows'][-1]['ratio']:.1f} ×"}
+    files = [path.stem for path in (ROOT / "data" / "results").glob("peers_steps_*.json")]
+    steps = {f"{row['median step_ms']:.0f} ms" for name in files for row in result(name)["rows"]}
+    return turns | steps
+
+
+def quoted(page: Path) -> list[str]:
+    if page.suffix == ".md":
+        texts = [page.read_text()]
+    else:
+        texts = [cell.source for cell in nbformat.read(page, as_version=4).cells if cell.cell_type == "markdown"]
+    return [" ".join(match.group().split()) for text in texts for match in SPEED.finditer(text)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_speeds_come_from_the_results(page):
+    assert set(quoted(page)) <= quotable(), f"{page.name} quotes a speed that data/results/ does not hold"
+
+
+def test_the_readme_quotes_the_right_ones():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    ours, vllm, openvino = (
+        f"{step(name, 1024, 'float32'):.0f} ms"
+        for name in ("minstate, stateful", "vllm, prefix caching", "openvino, prefix caching")
+    )
+    assert f"in {ours}; vLLM takes {vllm} and OpenVINO {openvino}" in text
+
+
+def test_results_say_how_they_were_measured():
+    for path in (ROOT / "data" / "results").glob("*.json"):
+        record = json.loads(path.read_text())
+        assert {"command", "date", "machine", "rows"} <= record.keys(), path.name
+        assert record["command"].startswith("python -m minstate.lab.bench ") and "thread" in record["machine"]
+
+
+def test_what_is_searched_for_is_found():
+    text = "3.6 × faster, 27 ms, 5 µs, 1.5 s, 26.5 GB/s, 300 tokens/s; but 3072 × 576, 30 `×` 14 and 40 tokens are none"
+    assert len(SPEED.findall(text)) == 6
