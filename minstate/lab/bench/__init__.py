@@ -2,4 +2,5 @@
 
 from pathlib import Path
 
-RESULTS = Path(__file__).resolve().parents[3] / "data" / "results"
+ROOT = Path(__file__).resolve().parents[3]
+RESULTS = ROOT / "data" / "results"

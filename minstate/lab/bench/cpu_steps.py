@@ -10,7 +10,7 @@ from tqdm import tqdm
 from minstate.attention import TorchAttention
 from minstate.batch import RaggedBatch, Sequence
 from minstate.engine import Engine
-from minstate.lab.bench.peers import ROOT
+from minstate.lab.bench import ROOT
 from minstate.lab.roofline import Roofline, measure_roofline
 from minstate.sampling import Sampling
 

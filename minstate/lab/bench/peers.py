@@ -20,13 +20,13 @@ import torch
 from tqdm import tqdm
 
 from minstate.engine import Engine
+from minstate.lab.bench import ROOT
 from minstate.lab.gguf_files import write_gguf
 from minstate.lab.trace_replay import replay
 from minstate.lab.traces import read_trace
 from minstate.model import ModelConfig
 from minstate.weights import find_model, read_config, read_tokenizer
 
-ROOT = Path(__file__).resolve().parents[3]
 ENVIRONMENTS = Path(os.environ.get("MINSTATE_PEERS", ROOT / ".peers"))
 OURS = "minstate, stateful"
 STATELESS = ["minstate, stateless", "transformers, stateless", "transformers, prompt lookup", "vllm, stateless"]
