@@ -22,9 +22,11 @@ from minstate.errors import (
     SessionClosed,
     StaleMark,
     UnsupportedModel,
+    UnsupportedSchema,
 )
 from minstate.sampling import Sampling
 from minstate.session import Mark, Session
+from minstate.speculation import CostTable, Speculation
 from minstate.turn import Turn, TurnStats
 
 __version__ = "0.1.0"
@@ -34,6 +36,7 @@ __all__ = [
     "BadValue",
     "BrokenInvariant",
     "ContextOverflow",
+    "CostTable",
     "DamagedWeights",
     "Drift",
     "Engine",
@@ -46,8 +49,10 @@ __all__ = [
     "Session",
     "SessionBusy",
     "SessionClosed",
+    "Speculation",
     "StaleMark",
     "Turn",
     "TurnStats",
     "UnsupportedModel",
+    "UnsupportedSchema",
 ]

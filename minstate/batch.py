@@ -7,6 +7,7 @@ import torch
 from minstate.errors import BrokenInvariant
 from minstate.paged_kv import KVPool, PageTable
 from minstate.radix_tree import Node
+from minstate.speculation import Speculator
 
 
 class Sequence:
@@ -22,6 +23,7 @@ class Sequence:
         # In the prefix tree, and looked after by `PrefixCache`: whom it shares with, and where its borrowed pages end.
         self.root: Node | None = None
         self.node: Node | None = None
+        self.speculator: Speculator | None = None
 
     @property
     def kv_len(self) -> int:
@@ -29,12 +31,16 @@ class Sequence:
 
     def truncate(self, length: int) -> None:
         """Forget the tokens from `length` on, and what K/V a sequence of that length may not keep at rest."""
+        if self.speculator:
+            self.speculator.truncate(self.log, length)
         del self.log[length:]
         self.table.truncate(min(self.kv_len, max(0, length - 1)))
 
     def check(self, *, at_rest: bool) -> None:
         """Raises `BrokenInvariant` if page table and log contradict each other."""
         self.table.check()
+        if self.speculator:
+            self.speculator.check(self.log)
         if self.kv_len > max(0, len(self.log) - at_rest):
             raise BrokenInvariant(f"{self.kv_len} tokens with K/V in a log of {len(self.log)}, {at_rest=}")
 
@@ -55,24 +61,25 @@ class RaggedBatch:
     logit_rows: torch.Tensor  # [R] int64: the query tokens whose logits are wanted
 
     @staticmethod
-    def build(work: list[tuple[Sequence, int]]) -> "RaggedBatch":
+    def build(work: list[tuple[Sequence, int]], drafts: list[list[int]] | None = None) -> "RaggedBatch":
         """Take the next `count` tokens of each sequence, and give them slots in its page table.
 
-        Logits are wanted where the log ends: earlier tokens' successors are known. Raises `OutOfPages`; the page
-        tables then hold the tokens that they held.
+        A draft, of tokens that may follow a sequence's log, is taken in behind its end. Logits are wanted at the log's
+        end and at every token of the draft: earlier tokens' successors are known. Raises `OutOfPages`; the page tables
+        then hold the tokens that they held.
         """
         token_ids, positions, slots, query_start, logit_rows = [], [], [], [0], []
         appended: list[tuple[Sequence, int]] = []
         try:
-            for sequence, count in work:
+            for (sequence, count), draft in zip(work, drafts or [[]] * len(work), strict=True):
                 start = sequence.kv_len
-                slots += sequence.table.append(count)
+                slots += sequence.table.append(count + len(draft))
                 appended.append((sequence, start))
-                token_ids += sequence.log[start : start + count]
-                positions += range(start, start + count)
+                token_ids += [*sequence.log[start : start + count], *draft]
+                positions += range(start, start + count + len(draft))
                 query_start.append(len(token_ids))
-                if sequence.kv_len == len(sequence.log):
-                    logit_rows.append(len(token_ids) - 1)
+                if start + count == len(sequence.log):
+                    logit_rows += range(len(token_ids) - 1 - len(draft), len(token_ids))
         except BaseException:
             for sequence, start in appended:
                 sequence.table.truncate(start)

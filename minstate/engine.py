@@ -5,6 +5,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -20,15 +21,20 @@ from minstate.errors import (
     ContextOverflow,
     EngineMisuse,
     OutOfPages,
+    UnsupportedModel,
+    UnsupportedSchema,
 )
+from minstate.grammar import Constraint, Grammars, call_opening, needs_grammar
 from minstate.guard import entry
-from minstate.messages import Message
+from minstate.messages import Message, normalise_tools
 from minstate.model import Model, ModelConfig
 from minstate.paged_kv import KVPool
 from minstate.prefix_cache import PrefixCache
-from minstate.sampling import Sampling, choose
-from minstate.scheduler import Request, Scheduler
+from minstate.prompt_lookup import NGRAM, Corpus
+from minstate.sampling import Sampling
+from minstate.scheduler import Request, Scheduler, Work
 from minstate.session import Session
+from minstate.speculation import GRAMMAR, CostTable, Speculation, Speculator
 from minstate.turn import Handle
 from minstate.weights import find_model, read_config, read_tensors, read_tokenizer
 
@@ -55,6 +61,7 @@ class Engine:
         num_pages: int = 4096,
         token_budget: int = 512,
         prefix_cache: bool = True,
+        speculation: bool | Speculation = False,
     ):
         for name, value in [("page_size", page_size), ("num_pages", num_pages), ("token_budget", token_budget)]:
             _require_positive(name, value)
@@ -74,7 +81,8 @@ class Engine:
         )
         self.cache = PrefixCache(self.pool)
         self.prefix_cache = prefix_cache
-        self.scheduler = Scheduler(token_budget)
+        self.scheduler = Scheduler(token_budget, _speculation(speculation, model.dtype))
+        self._corpora: weakref.WeakValueDictionary[str, Corpus] = weakref.WeakValueDictionary()  # by tenant
         self._handles: dict[Request, Handle] = {}
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._sessions_made = 0
@@ -89,7 +97,7 @@ class Engine:
         """Load a model: a Hugging Face folder, a Hub id, or by default `MINSTATE_MODEL` or the fetched SmolLM2.
 
         dtype     "float32", "bfloat16" or "float64"
-        settings  page_size, num_pages, token_budget, prefix_cache, as for `Engine`
+        settings  page_size, num_pages, token_budget, prefix_cache, speculation, as for `Engine`
 
         Raises `ModelNotFound`, `UnsupportedModel`, `DamagedWeights`, `BadValue`.
         """
@@ -109,6 +117,11 @@ class Engine:
         """Messages to token ids. Raises `UnsupportedModel` where the tokenizer has no chat template of use."""
         return Chat(self.tokenizer)
 
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What makes constraints for replies. Raises `UnsupportedModel` where the tokenizer can't be read for that."""
+        return Grammars(self.tokenizer, self.model.config.vocab_size, self.eos_ids)
+
     @entry
     def open(self, messages=(), tools=(), tenant: str = "default") -> Session:
         """A new session that begins with `messages` and knows `tools` (JSON schemas).
@@ -124,6 +137,14 @@ class Engine:
         sequence = Sequence(self.pool)
         tree = self.cache.tree
         self.cache.enter(sequence, tree.root(tenant) if self.prefix_cache else tree.private_root())
+        if self.scheduler.speculation:
+            corpus = self._corpora.setdefault(tenant, Corpus()) if self.prefix_cache else Corpus()
+            sequence.speculator = Speculator(self.scheduler.speculation, corpus)
+        if said.tools:
+            with suppress(UnsupportedModel, UnsupportedSchema):  # whoever asks for a constraint will be told
+                self.grammars  # noqa: B018  takes most of a second, which should not be in a turn
+                for tool in said.tools if sequence.speculator else ():
+                    sequence.speculator.corpus.add_once(self.chat.encode(call_opening(tool)))
         return self.adopt(sequence, said)
 
     def adopt(self, sequence: Sequence, said: Transcript, lineage: tuple[int, ...] = ()) -> Session:
@@ -143,6 +164,10 @@ class Engine:
         replay: Iterable[int] | str | Message | None = None,
         max_new_tokens: int = 256,
         sampling: Sampling = GREEDY,
+        tools=None,
+        tool_choice: str | None = "auto",
+        response_format: Mapping | None = None,
+        logprobs: bool = False,
     ) -> Handle:
         """Begin a turn; `step` or `run` moves it on.
 
@@ -151,9 +176,15 @@ class Engine:
         replay          the answer, where it is given, as ids, text or message: all the work is done, logits included,
                         and `stats.agreed` counts the tokens that the model itself would have chosen
         max_new_tokens  the answer's length at most, in tokens
+        tools           JSON schemas of the tools that may be called, the session's if not given
+        tool_choice     "auto": text, and calls that fit their schemas; "required" or a tool's name: one such call, and
+                        nothing else; "none": no call; None: nothing is enforced
+        response_format  instead: a JSON schema that the whole answer fits
+        logprobs        whether `Turn.logprobs` is wanted
 
-        Raises `BadMessage`, `BadValue`, `ContextOverflow`, `OutOfPages`, `SessionBusy`, `SessionClosed`, `EngineMisuse`
-        and, where messages cannot be rendered, `UnsupportedModel`; the session is then as before.
+        Raises `BadMessage`, `BadValue`, `ContextOverflow`, `OutOfPages`, `SessionBusy`, `SessionClosed`,
+        `EngineMisuse`, `UnsupportedSchema`, and `UnsupportedModel` where messages cannot be rendered or answers not
+        constrained; the session is then as before.
         """
         started_s = time.perf_counter()
         if session.engine is not self:
@@ -171,6 +202,8 @@ class Engine:
             if not replay:
                 raise BadMessage("replay needs at least one token id")
             max_new_tokens = len(replay)
+        tools = session.said.tools if tools is None else normalise_tools(tools)
+        constraint = self._constraint(replay, tools, tool_choice, response_format)
         sequence = session.sequence
         log_before, new, said = self._read_input(session.said, sequence.log, messages, token_ids)
         length = log_before + len(new) + max_new_tokens
@@ -192,6 +225,8 @@ class Engine:
                 max_new_tokens=max_new_tokens,
                 sampling=sampling.for_fork(session.lineage),
                 replay=replay,
+                constraint=constraint,
+                logprobs=[] if logprobs else None,
             )
             self._require_pages(request)
         except BaseException:
@@ -219,25 +254,29 @@ class Engine:
             raise BrokenInvariant("turns are running, and none of them has a token to forward")
         if not work:
             return []
-        handles = [self._handles[request] for request, _ in work]
-        computed = [request.sequence.kv_len for request, _ in work]
+        handles = [self._handles[part.request] for part in work]
+        computed = [part.request.sequence.kv_len for part in work]
         try:
             self._in_step = True
-            batch = RaggedBatch.build([(request.sequence, count) for request, count in work])
-            logits = iter(self.model.forward(batch, TorchAttention(self.pool, batch)))
-            for request, count in work:
-                self._account(request, count)
-                self.cache.publish(request.sequence)
-            finished = []
-            for handle in handles:
-                if handle.request.remaining == 0:  # its last query token's logits say what comes next
-                    handle.take(self._choose(handle.request, next(logits)), self.tokenizer)
-                    turn = handle.answer(self.tokenizer, self.eos_ids)
-                    if turn:
-                        handle.session.said = handle.said_with(turn, self.tokenizer)
-                        self._end(handle, len(handle.request.sequence.log))
-                        handle.turn = turn
-                        finished.append(handle)
+            drafts = [[guess.token_id for guess in part.draft] for part in work]
+            batch = RaggedBatch.build([(part.request.sequence, part.count) for part in work], drafts)
+            logits = self.model.forward(batch, TorchAttention(self.pool, batch))
+            turns = {}
+            for handle, part in zip(handles, work, strict=True):
+                self._account(part)
+                sequence = part.request.sequence
+                if part.request.remaining == 0:  # the logits of its last query tokens say what comes next
+                    rows, logits = logits.tensor_split([1 + len(part.draft)])
+                    turns[handle] = handle.hear(rows, part.draft, self.tokenizer, self.eos_ids)
+                    sequence.table.truncate(len(sequence.log) - 1)  # without the rejected part of the draft
+                self.cache.publish(sequence)
+            self.scheduler.settle(work)
+            finished = [handle for handle, turn in turns.items() if turn]
+            for handle in finished:
+                turn = turns[handle]
+                handle.session.said = handle.said_with(turn, self.tokenizer)
+                self._end(handle, len(handle.request.sequence.log))
+                handle.turn = turn
             return finished
         except BaseException:
             self._in_step = False
@@ -311,6 +350,17 @@ class Engine:
             raise BadMessage("the first turn needs at least one token")
         return Continuation(len(log), ids, said.asked_in_ids() if ids or not said.messages else said)
 
+    def _constraint(self, replay, tools, tool_choice, response_format) -> Constraint | None:
+        if not needs_grammar(tools, tool_choice, response_format):
+            return None
+        if replay is None:
+            return self.grammars.constraint(tools, tool_choice, response_format)
+        speculation = self.scheduler.speculation
+        with suppress(UnsupportedModel, UnsupportedSchema):  # a given output is not constrained, but may be guessed at
+            if speculation and GRAMMAR in speculation.sources:
+                return self.grammars.constraint(tools, tool_choice, response_format)
+        return None
+
     def _valid_ids(self, ids: Iterable[int], what: str) -> list[int]:
         vocabulary = self.model.config.vocab_size
         try:
@@ -341,19 +391,15 @@ class Engine:
                 f"and were promised {promised} of these: wait for them, or build the engine with a larger num_pages"
             )
 
-    def _account(self, request: Request, count: int) -> None:
-        config, context = self.model.config, request.sequence.kv_len
+    def _account(self, work: Work) -> None:
+        config, request = self.model.config, work.request
+        context, drafted = request.sequence.kv_len, len(work.draft)
         request.steps += 1
-        request.forwarded += count
-        request.flops += config.flops(count, context, logit_rows=int(request.remaining == 0))
+        request.forwarded += work.count + drafted
+        request.flops += config.flops(
+            work.count + drafted, context, logit_rows=(1 + drafted) * (request.remaining == 0)
+        )
         request.kv_bytes_read += context * config.kv_bytes_per_token(self.model.dtype)
-
-    def _choose(self, request: Request, logits: torch.Tensor) -> int:
-        if request.replay is None:
-            return choose(logits, request.sampling, position=len(request.sequence.log))
-        token = request.replay[len(request.generated)]
-        request.agreed += int(logits.argmax()) == token
-        return token
 
     def _end(self, handle: Handle, length: int) -> None:
         """The turn no longer runs, however it ended; `length` tokens of the log stay."""
@@ -361,7 +407,18 @@ class Engine:
             self.scheduler.running.remove(handle.request)
         self._handles.pop(handle.request, None)
         handle.session.running = None
+        sequence = handle.request.sequence
+        if sequence.speculator and length == len(sequence.log):  # others may say the like, behind the same last words
+            sequence.speculator.corpus.add(sequence.log[max(0, handle.request.prompt_length - NGRAM) :])
         self.cache.end(handle.request.sequence, length)
+
+
+def _speculation(wanted: bool | Speculation, dtype: torch.dtype) -> Speculation | None:
+    if isinstance(wanted, Speculation):
+        return wanted
+    if not isinstance(wanted, bool):
+        raise BadValue(f"speculation must be True, False or a Speculation, not {wanted!r}")
+    return Speculation(CostTable.default("bfloat16" if dtype == torch.bfloat16 else "float32")) if wanted else None
 
 
 def _require_positive(name: str, value) -> None:

@@ -45,6 +45,10 @@ class UnsupportedModel(MinstateError, ValueError):
     """The model needs something that minstate does not implement; says what."""
 
 
+class UnsupportedSchema(MinstateError, ValueError):
+    """A JSON schema asks for something that cannot be enforced while a reply is written; says what."""
+
+
 class ModelNotFound(MinstateError, FileNotFoundError):
     """No model at the place named; says where one can be had."""
 

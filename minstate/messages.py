@@ -3,8 +3,11 @@
 import json
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
 
 from minstate.errors import BadMessage
 
@@ -23,12 +26,16 @@ class ToolCall:
     error: str = ""
 
 
-def parse_tool_calls(text: str) -> tuple[ToolCall, ...]:
-    """The tool calls in an assistant's text, in order, malformed and unfinished ones included."""
+def parse_tool_calls(text: str, tools: Messages = ()) -> tuple[ToolCall, ...]:
+    """The tool calls in an assistant's text, in order, malformed and unfinished ones included.
+
+    If `tools` are given, a call is checked against the schema of its tool.
+    """
     calls = []
     for piece in text.split("<tool_call>")[1:]:
         raw, closed, _ = piece.partition("</tool_call>")
-        calls.append(_parse_call(raw.strip(), bool(closed)))
+        call = _parse_call(raw.strip(), bool(closed))
+        calls.append(replace(call, error=_misfit(call, tools)) if tools and not call.error else call)
     return tuple(calls)
 
 
@@ -129,3 +136,16 @@ def _parse_call(raw: str, closed: bool) -> ToolCall:
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return ToolCall("", {}, raw, 'not of the form {"name": string, "arguments": object}')
     return ToolCall(name, arguments, raw)
+
+
+def _misfit(call: ToolCall, tools: Messages) -> str:
+    """What is wrong with a call of one of `tools`, if anything."""
+    functions = [tool.get("function", tool) for tool in tools]
+    schemas = {function.get("name"): function.get("parameters") or {} for function in functions}
+    if call.name not in schemas:
+        return f"no tool of the name {call.name!r}"
+    try:
+        error = best_match(Draft202012Validator(schemas[call.name]).iter_errors(call.arguments))
+    except Exception as broken:  # a schema may be wrong in any way
+        return f"the tool's schema cannot be applied: {broken}"
+    return f"arguments do not fit the schema: {error.message} at {error.json_path}" if error else ""

@@ -74,6 +74,7 @@ class PrefixCache:
         child.log, child.table = list(sequence.log), sequence.table.fork()
         self.enter(child, sequence.root)
         child.node = sequence.node
+        child.speculator = sequence.speculator and sequence.speculator.fork()
         self._rest(child)
         return child
 

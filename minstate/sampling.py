@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from minstate.errors import BadValue
+from minstate.grammar import Constraint
 
 MAX_FLOAT = sys.float_info.max
 
@@ -58,8 +59,25 @@ class Sampling:
         return replace(self, seed=int(seed))
 
 
-def choose(logits: torch.Tensor, sampling: Sampling, position: int) -> int:
-    """The token for `position` of its sequence, from logits `[vocab]`."""
+def choose(
+    logits: torch.Tensor,
+    sampling: Sampling,
+    position: int,
+    constraint: Constraint | None = None,
+    best: int | None = None,
+) -> int:
+    """The token for `position` of its sequence, from logits `[vocab]`; `best` is their arg-max, if it is known.
+
+    A `constraint` excludes tokens before anything else does. Its mask is made only where it matters.
+    """
+    if constraint and constraint.forced:
+        return constraint.forced[0]
+    if sampling.temperature == 0:
+        best = int(logits.argmax()) if best is None else best
+        if constraint is None or constraint.allows(best):
+            return best
+    if constraint:
+        logits = logits.masked_fill(~torch.from_numpy(constraint.mask(len(logits))), -torch.inf)
     if sampling.temperature == 0:
         return int(logits.argmax())
     probabilities = _filtered_probabilities(logits, sampling)

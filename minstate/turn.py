@@ -1,15 +1,18 @@
 """One turn: what it costs, what it answers, and how to follow it while it runs."""
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+import torch
 from tokenizers.decoders import DecodeStream
 
 from minstate.chat import Transcript
 from minstate.messages import ToolCall, parse_tool_calls
+from minstate.sampling import choose
 from minstate.scheduler import Request
+from minstate.speculation import Guess, Verdict
 
 if TYPE_CHECKING:
     from minstate.session import Session
@@ -28,7 +31,10 @@ class TurnStats:
     reused: int  # how much of context + delta had K/V already
     generated: int
     agreed: int  # replayed tokens that the model itself would have chosen; 0 without replay
-    forwarded: int  # query tokens of all forward passes
+    drafted: int  # guessed tokens that were forwarded
+    accepted: int  # and that were what the model then said
+    forced: int  # generated tokens to which the grammar left no alternative
+    forwarded: int  # query tokens of all forward passes, rejected drafts included
     steps: int  # forward passes
     flops: int
     kv_bytes_read: int
@@ -68,8 +74,10 @@ class Turn:
     text: str
     token_ids: tuple[int, ...]
     tool_calls: tuple[ToolCall, ...]
-    finish_reason: str  # "stop": end of sequence or stop condition; "length": max_new_tokens; "replay": output given
+    finish_reason: str  # "stop": end of reply or stop condition; "length": max_new_tokens; "replay": output given
     stats: TurnStats
+    logprobs: tuple[float, ...] | None  # natural log of each token's probability, before any sampling setting
+    verdicts: tuple[Verdict, ...]  # of each forward pass that said something: what was drafted, and what was said
 
 
 class StreamedToken(NamedTuple):
@@ -107,8 +115,39 @@ class Handle:
         if not self.done:
             self.session.engine.abort(self)
 
-    def take(self, token: int, tokenizer) -> None:
-        """The next token has been chosen."""
+    def hear(self, logits: torch.Tensor, draft: Sequence[Guess], tokenizer, eos_ids: Collection[int]) -> Turn | None:
+        """Say what comes next: the accepted part of the draft, and one token more. Returns the turn if that ends it.
+
+        logits  `[1 + len(draft), vocab]`: behind the log's end, and behind each token of the draft
+        """
+        best, first, reason = logits.argmax(-1).tolist(), len(self.tokens), ""
+        for place, row in enumerate(logits):
+            token = self._next(row, best[place])
+            self._take(token, tokenizer)
+            reason = self._finish_reason(tokenizer, eos_ids)
+            if reason or place == len(draft) or draft[place].token_id != token:
+                break
+        self.request.verdicts.append(Verdict(tuple(draft), tuple(self.request.generated[first:])))
+        return self._answer(reason, tokenizer) if reason else None
+
+    def _next(self, logits: torch.Tensor, best: int) -> int:
+        """The next token, as without any draft. `best` is the arg-max of its logits `[vocab]`."""
+        request, constraint = self.request, self.request.constraint
+        if request.replay is None:
+            token = choose(logits, request.sampling, len(request.sequence.log), constraint, best)
+        else:
+            token = request.replay[len(request.generated)]
+            request.agreed += best == token
+        if constraint and constraint.allows(token):
+            request.forced += bool(constraint.forced)
+            constraint.advance(token)
+        elif constraint:  # a given output that does not fit: the rest of it may be anything
+            request.constraint = None
+        if request.logprobs is not None:
+            request.logprobs.append(float(logits.double().log_softmax(0)[token]))
+        return token
+
+    def _take(self, token: int, tokenizer) -> None:
         self.request.sequence.log.append(token)
         self.request.generated.append(token)
         text = self._decoder.step(tokenizer.backend_tokenizer, token) or ""
@@ -124,11 +163,7 @@ class Handle:
         begun = self.request.sequence.log[self.said.reply_start : self.request.prompt_length]
         return self.said.answered(tokenizer.decode(begun, skip_special_tokens=True) + turn.text)
 
-    def answer(self, tokenizer, eos_ids: Collection[int]) -> Turn | None:
-        """The turn's answer if it is complete."""
-        reason = self._finish_reason(tokenizer, eos_ids)
-        if not reason:
-            return None
+    def _answer(self, reason: str, tokenizer) -> Turn:
         request = self.request
         text = tokenizer.decode(request.generated, skip_special_tokens=True)
         if reason == "stop":
@@ -141,6 +176,9 @@ class Handle:
             reused=request.reused,
             generated=len(request.generated),
             agreed=request.agreed,
+            drafted=sum(len(verdict.draft) for verdict in request.verdicts),
+            accepted=sum(verdict.accepted for verdict in request.verdicts),
+            forced=request.forced,
             forwarded=request.forwarded,
             steps=request.steps,
             flops=request.flops,
@@ -148,7 +186,15 @@ class Handle:
             ttft_s=self._first_token_s - self._started_s,
             total_s=time.perf_counter() - self._started_s,
         )
-        return Turn(text, tuple(request.generated), parse_tool_calls(text), reason, stats)
+        return Turn(
+            text,
+            tuple(request.generated),
+            parse_tool_calls(text, self.said.tools),
+            reason,
+            stats,
+            None if request.logprobs is None else tuple(request.logprobs),
+            tuple(request.verdicts),
+        )
 
     def _finish_reason(self, tokenizer, eos_ids: Collection[int]) -> str:
         request, sampling = self.request, self.request.sampling
@@ -157,6 +203,10 @@ class Handle:
             return "replay" if len(request.generated) == len(request.replay) else ""
         if token in sampling.stop or (token in eos_ids and not sampling.ignore_eos):
             return "stop"
+        if request.constraint and request.constraint.ended:
+            if not sampling.ignore_eos:
+                return "stop"
+            request.constraint = None  # what follows is free
         if tokenizer.convert_ids_to_tokens(token) in sampling.stop:  # special tokens do not show in the text
             return "stop"
         if any(stop in self._text for stop in sampling.stop if isinstance(stop, str)):

@@ -1,0 +1,342 @@
+"""Speculation: several tokens a forward pass, and the same output.
+
+A pass over one token reads all weights to use each once. Checking k guessed tokens beside it reads them once too, so up
+to some k it costs little more, and every guess that the model agrees with saves a pass (Leviathan et al., arXiv
+2211.17192). Here nobody but the context guesses: prompt lookup, and the grammar where it leaves one choice.
+
+**Why the output stays the same.** A draft is a *point mass*: one guessed token, and no distribution. So no rejection
+sampling is needed: at every position the token is chosen from the model's own logits exactly as without a draft, with
+the same noise, keyed by (seed, position); the draft is accepted as long as it names the tokens so chosen. The logits
+behind an accepted token are those of a pass that had been given that token, since K/V of a prefix depend on nothing
+behind it. By induction every token equals the unspeculated one, greedy or sampled. (The rule of the paper above
+accepts a guess x with probability min(1, p(x)/q(x)) = p(x), as q is 1 there, and otherwise draws from p without x:
+that has the distribution p too. Choosing first and comparing then *is* that rule, with the noise drawn only once.)
+
+**How much to draft.** As much as gives the most tokens per cost: `allot`. What a pass costs comes from a table that
+was measured once (`CostTable`), how surely a guess is right from what became of the guesses so far (`Acceptance`). A
+guess that is not worth its price is not forwarded, but still compared with what the model says next. So the estimate
+follows the text at no cost, and drafting starts again by itself where it pays.
+
+**What it can lose.** A ledger for each session (`Speculator.can_pay`) allows no draft that could bring the modelled
+cost above 1 + `REGRET` times that of no speculation, on any text whatsoever.
+"""
+
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from itertools import accumulate, pairwise
+from operator import mul
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from minstate.errors import BadValue, BrokenInvariant
+from minstate.prompt_lookup import LONGEST, NO_MATCH, Corpus, NgramIndex
+
+if TYPE_CHECKING:
+    from minstate.grammar import Constraint
+
+GRAMMAR, LOG, CORPUS = SOURCES = ("grammar", "log", "corpus")
+REGRET = 0.03  # modelled cost that speculation may add at most, as a share of that without
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Milliseconds of a forward pass by its query tokens and the tokens of K/V that it reads, measured once and frozen.
+
+    Interpolated linearly between the points, and beyond the last. More tokens or more context never cost less.
+    """
+
+    tokens: tuple[int, ...]  # rising, from 1
+    contexts: tuple[int, ...]  # rising
+    ms: tuple[tuple[float, ...], ...]  # a row for each context, a column for each number of tokens
+    machine: str = ""
+
+    def __post_init__(self) -> None:
+        shape = {len(row) for row in self.ms} == {len(self.tokens)} and len(self.ms) == len(self.contexts)
+        if not shape or min(len(self.tokens), len(self.contexts)) < 2 or self.tokens[0] != 1:
+            raise BadValue("a cost table needs two or more contexts and numbers of tokens, from 1 up, and a cost each")
+        lines = [self.tokens, self.contexts, *self.ms, *zip(*self.ms, strict=True)]
+        if any(a > b for line in lines for a, b in pairwise(line)) or self.ms[0][0] <= 0:
+            raise BadValue("in a cost table tokens, contexts and costs rise, and no cost is 0")
+
+    def at(self, context: int) -> Callable[[int], float]:
+        """Milliseconds as a function of the query tokens, at this context."""
+        row = [_interpolate(self.contexts, column, context) for column in zip(*self.ms, strict=True)]
+        return lambda tokens: _interpolate(self.tokens, row, tokens)
+
+    def save(self, path: str | Path, name: str) -> None:
+        """Put the table into a file, beside those of other names."""
+        path = Path(path)
+        known = json.loads(path.read_text()) if path.exists() else {}
+        known[name] = {"machine": self.machine, "tokens": self.tokens, "contexts": self.contexts, "ms": self.ms}
+        path.write_text(json.dumps(known, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path, name: str) -> Self:
+        """The table of that name from a file. Raises OSError, `BadValue`."""
+        return cls._of(json.loads(Path(path).read_text()), name)
+
+    @classmethod
+    @cache
+    def default(cls, dtype: str) -> Self:
+        """As measured with the default model on two CPU cores; `python -m minstate.lab.calibrate` measures yours."""
+        return cls._of(json.loads((resources.files("minstate") / "costs.json").read_text()), dtype)
+
+    @classmethod
+    def _of(cls, tables: dict, name: str) -> Self:
+        if name not in tables:
+            raise BadValue(f"no cost table for {name}, only for {', '.join(tables)}")
+        table = tables[name]
+        rows = tuple(tuple(row) for row in table["ms"])
+        return cls(tuple(table["tokens"]), tuple(table["contexts"]), rows, table.get("machine", ""))
+
+
+def _interpolate(points: Sequence[int], values: Sequence[float], x: float) -> float:
+    right = min(max(bisect_right(points, x), 1), len(points) - 1)
+    x0, x1, y0, y1 = points[right - 1], points[right], values[right - 1], values[right]
+    return y0 + (y1 - y0) * (max(x, points[0]) - x0) / (x1 - x0)
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """How an engine speculates.
+
+    costs          what a forward pass costs on this machine
+    max_draft      guessed tokens a sequence and pass, at most
+    max_sequences  set by hand: draft only while no more sequences than this produce tokens; None leaves it to `costs`
+    sources        who may guess: "grammar" (tokens without an alternative), "log" (the session's own), "corpus"
+                   (the tenant's tool schemas and the replies of its other sessions)
+    """
+
+    costs: CostTable
+    max_draft: int = 31
+    max_sequences: int | None = None
+    sources: tuple[str, ...] = SOURCES
+
+    def __post_init__(self) -> None:
+        for name, value in [("max_draft", self.max_draft), ("max_sequences", self.max_sequences)]:
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise BadValue(f"{name} must be a whole number from 0 up, not {value!r}")
+        if not isinstance(self.sources, tuple) or not set(self.sources) <= set(SOURCES):
+            raise BadValue(f"sources must be a tuple of some of {', '.join(SOURCES)}, not {self.sources!r}")
+
+
+class Guess(NamedTuple):
+    """One token of a draft."""
+
+    token_id: int
+    source: str  # one of SOURCES
+    match: int  # how many tokens before it agreed with what it was read behind; 0 of the grammar's
+    chance: float  # that the model says this token, if it says those before it
+
+
+class Verdict(NamedTuple):
+    """One forward pass of a turn, in which it could say something."""
+
+    draft: tuple[Guess, ...]  # the tokens forwarded beside the last one known
+    said: tuple[int, ...]  # what the model says: the accepted part of the draft, and a token of its own
+
+    @property
+    def accepted(self) -> int:
+        """How many tokens of the draft it says."""
+        return sum(guess.token_id == token for guess, token in zip(self.draft, self.said, strict=False))
+
+
+class Acceptance:
+    """How often the token behind a match was right, by source and length of the match, lately.
+
+    The mean of a Beta distribution: a prior worth `WEIGHT` observations, and observations that fade by `FADING` each.
+    """
+
+    WEIGHT, FADING = 4.0, 0.96
+    PRIOR = (0.35, 0.6, 0.75, 0.85, 0.95)  # for matches of 3-4, 5-8, 9-16, 17-31 and 32 tokens
+
+    def __init__(self):
+        self._seen = {
+            (source, band): [prior * self.WEIGHT, self.WEIGHT]
+            for source in (LOG, CORPUS)
+            for band, prior in enumerate(self.PRIOR)
+        }
+
+    def chance(self, source: str, match: int) -> float:
+        """Estimated probability that the model says the token behind such a match."""
+        hits, trials = self._seen[source, self._band(match)]
+        return hits / trials
+
+    def observe(self, source: str, match: int, hit: bool) -> None:
+        """Such a token was what the model said, or was not."""
+        seen = self._seen[source, self._band(match)]
+        seen[:] = seen[0] * self.FADING + hit, seen[1] * self.FADING + 1
+
+    def copy(self) -> "Acceptance":
+        other = Acceptance()
+        other._seen = {key: list(seen) for key, seen in self._seen.items()}
+        return other
+
+    def _band(self, match: int) -> int:
+        return min(max((match - 1).bit_length() - 2, 0), len(self.PRIOR) - 1)
+
+
+class Speculator:
+    """What one session knows for guessing: an index of its log, the tenant's corpus, its acceptance, its ledger."""
+
+    def __init__(self, settings: Speculation, corpus: Corpus):
+        self.settings, self.corpus = settings, corpus
+        self.index = NgramIndex()
+        self.acceptance = Acceptance()
+        self.base_ms = 0.0  # modelled cost of its passes as they would have been without drafts
+        self.regret_ms = 0.0  # modelled cost of drafts, less that of the passes that they saved
+
+    def propose(
+        self, log: list[int], count: int, constraint: "Constraint | None" = None, *, sure: float = 1.0
+    ) -> list[Guess]:
+        """At most `count` tokens that may come next: what the grammar leaves, else what came after the longest match.
+
+        Where a match ends, at the end of the log or of a document, the next one is looked up behind the draft so far.
+        Proposes nothing that `constraint`, which stays as it is, does not allow. `sure` is the chance of what it
+        forces: less than 1 where a given output need not obey it.
+        """
+        self.index.extend(log)
+        walk = constraint.copy() if constraint else None
+        forced_too = walk is not None and GRAMMAR in self.settings.sources
+        draft: list[Guess] = []
+        tail = log[-LONGEST:]
+        while len(draft) < count:
+            if forced_too and walk.forced:
+                guesses = [Guess(token, GRAMMAR, 0, sure) for token in walk.forced]
+            else:
+                guesses = self._look_up(log, tail, count - len(draft))
+            before = len(draft)
+            for guess in guesses[: count - len(draft)]:
+                if walk is not None:
+                    if walk.ended or not walk.allows(guess.token_id):
+                        return draft
+                    walk.advance(guess.token_id)
+                draft.append(guess)
+                if guess.source != GRAMMAR and forced_too and walk.forced:
+                    break
+            if len(draft) == before:
+                break
+            tail = (tail + [guess.token_id for guess in draft[before:]])[-LONGEST:]
+        return draft
+
+    def learn(self, proposed: Sequence[Guess], said: Sequence[int]) -> None:
+        """Compare what was proposed, forwarded or not, with what the model said: up to where they part."""
+        for guess, token in zip(proposed, said, strict=False):
+            hit = guess.token_id == token
+            if guess.source != GRAMMAR:
+                self.acceptance.observe(guess.source, guess.match, hit)
+            if not hit:
+                break
+
+    def can_pay(self, extra_ms: float) -> bool:
+        """Whether the ledger stays within `REGRET` even if nothing of a draft that costs so much is accepted."""
+        return self.regret_ms + extra_ms <= REGRET * self.base_ms
+
+    def truncate(self, log: list[int], length: int) -> None:
+        """The log is about to lose its tokens from `length` on."""
+        self.index.truncate(log, length)
+
+    def fork(self) -> "Speculator":
+        """The same for a copy of the log; an empty ledger, so that no allowance is spent twice."""
+        other = Speculator(self.settings, self.corpus)
+        other.index, other.acceptance = self.index.copy(), self.acceptance.copy()
+        return other
+
+    def check(self, log: list[int]) -> None:
+        """Raises `BrokenInvariant` if the index is not that of the log, or the ledger is overdrawn."""
+        self.index.check(log)
+        if self.regret_ms > REGRET * self.base_ms + 1e-6:
+            raise BrokenInvariant(f"speculation has lost {self.regret_ms} ms on {self.base_ms} ms of work")
+
+    def _look_up(self, log: list[int], tail: list[int], count: int) -> list[Guess]:
+        own = self.index.find(log, tail) if LOG in self.settings.sources else NO_MATCH
+        other = self.corpus.index.find(self.corpus.tokens, tail) if CORPUS in self.settings.sources else NO_MATCH
+        if own.length >= other.length:
+            source, length, tokens = LOG, own.length, log[own.position : own.position + count] if own.length else []
+        else:
+            source, length, tokens = CORPUS, other.length, self.corpus.read(other.position, count)
+        return [
+            Guess(token, source, length + i, self.acceptance.chance(source, length + i))
+            for i, token in enumerate(tokens)
+        ]
+
+
+class Share(NamedTuple):
+    """One sequence's part in a pass."""
+
+    context: int  # tokens that have K/V
+    tokens: int  # query tokens without a draft
+    producing: bool  # whether it will say something: its log ends with them
+    speculator: Speculator | None
+    proposed: Sequence[Guess]
+
+
+class Allotment(NamedTuple):
+    """How much is drafted in a pass, and what it is expected to cost, in ms."""
+
+    counts: list[int]  # for each share, how many of the proposed tokens are forwarded
+    prices: list[float]  # for each share, what they add to the pass
+    base_ms: float  # of the pass without them
+    token_ms: float  # what an accepted token saves
+
+
+def allot(shares: Sequence[Share], settings: Speculation, room: int) -> Allotment:
+    """Which proposed tokens to forward: those that give the most expected tokens per cost, `room` at most.
+
+    A token of a draft is said only if all before it are, so its worth is the product of their chances. Taken in falling
+    order of worth, whatever sequence they belong to, the first m are the best m; what remains is to try every m:
+
+        (producing + worth of m tokens) / (cost of the producing tokens alone + what m tokens add to this pass)
+
+    A prefill in the same pass makes tokens dearer, as they share the machine with it, but not more valuable. As more
+    sequences produce, the first term grows, and with it the worth that a token needs: concurrency ends drafting.
+    """
+    cost = settings.costs.at(sum(share.context + share.tokens for share in shares))
+    total, producing = sum(share.tokens for share in shares), sum(share.producing for share in shares)
+    base_ms, alone_ms = cost(total), cost(max(producing, 1))
+    nothing = Allotment([0] * len(shares), [0.0] * len(shares), base_ms, alone_ms / max(producing, 1))
+    if settings.max_sequences is not None and producing > settings.max_sequences:
+        return nothing
+    wanted = sorted(
+        (-worth, place, owner)
+        for owner, share in enumerate(shares)
+        for place, worth in enumerate(accumulate((guess.chance for guess in share.proposed), mul))
+    )
+    best, best_rate, worth = nothing, producing / alone_ms, 0.0
+    counts, prices, sure_ms, ms, stopped = (
+        list(nothing.counts),
+        list(nothing.prices),
+        [0.0] * len(shares),
+        base_ms,
+        set(),
+    )
+    for negative, _, owner in wanted:
+        if sum(counts) == room:
+            break
+        more_ms = cost(total + sum(counts) + 1)
+        price = prices[owner] + more_ms - ms
+        if negative == -1:  # certain: what it will save need not be risked
+            sure_ms[owner] += nothing.token_ms
+        elif owner in stopped or not shares[owner].speculator.can_pay(price - sure_ms[owner]):
+            stopped.add(owner)  # nor may it have any token behind this one
+            continue
+        counts[owner] += 1
+        prices[owner] = price
+        ms, worth = more_ms, worth - negative
+        rate = (producing + worth) / (alone_ms + ms - base_ms)
+        if rate > best_rate:
+            best, best_rate = nothing._replace(counts=list(counts), prices=list(prices)), rate
+    return best
+
+
+def settle(allotment: Allotment, shares: Sequence[Share], accepted: Sequence[int]) -> None:
+    """After the pass: enter into each sequence's ledger what its part has cost, and what it has saved."""
+    total = sum(share.tokens for share in shares)
+    for share, price, count in zip(shares, allotment.prices, accepted, strict=True):
+        if share.speculator:
+            share.speculator.base_ms += allotment.base_ms * share.tokens / total
+            share.speculator.regret_ms += price - count * allotment.token_ms
