@@ -6,6 +6,7 @@ import os
 # when torch loads its OpenMP runtime, hence before the imports below. Whoever sets it in the environment wins.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from minstate.costs import CostTable
 from minstate.drift import Drift
 from minstate.engine import Engine
 from minstate.errors import (
@@ -26,7 +27,7 @@ from minstate.errors import (
 )
 from minstate.sampling import Sampling
 from minstate.session import Mark, Session
-from minstate.speculation import CostTable, Speculation
+from minstate.speculation import Speculation
 from minstate.turn import Turn, TurnStats
 
 __version__ = "0.1.0"

@@ -14,6 +14,7 @@ import torch
 from minstate.attention import TorchAttention
 from minstate.batch import RaggedBatch, Sequence
 from minstate.chat import Chat, Continuation, Transcript
+from minstate.costs import CostTable
 from minstate.errors import (
     BadMessage,
     BadValue,
@@ -34,7 +35,7 @@ from minstate.prompt_lookup import NGRAM, Corpus
 from minstate.sampling import Sampling
 from minstate.scheduler import Request, Scheduler, Work
 from minstate.session import Session
-from minstate.speculation import GRAMMAR, CostTable, Speculation, Speculator
+from minstate.speculation import GRAMMAR, Speculation, Speculator
 from minstate.turn import Handle
 from minstate.weights import find_model, read_config, read_tensors, read_tokenizer
 

@@ -13,7 +13,7 @@ accepts a guess x with probability min(1, p(x)/q(x)) = p(x), as q is 1 there, an
 that has the distribution p too. Choosing first and comparing then *is* that rule, with the noise drawn only once.)
 
 **How much to draft.** As much as gives the most tokens per cost: `allot`. What a pass costs comes from a table that
-was measured once (`CostTable`), how surely a guess is right from what became of the guesses so far (`Acceptance`). A
+was measured once (`costs.CostTable`), how surely a guess is right from what became of the guesses so far (`Acceptance`). A
 guess that is not worth its price is not forwarded, but still compared with what the model says next. So the estimate
 follows the text at no cost, and drafting starts again by itself where it pays.
 
@@ -21,17 +21,13 @@ follows the text at no cost, and drafting starts again by itself where it pays.
 cost above 1 + `REGRET` times that of no speculation, on any text whatsoever.
 """
 
-import json
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from operator import mul
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
+from minstate.costs import CostTable
 from minstate.errors import BadValue, BrokenInvariant
 from minstate.prompt_lookup import LONGEST, NO_MATCH, Corpus, NgramIndex
 
@@ -40,64 +36,6 @@ if TYPE_CHECKING:
 
 GRAMMAR, LOG, CORPUS = SOURCES = ("grammar", "log", "corpus")
 REGRET = 0.03  # modelled cost that speculation may add at most, as a share of that without
-
-
-@dataclass(frozen=True)
-class CostTable:
-    """Milliseconds of a forward pass by its query tokens and the tokens of K/V that it reads, measured once and frozen.
-
-    Interpolated linearly between the points, and beyond the last. More tokens or more context never cost less.
-    """
-
-    tokens: tuple[int, ...]  # rising, from 1
-    contexts: tuple[int, ...]  # rising
-    ms: tuple[tuple[float, ...], ...]  # a row for each context, a column for each number of tokens
-    machine: str = ""
-
-    def __post_init__(self) -> None:
-        shape = {len(row) for row in self.ms} == {len(self.tokens)} and len(self.ms) == len(self.contexts)
-        if not shape or min(len(self.tokens), len(self.contexts)) < 2 or self.tokens[0] != 1:
-            raise BadValue("a cost table needs two or more contexts and numbers of tokens, from 1 up, and a cost each")
-        lines = [self.tokens, self.contexts, *self.ms, *zip(*self.ms, strict=True)]
-        if any(a > b for line in lines for a, b in pairwise(line)) or self.ms[0][0] <= 0:
-            raise BadValue("in a cost table tokens, contexts and costs rise, and no cost is 0")
-
-    def at(self, context: int) -> Callable[[int], float]:
-        """Milliseconds as a function of the query tokens, at this context."""
-        row = [_interpolate(self.contexts, column, context) for column in zip(*self.ms, strict=True)]
-        return lambda tokens: _interpolate(self.tokens, row, tokens)
-
-    def save(self, path: str | Path, name: str) -> None:
-        """Put the table into a file, beside those of other names."""
-        path = Path(path)
-        known = json.loads(path.read_text()) if path.exists() else {}
-        known[name] = {"machine": self.machine, "tokens": self.tokens, "contexts": self.contexts, "ms": self.ms}
-        path.write_text(json.dumps(known, indent=1) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path, name: str) -> Self:
-        """The table of that name from a file. Raises OSError, `BadValue`."""
-        return cls._of(json.loads(Path(path).read_text()), name)
-
-    @classmethod
-    @cache
-    def default(cls, dtype: str) -> Self:
-        """As measured with the default model on two CPU cores; `python -m minstate.lab.calibrate` measures yours."""
-        return cls._of(json.loads((resources.files("minstate") / "costs.json").read_text()), dtype)
-
-    @classmethod
-    def _of(cls, tables: dict, name: str) -> Self:
-        if name not in tables:
-            raise BadValue(f"no cost table for {name}, only for {', '.join(tables)}")
-        table = tables[name]
-        rows = tuple(tuple(row) for row in table["ms"])
-        return cls(tuple(table["tokens"]), tuple(table["contexts"]), rows, table.get("machine", ""))
-
-
-def _interpolate(points: Sequence[int], values: Sequence[float], x: float) -> float:
-    right = min(max(bisect_right(points, x), 1), len(points) - 1)
-    x0, x1, y0, y1 = points[right - 1], points[right], values[right - 1], values[right]
-    return y0 + (y1 - y0) * (max(x, points[0]) - x0) / (x1 - x0)
 
 
 @dataclass(frozen=True)
@@ -152,7 +90,7 @@ class Acceptance:
     """
 
     WEIGHT, FADING = 4.0, 0.96
-    PRIOR = (0.35, 0.6, 0.75, 0.85, 0.95)  # for matches of 3-4, 5-8, 9-16, 17-31 and 32 tokens
+    PRIOR = (0.5, 0.7, 0.8, 0.85, 0.9)  # for matches of 3-4, 5-8, 9-16, 17-31 and 32 tokens
 
     def __init__(self):
         self._seen = {
