@@ -1,7 +1,7 @@
 """What a forward pass costs, by its query tokens and by the K/V that it reads: a table, measured once and frozen.
 
-Whoever decides how much to draft asks the table and no clock. So the same requests give the same batches, and a test can
-say what a decision costs.
+Whoever decides how much to draft asks the table and no clock. So the same requests give the same batches, and what a
+decision costs can be stated and tested.
 """
 
 import json

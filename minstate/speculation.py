@@ -12,10 +12,10 @@ behind it. By induction every token equals the unspeculated one, greedy or sampl
 accepts a guess x with probability min(1, p(x)/q(x)) = p(x), as q is 1 there, and otherwise draws from p without x:
 that has the distribution p too. Choosing first and comparing then *is* that rule, with the noise drawn only once.)
 
-**How much to draft.** As much as gives the most tokens per cost: `allot`. What a pass costs comes from a table that
-was measured once (`costs.CostTable`), how surely a guess is right from what became of the guesses so far (`Acceptance`). A
-guess that is not worth its price is not forwarded, but still compared with what the model says next. So the estimate
-follows the text at no cost, and drafting starts again by itself where it pays.
+**How much to draft.** As much as gives the most tokens per cost: `allot`. What a pass costs is in a table, measured
+once (`costs.CostTable`); how surely a guess is right is estimated from what became of the guesses so far
+(`Acceptance`). A guess that is not worth its price is not forwarded, but still compared with what the model says next.
+So the estimate follows the text at no cost, and drafting starts again by itself where it pays.
 
 **What it can lose.** A ledger for each session (`Speculator.can_pay`) allows no draft that could bring the modelled
 cost above 1 + `REGRET` times that of no speculation, on any text whatsoever.
