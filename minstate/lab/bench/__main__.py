@@ -12,11 +12,14 @@ from minstate.lab.bench.agentic_turns import agentic_turns
 from minstate.lab.bench.cpu_steps import cpu_steps
 from minstate.lab.bench.paged_decode import paged_decode
 from minstate.lab.bench.peers import peers
+from minstate.lab.bench.prompt_lookup import prompt_lookup
 from minstate.lab.bench.radix_tree import radix_tree
+from minstate.lab.bench.speculation import speculation
 from minstate.lab.measure import machine
 
 BENCHMARKS = {
-    benchmark.__name__: benchmark for benchmark in (agentic_turns, cpu_steps, paged_decode, peers, radix_tree)
+    benchmark.__name__: benchmark
+    for benchmark in (agentic_turns, cpu_steps, paged_decode, peers, prompt_lookup, radix_tree, speculation)
 }
 
 

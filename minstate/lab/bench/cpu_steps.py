@@ -28,7 +28,7 @@ def cpu_steps(rounds: str = "9") -> pd.DataFrame:
     engines = {dtype: Engine.from_pretrained(dtype=dtype, num_pages=800) for dtype in ("float32", "bfloat16")}
     outside = pd.DataFrame([row for dtype in engines for row in outside_forward(engines[dtype], dtype)])
     sequences = {
-        (dtype, n): _prefilled(engine, n) for dtype, engine in engines.items() for n in tqdm(CONTEXTS, desc=dtype)
+        (dtype, n): prefilled(engine, n) for dtype, engine in engines.items() for n in tqdm(CONTEXTS, desc=dtype)
     }
     cases = [(dtype, n, queries) for dtype in engines for n in CONTEXTS for queries in QUERIES]
     order, times = np.random.default_rng(0), []
@@ -51,7 +51,7 @@ def _mixed(order: np.random.Generator, cases: list) -> list:
     return [cases[i] for i in order.permutation(len(cases))]
 
 
-def _prefilled(engine: Engine, context: int) -> Sequence:
+def prefilled(engine: Engine, context: int) -> Sequence:
     """A sequence of real text with K/V up to `context`: scores of random keys would be unlike any model's."""
     text = "".join((ROOT / "minstate" / f"{name}.py").read_text() for name in ("engine", "radix_tree"))
     sequence = Sequence(engine.pool)

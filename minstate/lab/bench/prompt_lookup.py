@@ -1,0 +1,114 @@
+"""Two ways to find where the last few tokens occurred before: chains of n-grams, and a suffix automaton."""
+
+import time
+import tracemalloc
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from minstate.lab.bench import ROOT
+from minstate.prompt_lookup import LONGEST, Match, NgramIndex
+from minstate.weights import find_model, read_tokenizer
+
+LOOKUPS = 2000
+
+
+class SuffixAutomaton:
+    """All substrings of a list as a smallest automaton (Blumer et al., TCS 40, 1985): the other way, not kept.
+
+    The state that the suffix link of the whole list leads to stands for the longest suffix that occurred before. It
+    knows its first occurrence; the most recent one would have to be entered along all suffix links at every token.
+    """
+
+    def __init__(self):
+        self._edges: list[dict[int, int]] = [{}]
+        self._link, self._length, self._end = [-1], [0], [0]
+        self._last = 0
+
+    def extend(self, tokens: list[int]) -> None:
+        """Take up the tokens that are new, in amortised constant time each."""
+        for position in range(self._length[self._last], len(tokens)):
+            self._append(tokens[position], position + 1)
+
+    def find(self, tokens: list[int], tail: list[int]) -> Match:
+        """The longest suffix that occurred before, and what its first occurrence was followed by."""
+        state = self._link[self._last]
+        return Match(self._length[state], self._end[state]) if state > 0 else Match(0, 0)
+
+    def _append(self, token: int, end: int) -> None:
+        new, state = self._state({}, end, end), self._last
+        while state != -1 and token not in self._edges[state]:
+            self._edges[state][token] = new
+            state = self._link[state]
+        if state == -1:
+            self._link[new] = 0
+        else:
+            target = self._edges[state][token]
+            if self._length[target] != self._length[state] + 1:  # it stands for longer strings too: split them off
+                clone = self._state(dict(self._edges[target]), self._length[state] + 1, self._end[target])
+                self._link[clone], self._link[target] = self._link[target], clone
+                while state != -1 and self._edges[state].get(token) == target:
+                    self._edges[state][token] = clone
+                    state = self._link[state]
+                target = clone
+            self._link[new] = target
+        self._last = new
+
+    def _state(self, edges: dict[int, int], length: int, end: int) -> int:
+        self._edges.append(edges)
+        self._link.append(-1)
+        self._length.append(length)
+        self._end.append(end)
+        return len(self._edges) - 1
+
+
+def prompt_lookup() -> pd.DataFrame:
+    """Both on source code: growing and looking up at 10,000 and 100,000 tokens; and how often the next token is right.
+
+    A look-up is timed as a decode step does it: one token is new. `hits` is the share of tokens whose predecessors
+    matched at all and that were what had followed the match.
+    """
+    files = sorted((ROOT / "minstate").rglob("*.py")) + sorted((ROOT / "tests").rglob("*.py"))
+    ids = read_tokenizer(find_model()).encode("".join(path.read_text() for path in files))
+    rows = []
+    for tokens in (10_000, 100_000):
+        if len(ids) < tokens + LOOKUPS:
+            raise ValueError(f"the source has {len(ids)} tokens, not {tokens + LOOKUPS}")
+        for name, kind in [("n-gram chains", NgramIndex), ("suffix automaton", SuffixAutomaton)]:
+            rows.append({"structure": name, "context": tokens, **_measure(kind, ids, tokens)})
+    return pd.DataFrame(rows).set_index("structure")
+
+
+def _measure(kind: Callable, ids: list[int], tokens: int) -> dict[str, float]:
+    log, times, hits, matches = ids[:tokens], [], 0, 0
+    tracemalloc.start()
+    kept = kind()
+    kept.extend(log)
+    size = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    start = time.perf_counter()
+    index = kind()
+    index.extend(log)
+    grow_s = time.perf_counter() - start
+    for token in ids[tokens : tokens + LOOKUPS]:
+        start = time.perf_counter()
+        index.extend(log)
+        match = index.find(log, log[-LONGEST:])
+        times.append(time.perf_counter() - start)
+        matches += match.length >= 3
+        hits += match.length >= 3 and log[match.position] == token
+        log.append(token)
+    row = {
+        "µs a token, growing": 1e6 * grow_s / tokens,
+        "bytes a token": size / tokens,
+        "median µs a step": 1e6 * float(np.median(times)),
+        "slowest of 100, µs": 1e6 * float(np.quantile(times, 0.99)),
+        "matches": matches / LOOKUPS,
+        "hits": hits / matches,
+    }
+    if hasattr(index, "truncate"):
+        start = time.perf_counter()
+        index.truncate(log, tokens)
+        row["µs a token, taken back"] = 1e6 * (time.perf_counter() - start) / LOOKUPS
+    return row

@@ -1,0 +1,74 @@
+"""Measure what a forward pass costs on this machine: `python -m minstate.lab.calibrate`.
+
+Writes a table for each dtype into one file. An engine takes it with
+`Speculation(CostTable.load("out/costs.json", "float32"))`; without one it takes the default that minstate ships.
+"""
+
+import argparse
+import time
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from minstate.attention import TorchAttention
+from minstate.batch import RaggedBatch, Sequence
+from minstate.costs import CostTable
+from minstate.engine import Engine
+from minstate.lab.bench import ROOT
+from minstate.lab.bench.cpu_steps import prefilled
+from minstate.lab.measure import machine
+
+TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 512)
+DRAFTED = 64  # passes up to here are measured as drafts, with logits for every token; longer ones as prompts
+CONTEXTS = (256, 1024, 4096, 8000)
+
+
+def calibrate(dtype: str, rounds: int = 7) -> CostTable:
+    """Passes of 1 to 512 query tokens behind 256 to 8,000 tokens of real text: medians of interleaved rounds.
+
+    Costs are made to rise with tokens and with context, as they do but for noise.
+    """
+    engine = Engine.from_pretrained(dtype=dtype, num_pages=sum(CONTEXTS) // 16 + 256)
+    sequences = [prefilled(engine, context) for context in tqdm(CONTEXTS, desc=f"{dtype}, prompts")]
+    cases = [(row, column) for row in range(len(CONTEXTS)) for column in range(len(TOKENS))]
+    order, times = np.random.default_rng(0), np.zeros((rounds, len(CONTEXTS), len(TOKENS)))
+    for taken in tqdm(times, desc=f"{dtype}, rounds"):
+        for row, column in order.permutation(cases):
+            taken[row, column] = pass_ms(engine, sequences[row], TOKENS[column])
+    by_context = [accumulate(row, max) for row in np.median(times, axis=0).round(2).tolist()]
+    by_tokens = [tuple(accumulate(column, max)) for column in zip(*by_context, strict=True)]
+    return CostTable(TOKENS, CONTEXTS, tuple(zip(*by_tokens, strict=True)), machine())
+
+
+def pass_ms(engine: Engine, sequence: Sequence, tokens: int) -> float:
+    """Milliseconds of a pass over `tokens` query tokens that ends where the sequence ends."""
+    drafted = tokens - 1 if tokens <= DRAFTED else 0
+    whole, end = sequence.log, len(sequence.log)
+    sequence.table.truncate(end - tokens)
+    start = time.perf_counter()
+    sequence.log = whole[: end - drafted]
+    batch = RaggedBatch.build([(sequence, tokens - drafted)], [whole[end - drafted :]])
+    engine.model.forward(batch, TorchAttention(engine.pool, batch)).argmax(-1).tolist()
+    taken = time.perf_counter() - start
+    sequence.log = whole
+    return 1000 * taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m minstate.lab.calibrate", description=__doc__)
+    parser.add_argument("dtypes", nargs="*", default=["float32", "bfloat16"])
+    parser.add_argument("--path", type=Path, default=ROOT / "out" / "costs.json")
+    arguments = parser.parse_args()
+    arguments.path.parent.mkdir(parents=True, exist_ok=True)
+    for dtype in arguments.dtypes:
+        table = calibrate(dtype)
+        table.save(arguments.path, dtype)
+        costs = ", ".join(f"{n}: {table.at(1024)(n):.0f}" for n in TOKENS)
+        print(f"{dtype}, ms by tokens at a context of 1,024: {costs}")
+    print(f"written to {arguments.path}")
+
+
+if __name__ == "__main__":
+    main()
