@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from minstate.errors import BrokenInvariant
 
-NGRAM = 3  # tokens that must recur for a match
+NGRAM = 2  # tokens that must recur for a match
 LONGEST = 32  # tokens of a match that are compared at most: longer ones are no surer
 CANDIDATES = 64  # earlier occurrences that are looked at, most recent first
 

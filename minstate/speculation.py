@@ -90,7 +90,7 @@ class Acceptance:
     """
 
     WEIGHT, FADING = 4.0, 0.96
-    PRIOR = (0.5, 0.7, 0.8, 0.85, 0.9)  # for matches of 3-4, 5-8, 9-16, 17-31 and 32 tokens
+    PRIOR = (0.4, 0.6, 0.75, 0.85, 0.9)  # for matches of 2, 3-4, 5-8, 9-16 and 17-32 tokens
 
     def __init__(self):
         self._seen = {
@@ -115,7 +115,7 @@ class Acceptance:
         return other
 
     def _band(self, match: int) -> int:
-        return min(max((match - 1).bit_length() - 2, 0), len(self.PRIOR) - 1)
+        return min((match - 1).bit_length(), len(self.PRIOR)) - 1
 
 
 class Speculator:

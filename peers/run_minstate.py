@@ -8,12 +8,18 @@ from minstate.engine import Engine
 from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
 from minstate.sampling import Sampling
 
-MODES = {"stateless": NaiveEngine, "prefix reuse": PrefixReuseEngine, "stateful": Engine}
+MODES = {
+    "stateless": (NaiveEngine, False),
+    "prefix reuse": (PrefixReuseEngine, False),
+    "stateful": (Engine, False),
+    "stateful and prompt lookup": (Engine, True),
+}
 
 
 def load(spec):
     torch.set_num_threads(spec["threads"])
-    engine = MODES[spec["mode"]].from_pretrained(spec["model"], dtype=spec["dtype"], num_pages=1024)
+    kind, speculation = MODES[spec["mode"]]
+    engine = kind.from_pretrained(spec["model"], dtype=spec["dtype"], num_pages=1024, speculation=speculation)
     session = engine.open()
 
     def generate(token_ids, count):

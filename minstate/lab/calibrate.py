@@ -22,11 +22,11 @@ from minstate.lab.measure import machine
 
 TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 512)
 DRAFTED = 64  # passes up to here are measured as drafts, with logits for every token; longer ones as prompts
-CONTEXTS = (256, 1024, 4096, 8000)
+CONTEXTS = (512, 2048, 4096, 8000)
 
 
 def calibrate(dtype: str, rounds: int = 7) -> CostTable:
-    """Passes of 1 to 512 query tokens behind 256 to 8,000 tokens of real text: medians of interleaved rounds.
+    """Passes of 1 to 512 query tokens that end at 512 to 8,000 tokens of real text: medians of interleaved rounds.
 
     Costs are made to rise with tokens and with context, as they do but for noise.
     """

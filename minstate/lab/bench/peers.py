@@ -39,6 +39,7 @@ KEPT = [
     "openvino, prefix caching",
 ]
 SPECULATIVE = [
+    "minstate, stateful and prompt lookup",
     "llama_cpp, prompt lookup",
     "vllm, prefix caching and ngram",
     "openvino, prefix caching and prompt lookup",

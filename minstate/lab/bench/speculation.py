@@ -144,8 +144,8 @@ def _row(turn: Turn, costs: CostTable) -> dict:
 def _band(match: int) -> str:
     if not match:
         return "none: forced"
-    low = max(3, 2 ** ((match - 1).bit_length() - 1) + 1)
-    return f"{low} to {2 ** (match - 1).bit_length()}" if match < 32 else "32"
+    high = 2 ** (match - 1).bit_length()
+    return "2" if match == 2 else f"{high // 2 + 1} to {high}"
 
 
 def summary(turns: pd.DataFrame) -> pd.DataFrame:
