@@ -112,6 +112,5 @@ class Scheduler:
     def _propose(self, request: Request) -> list[Guess]:
         """Never as many as could end the turn: the last new token is not forwarded, so it needs no page."""
         count = min(self.speculation.max_draft, request.max_new_tokens - len(request.generated) - 1)
-        given = request.replay is not None
-        sequence = request.sequence
-        return sequence.speculator.propose(sequence.log, count, request.constraint, sure=0.95 if given else 1.0)
+        sequence, sure = request.sequence, 0.95 if request.replay is not None or request.sampling.stop else 1.0
+        return sequence.speculator.propose(sequence.log, count, request.constraint, sure=sure)

@@ -135,7 +135,7 @@ class Speculator:
 
         Where a match ends, at the end of the log or of a document, the next one is looked up behind the draft so far.
         Proposes nothing that `constraint`, which stays as it is, does not allow. `sure` is the chance of what it
-        forces: less than 1 where a given output need not obey it.
+        forces: less than 1 where the output is given and need not obey it, or may end before.
         """
         self.index.extend(log)
         walk = constraint.copy() if constraint else None
@@ -209,7 +209,7 @@ class Share(NamedTuple):
     context: int  # tokens that have K/V
     tokens: int  # query tokens without a draft
     producing: bool  # whether it will say something: its log ends with them
-    speculator: Speculator | None
+    speculator: Speculator
     proposed: Sequence[Guess]
 
 
@@ -244,27 +244,21 @@ def allot(shares: Sequence[Share], settings: Speculation, room: int) -> Allotmen
         for owner, share in enumerate(shares)
         for place, worth in enumerate(accumulate((guess.chance for guess in share.proposed), mul))
     )
-    best, best_rate, worth = nothing, producing / alone_ms, 0.0
-    counts, prices, sure_ms, ms, stopped = (
-        list(nothing.counts),
-        list(nothing.prices),
-        [0.0] * len(shares),
-        base_ms,
-        set(),
-    )
+    best, best_rate = nothing, producing / alone_ms
+    counts, prices, sure_ms, stopped = list(nothing.counts), list(nothing.prices), [0.0] * len(shares), set()
+    taken, worth, ms = 0, 0.0, base_ms
     for negative, _, owner in wanted:
-        if sum(counts) == room:
+        if taken == room:
             break
-        more_ms = cost(total + sum(counts) + 1)
+        more_ms = cost(total + taken + 1)
         price = prices[owner] + more_ms - ms
-        if negative == -1:  # certain: what it will save need not be risked
-            sure_ms[owner] += nothing.token_ms
-        elif owner in stopped or not shares[owner].speculator.can_pay(price - sure_ms[owner]):
+        sure_ms[owner] += nothing.token_ms * (negative == -1)  # what is certain to be saved is not at risk
+        if owner in stopped or not shares[owner].speculator.can_pay(price - sure_ms[owner]):
             stopped.add(owner)  # nor may it have any token behind this one
             continue
         counts[owner] += 1
         prices[owner] = price
-        ms, worth = more_ms, worth - negative
+        taken, worth, ms = taken + 1, worth - negative, more_ms
         rate = (producing + worth) / (alone_ms + ms - base_ms)
         if rate > best_rate:
             best, best_rate = nothing._replace(counts=list(counts), prices=list(prices)), rate
@@ -275,6 +269,5 @@ def settle(allotment: Allotment, shares: Sequence[Share], accepted: Sequence[int
     """After the pass: enter into each sequence's ledger what its part has cost, and what it has saved."""
     total = sum(share.tokens for share in shares)
     for share, price, count in zip(shares, allotment.prices, accepted, strict=True):
-        if share.speculator:
-            share.speculator.base_ms += allotment.base_ms * share.tokens / total
-            share.speculator.regret_ms += price - count * allotment.token_ms
+        share.speculator.base_ms += allotment.base_ms * share.tokens / total
+        share.speculator.regret_ms += price - count * allotment.token_ms

@@ -144,8 +144,8 @@ def _row(turn: Turn, costs: CostTable) -> dict:
 def _band(match: int) -> str:
     if not match:
         return "none: forced"
-    high = 2 ** (match - 1).bit_length()
-    return "2" if match == 2 else f"{high // 2 + 1} to {high}"
+    bands = {2: "2", 4: "3 to 4", 8: "5 to 8", 16: "9 to 16"}
+    return bands.get(2 ** (match - 1).bit_length(), "17 or more")
 
 
 def summary(turns: pd.DataFrame) -> pd.DataFrame:

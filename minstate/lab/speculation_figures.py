@@ -1,0 +1,338 @@
+"""Pictures of speculation: where a draft was read, what became of it, what it costs, and what it is worth."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+from typing import NamedTuple
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
+
+from minstate.costs import CostTable
+from minstate.grammar import Constraint
+from minstate.lab.drift_figures import LINE, pieces
+from minstate.lab.figures import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, STYLE, new_figure
+from minstate.prompt_lookup import LONGEST, NGRAM, Match, NgramIndex
+from minstate.speculation import GRAMMAR, SOURCES, Acceptance
+from minstate.turn import Turn
+
+LOOKS = {
+    "log": {"facecolor": BLUE, "edgecolor": "white"},
+    "corpus": {"facecolor": SKY, "edgecolor": "white", "hatch": ".."},
+    "forced": {"facecolor": (GREEN, 0.4), "edgecolor": INK},
+    "own": {"facecolor": "white", "edgecolor": INK, "linewidth": 1.4},
+    "rejected": {"facecolor": (ORANGE, 0.35), "edgecolor": ORANGE, "linestyle": "--"},
+}
+NAMES = {
+    "log": "draft from the session's log, accepted",
+    "corpus": "draft from the tenant's corpus, accepted",
+    "forced": "the grammar leaves no other",
+    "own": "the model's own token",
+    "rejected": "draft, rejected",
+}
+LINES = ((BLUE, "o-"), (ORANGE, "s--"), (GREEN, "^:"), (PURPLE, "D-."))
+BARS = ({"facecolor": BLUE}, {"facecolor": SKY, "hatch": ".."}, {"facecolor": ORANGE, "hatch": "//"},
+        {"facecolor": PURPLE, "hatch": "\\\\"})  # fmt: skip
+
+
+class Column(NamedTuple):
+    """A place in a pass: what was said there, if anything, and what the draft had there, if anything."""
+
+    number: int  # of the pass, from 1
+    first: bool  # whether the pass begins here
+    said: str
+    kind: str  # of what was said: a key of LOOKS
+    draft: str  # what was guessed instead: the rejected token, or ""
+
+
+def columns(turn: Turn, tokenizer, constraint: Constraint | None = None) -> list[Column]:
+    """The passes of a turn, place by place. With its `constraint`, as at its beginning, it shows what was forced."""
+    forced = iter(forced_tokens(constraint, turn.token_ids))
+    found = []
+    for number, verdict in enumerate(turn.verdicts, 1):
+        said, draft = pieces(tokenizer, verdict.said), pieces(tokenizer, [guess.token_id for guess in verdict.draft])
+        for place in range(max(len(said), len(draft))):
+            source = verdict.draft[place].source if place < verdict.accepted else "own"
+            must = place < len(said) and next(forced)
+            found.append(
+                Column(
+                    number,
+                    place == 0,
+                    said[place] if place < len(said) else "",
+                    "forced" if must or source == GRAMMAR else source,
+                    draft[place] if verdict.accepted <= place < len(draft) else "",
+                )
+            )
+    return found
+
+
+def forced_tokens(constraint: Constraint | None, token_ids: Sequence[int]) -> list[bool]:
+    """For each token of a reply whether `constraint`, which stays as it is, left no alternative."""
+    walk, forced = constraint.copy() if constraint else None, []
+    for token in token_ids:
+        if walk is not None and not walk.allows(token):
+            walk = None
+        forced.append(walk is not None and bool(walk.forced))
+        if walk is not None:
+            walk.advance(token)
+    return forced
+
+
+def pass_strip(cells: Sequence[Column], shown: int | None = None, title: str = "") -> Figure:
+    """What a turn said, token by token, a bracket for each forward pass; under it what was guessed wrongly.
+
+    shown  how many passes to draw, on axes with room for all of them; the last one is then marked
+    """
+    lines = _wrapped(cells)
+    figure, (axes,) = new_figure(width=9.6, height=0.95 + 0.47 * len(lines))
+    for row, line in enumerate(lines):
+        top = 2.0 * row
+        for left, cell in line:
+            if shown is not None and cell.number > shown:
+                continue
+            for text, kind, y in [(cell.said, cell.kind, top), (cell.draft, "rejected", top + 0.74)]:
+                if text:
+                    axes.add_patch(Rectangle((left, y), _width(cell), 0.66, **{"linewidth": 0.8, **LOOKS[kind]}))
+                    _write(axes, left + _width(cell) / 2, y + 0.33, text, kind)
+            if cell.draft:
+                axes.plot([left + 0.2, left + _width(cell) - 0.2], [top + 1.07] * 2, color=INK, linewidth=0.9)
+            last = cell.number == shown
+            axes.plot([left, left + _width(cell)], [top - 0.13] * 2, color=ORANGE if last else INK,
+                      linewidth=3.5 if last else 1.5, solid_capstyle="butt")  # fmt: skip
+            if cell.first:
+                axes.text(left, top - 0.2, str(cell.number), fontsize=6, ha="left", va="bottom", color=INK)
+    with mpl.rc_context(STYLE):
+        axes.set_title(title)
+    axes.set(xlim=(-0.5, LINE + 0.5), ylim=(2.0 * len(lines) - 0.4, -0.75), xticks=[], yticks=[])
+    axes.set_xlabel("text, cut into tokens (a bracket is a forward pass, with its number; ␣ a space, ⏎ a line break)")
+    axes.xaxis.label.set_fontsize(8)
+    axes.set_ylabel("said, rejected")
+    axes.yaxis.label.set_fontsize(8)
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+    kinds = {cell.kind for cell in cells if cell.said} | {"rejected" for cell in cells if cell.draft}
+    swatches = [Patch(**{"linewidth": 0.8, **LOOKS[kind]}, label=NAMES[kind]) for kind in LOOKS if kind in kinds]
+    figure.legend(handles=swatches, loc="outside lower left", ncols=5, fontsize=7.5, frameon=False)
+    return figure
+
+
+def _width(cell: Column) -> int:
+    return max(len(cell.said), len(cell.draft), 1)
+
+
+def _wrapped(cells: Sequence[Column]) -> list[list[tuple[float, Column]]]:
+    """The cells in lines, each with its left edge; a gap between two passes."""
+    lines: list[list[tuple[float, Column]]] = [[]]
+    left = 0.0
+    for cell in cells:
+        left += 0.9 * (cell.first and bool(lines[-1]))
+        if left + _width(cell) > LINE and lines[-1]:
+            lines.append([])
+            left = 0.0
+        lines[-1].append((left, cell))
+        left += _width(cell)
+    return lines
+
+
+def _write(axes, x: float, y: float, text: str, kind: str) -> None:
+    color = "white" if kind == "log" else INK
+    paper = {"boxstyle": "square,pad=0.05", "facecolor": LOOKS[kind]["facecolor"], "edgecolor": "none"}
+    axes.text(x, y, text.replace("$", r"\$"), ha="center", va="center", family="monospace", fontsize=7, color=color,
+              bbox=paper if "hatch" in LOOKS[kind] else None)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """A look-up behind the end of `tokens`: the occurrences in its chain, most recent first, and the one it chose."""
+
+    tokens: tuple[int, ...]
+    chain: tuple[Match, ...]
+    best: Match
+
+    @staticmethod
+    def of(index: NgramIndex, tokens: Sequence[int]) -> "Lookup":
+        """What `index`, which has taken up all of `tokens`, finds behind their end."""
+        tokens, chain = list(tokens), []
+        position = index._last.get(tuple(tokens[-NGRAM:]), 0)
+        while position:
+            agree = zip(reversed(tokens[:position]), reversed(tokens), strict=False)
+            length = next((i for i, (a, b) in enumerate(agree) if a != b), position)
+            chain.append(Match(length, position))
+            position = index._before[position]
+        return Lookup(tuple(tokens), tuple(chain), index.find(tokens, tokens))
+
+
+def lookup_figure(lookup: Lookup, text: Callable[[int], str], draft: int) -> Figure:
+    """The tokens in a row; under them each occurrence that was looked at; behind the end, the `draft` that is read."""
+    count, best = len(lookup.tokens), lookup.best
+    guessed = lookup.tokens[best.position : best.position + draft] if best.length else ()
+    figure, (axes,) = new_figure(width=9.6, height=1.35 + 0.27 * len(lookup.chain))
+    for place, token in enumerate([*lookup.tokens, *guessed]):
+        look = {"facecolor": "white", "edgecolor": "#BBBBBB"}
+        if place >= count:
+            look = {"facecolor": (BLUE, 0.25), "edgecolor": INK, "linestyle": "--"}
+        elif best.position <= place < best.position + len(guessed):
+            look = {"facecolor": (BLUE, 0.25), "edgecolor": INK}
+        axes.add_patch(Rectangle((place, 0), 1, 1, zorder=2 if place < count and "linewidth" in look else 1, **look))
+        axes.text(place + 0.5, 0.5, text(token), ha="center", va="center", family="monospace", fontsize=10, zorder=3)
+    for row, (length, position) in enumerate([Match(best.length, count), *lookup.chain]):
+        y, mine = 1.55 + 0.85 * row, row and (length, position) == best
+        color = INK if not row else BLUE if mine else "#888888"
+        axes.plot([position - length, position], [y] * 2, color=color, linewidth=6 if mine or not row else 3,
+                  solid_capstyle="butt", linestyle="-" if mine or not row else (0, (1, 0.6)))  # fmt: skip
+        label = "the end: what follows?" if not row else f"{length} agree" + ": the longest" * bool(mine)
+        axes.text(position + 0.4, y, label, fontsize=8, va="center", color=INK)
+    axes.set(xlim=(-0.3, max(count + len(guessed), count + 9) + 0.3), ylim=(2.2 + 0.85 * len(lookup.chain), -0.25))
+    axes.set(yticks=[], xlabel="position (tokens)")
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+    axes.tick_params(length=2, labelsize=8)
+    return figure
+
+
+def bands() -> dict[str, tuple[range, float]]:
+    """Lengths of matches that `Acceptance` counts together, by name, each with what it assumes at the start."""
+    acceptance = Acceptance()
+    lengths: dict[int, list[int]] = {}
+    for match in range(NGRAM, LONGEST + 1):
+        lengths.setdefault(acceptance._band(match), []).append(match)
+    return {
+        f"{each[0]}–{each[-1]}" if len(each) > 1 else str(each[0]): (each, Acceptance.PRIOR[band])
+        for band, each in lengths.items()
+    }
+
+
+def acceptance_figure(guesses: pd.DataFrame, fewest: int = 20) -> Figure:
+    """How often a guess is right: left by its place in the draft, right by the length of the match before it.
+
+    guesses  a row for each token of each draft up to the first wrong one: source, match, place, hit
+    fewest   guesses that a point is made of, at least
+    """
+    figure, (left, right) = new_figure(2, width=9.6, height=3.4)
+    sources = [source for source in SOURCES if (guesses["source"] == source).any()]
+    with mpl.rc_context(STYLE):
+        for source, (color, style) in zip(sources, LINES, strict=False):
+            places = guesses[guesses["source"] == source].groupby("place")["hit"].agg(["mean", "size"])
+            places = places[places["size"] >= fewest]
+            left.plot(places.index, 100 * places["mean"], style, color=color, label=source, markersize=5)
+        for number, source in enumerate(source for source in sources if source != GRAMMAR):
+            mine = guesses[guesses["source"] == source]
+            for x, (lengths, _) in enumerate(bands().values()):
+                hits = mine[mine["match"].clip(upper=LONGEST).isin(lengths)]["hit"]
+                if len(hits) >= fewest:
+                    at, height = x + 0.4 * number - 0.2, 100 * hits.mean()
+                    right.bar(at, height, 0.38, **BARS[number])
+                    right.text(at, height + 1, f"{len(hits):,}", ha="center", va="bottom", fontsize=7)
+            right.bar(0, 0, label=source, **BARS[number])
+        assumed = [100 * prior for _, prior in bands().values()]
+        right.plot(assumed, "D", color=INK, markersize=6, markerfacecolor="white", label="assumed at the start")
+        left.set(xlabel="place in the draft (tokens)", ylabel="right, if all before it were (%)", ylim=(0, 108))
+        left.set_title("By place in the draft")
+        left.xaxis.set_major_locator(MaxNLocator(integer=True))
+        right.set(xlabel="tokens that agree before it", ylabel="right, if all before it were (%)", ylim=(0, 128))
+        right.set_title("By length of the match")
+        right.set_xticks(range(len(assumed)), list(bands()))
+        left.legend(fontsize=8)
+        right.legend(fontsize=8, ncols=3, loc="upper left")
+    return figure
+
+
+def expected_tokens(chances: Sequence[float]) -> float:
+    """Tokens that a pass is expected to say, given the chance of each guess if those before it are right."""
+    return 1 + sum(accumulate(chances, mul))
+
+
+def break_even(cost: Callable[[int], float], guesses: int) -> float:
+    """The chance of each of so many guesses at which a pass with them gives as much per cost as one without."""
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        enough = expected_tokens([middle] * guesses) * cost(1) >= cost(1 + guesses)
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+def cost_figure(tables: Mapping[str, CostTable], context: int, longest: int = 32) -> Figure:
+    """Left, what a pass costs; right, how sure guesses must be to be worth it."""
+    figure, (left, right) = new_figure(2, width=9.6, height=3.4)
+    with mpl.rc_context(STYLE):
+        for (name, table), (color, style) in zip(tables.items(), LINES, strict=False):
+            cost, points = table.at(context), [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+            points = [n for n in points if n <= longest]
+            left.plot(points, [cost(n) for n in points], style, color=color, label=name, markersize=5)
+            guesses = [n - 1 for n in points if n > 1]
+            right.plot(guesses, [100 * break_even(cost, n) for n in guesses], style, color=color, label=name,
+                       markersize=5)  # fmt: skip
+        left.set(xlabel="query tokens in the pass", ylabel="milliseconds of the pass", xscale="log", ylim=(0, None))
+        left.set_title(f"A pass, {context:,} tokens of context")
+        left.set_xticks([n for n in (1, 2, 4, 8, 16, 32) if n <= longest])
+        left.xaxis.set_major_formatter(ScalarFormatter())
+        left.xaxis.set_minor_locator(NullLocator())
+        right.set(xlabel="guesses in the draft (tokens)", ylabel="chance of each, at least (%)", ylim=(0, 105))
+        right.set_title("Break-even")
+        left.legend(fontsize=8)
+    return figure
+
+
+def rates(cost: Callable[[int], float], chance: float, longest: int = 31) -> list[float]:
+    """For drafts of 0 to `longest` tokens: what is said in the time that a pass of one token takes."""
+    return [expected_tokens([chance] * m) * cost(1) / cost(1 + m) for m in range(longest + 1)]
+
+
+def rate_figure(tables: Mapping[str, CostTable], context: int, chances: Sequence[float], longest: int = 31) -> Figure:
+    """Expected tokens per cost against the length of the draft, a curve for each chance, its maximum marked."""
+    figure, panels = new_figure(len(tables), width=9.6, height=3.4, sharey=True)
+    with mpl.rc_context(STYLE):
+        for axes, (name, table) in zip(panels, tables.items(), strict=True):
+            axes.axhline(1, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+            for chance, (color, style) in zip(chances, LINES, strict=False):
+                curve = rates(table.at(context), chance, longest)
+                best = max(range(len(curve)), key=curve.__getitem__)
+                axes.plot(range(len(curve)), curve, style[1:], color=color, linewidth=2, label=f"chance {chance:.0%}")
+                axes.plot(best, curve[best], style[0], color=color, markersize=8, markeredgecolor=INK, zorder=3)
+                axes.annotate(f"{best}", (best, curve[best]), (0, 7), textcoords="offset points", ha="center",
+                              fontsize=8)  # fmt: skip
+            axes.set(xlabel="guesses in the draft (tokens)", title=name, xlim=(-1, longest + 1), ylim=(0, None))
+        panels[0].set_ylabel("tokens said in the time\nof a pass of one (tokens)")
+        panels[-1].legend(fontsize=8)
+    for axes in panels:
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.04)
+    return figure
+
+
+def ledger_figure(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], bound: float) -> Figure:
+    """Modelled cost above that of no speculation (%), against tokens said; `bound` is a share."""
+    figure, (axes,) = new_figure(width=9.6, height=3.4)
+    with mpl.rc_context(STYLE):
+        for (name, (said, extra)), (color, style) in zip(curves.items(), LINES, strict=False):
+            axes.plot(said, [100 * share for share in extra], style[1:], color=color, linewidth=2, label=name)
+            axes.plot(said[-1], 100 * extra[-1], style[0], color=color, markeredgecolor=INK)
+        axes.axhline(100 * bound, color=INK, linewidth=1)
+        axes.text(0, 100 * bound, f"the ledger's bound, {bound:.0%}", va="bottom", fontsize=8)
+        axes.axhline(0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.set(xlabel="tokens said", ylabel="modelled cost above that\nwithout drafts (%)")
+        axes.set_title("What speculation adds, or saves")
+        axes.legend(fontsize=8)
+    return figure
+
+
+def rule_figure(target: Sequence[float], drawn: Mapping[str, Sequence[float]], draft: int) -> Figure:
+    """How often each token was said under each rule (%), beside the distribution that it should have."""
+    figure, (axes,) = new_figure(width=9.6, height=3.4)
+    width = 0.84 / len(drawn)
+    with mpl.rc_context(STYLE):
+        for number, (name, shares) in enumerate(drawn.items()):
+            at = [token + (number - (len(drawn) - 1) / 2) * width for token in range(len(target))]
+            axes.bar(at, [100 * share for share in shares], width * 0.92, label=name, **BARS[number])
+        for token, share in enumerate(target):
+            label = "the model's distribution" if not token else None
+            axes.plot([token - 0.46, token + 0.46], [100 * share] * 2, color=INK, linewidth=2, label=label)
+        names = [f"token {token}" + "\n(drafted)" * (token == draft) for token in range(len(target))]
+        axes.set_xticks(range(len(target)), names)
+        axes.set(xlabel="token", ylabel="share of the samples (%)", title="Four rules, one draft")
+        axes.legend(fontsize=8)
+    return figure
