@@ -10,14 +10,14 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from minstate.costs import CostTable
 from minstate.grammar import Constraint
 from minstate.lab.drift_figures import LINE, pieces
 from minstate.lab.figures import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, STYLE, new_figure
 from minstate.prompt_lookup import LONGEST, NGRAM, Match, NgramIndex
-from minstate.speculation import GRAMMAR, SOURCES, Acceptance
+from minstate.speculation import CORPUS, GRAMMAR, LOG, SOURCES, Acceptance
 from minstate.turn import Turn
 
 LOOKS = {
@@ -34,9 +34,15 @@ NAMES = {
     "own": "the model's own token",
     "rejected": "draft, rejected",
 }
+TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # query tokens of which a pass is drawn
 LINES = ((BLUE, "o-"), (ORANGE, "s--"), (GREEN, "^:"), (PURPLE, "D-."))
-BARS = ({"facecolor": BLUE}, {"facecolor": SKY, "hatch": ".."}, {"facecolor": ORANGE, "hatch": "//"},
-        {"facecolor": PURPLE, "hatch": "\\\\"})  # fmt: skip
+SOURCE_LINES = {GRAMMAR: (GREEN, "^:"), LOG: (BLUE, "o-"), CORPUS: (SKY, "s--")}
+BARS = (
+    {"facecolor": BLUE},
+    {"facecolor": SKY, "hatch": ".."},
+    {"facecolor": ORANGE, "hatch": "//"},
+    {"facecolor": PURPLE, "hatch": "xx"},
+)
 
 
 class Column(NamedTuple):
@@ -194,16 +200,13 @@ def lookup_figure(lookup: Lookup, text: Callable[[int], str], draft: int) -> Fig
     return figure
 
 
-def bands() -> dict[str, tuple[range, float]]:
+def bands() -> dict[str, tuple[list[int], float]]:
     """Lengths of matches that `Acceptance` counts together, by name, each with what it assumes at the start."""
-    acceptance = Acceptance()
-    lengths: dict[int, list[int]] = {}
+    acceptance, lengths = Acceptance(), {}
     for match in range(NGRAM, LONGEST + 1):
         lengths.setdefault(acceptance._band(match), []).append(match)
-    return {
-        f"{each[0]}–{each[-1]}" if len(each) > 1 else str(each[0]): (each, Acceptance.PRIOR[band])
-        for band, each in lengths.items()
-    }
+    names = {band: f"{each[0]}–{each[-1]}" if len(each) > 1 else str(each[0]) for band, each in lengths.items()}
+    return {name: (lengths[band], acceptance.PRIOR[band]) for band, name in names.items()}
 
 
 def acceptance_figure(guesses: pd.DataFrame, fewest: int = 20) -> Figure:
@@ -215,7 +218,8 @@ def acceptance_figure(guesses: pd.DataFrame, fewest: int = 20) -> Figure:
     figure, (left, right) = new_figure(2, width=9.6, height=3.4)
     sources = [source for source in SOURCES if (guesses["source"] == source).any()]
     with mpl.rc_context(STYLE):
-        for source, (color, style) in zip(sources, LINES, strict=False):
+        for source in sources:
+            color, style = SOURCE_LINES[source]
             places = guesses[guesses["source"] == source].groupby("place")["hit"].agg(["mean", "size"])
             places = places[places["size"] >= fewest]
             left.plot(places.index, 100 * places["mean"], style, color=color, label=source, markersize=5)
@@ -256,21 +260,17 @@ def break_even(cost: Callable[[int], float], guesses: int) -> float:
     return high
 
 
-def cost_figure(tables: Mapping[str, CostTable], context: int, longest: int = 32) -> Figure:
+def cost_figure(tables: Mapping[str, CostTable], context: int) -> Figure:
     """Left, what a pass costs; right, how sure guesses must be to be worth it."""
     figure, (left, right) = new_figure(2, width=9.6, height=3.4)
     with mpl.rc_context(STYLE):
         for (name, table), (color, style) in zip(tables.items(), LINES, strict=False):
-            cost, points = table.at(context), [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
-            points = [n for n in points if n <= longest]
-            left.plot(points, [cost(n) for n in points], style, color=color, label=name, markersize=5)
-            guesses = [n - 1 for n in points if n > 1]
-            right.plot(guesses, [100 * break_even(cost, n) for n in guesses], style, color=color, label=name,
-                       markersize=5)  # fmt: skip
+            cost, look = table.at(context), {"color": color, "label": name, "markersize": 5}
+            left.plot(TOKENS, [cost(n) for n in TOKENS], style, **look)
+            right.plot([n - 1 for n in TOKENS[1:]], [100 * break_even(cost, n - 1) for n in TOKENS[1:]], style, **look)
         left.set(xlabel="query tokens in the pass", ylabel="milliseconds of the pass", xscale="log", ylim=(0, None))
         left.set_title(f"A pass, {context:,} tokens of context")
-        left.set_xticks([n for n in (1, 2, 4, 8, 16, 32) if n <= longest])
-        left.xaxis.set_major_formatter(ScalarFormatter())
+        left.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
         left.xaxis.set_minor_locator(NullLocator())
         right.set(xlabel="guesses in the draft (tokens)", ylabel="chance of each, at least (%)", ylim=(0, 105))
         right.set_title("Break-even")
@@ -298,25 +298,33 @@ def rate_figure(tables: Mapping[str, CostTable], context: int, chances: Sequence
                               fontsize=8)  # fmt: skip
             axes.set(xlabel="guesses in the draft (tokens)", title=name, xlim=(-1, longest + 1), ylim=(0, None))
         panels[0].set_ylabel("tokens said in the time\nof a pass of one (tokens)")
-        panels[-1].legend(fontsize=8)
-    for axes in panels:
-        axes.set_ylim(0, axes.get_ylim()[1] * 1.04)
+        top = max(axes.get_ylim()[1] for axes in panels)
+        for axes in panels:
+            axes.set_ylim(0, 1.05 * top)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(chances), fontsize=8.5, frameon=False)
     return figure
 
 
-def ledger_figure(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], bound: float) -> Figure:
-    """Modelled cost above that of no speculation (%), against tokens said; `bound` is a share."""
-    figure, (axes,) = new_figure(width=9.6, height=3.4)
+def ledger_figure(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], bound: float) -> Figure:
+    """Modelled cost above that of no speculation (%), against tokens said.
+
+    panels  by title: by name, numbers of tokens, and what they have cost more until then, as a share like `bound`
+    """
+    figure, charts = new_figure(len(panels), width=9.6, height=3.4)
     with mpl.rc_context(STYLE):
-        for (name, (said, extra)), (color, style) in zip(curves.items(), LINES, strict=False):
-            axes.plot(said, [100 * share for share in extra], style[1:], color=color, linewidth=2, label=name)
-            axes.plot(said[-1], 100 * extra[-1], style[0], color=color, markeredgecolor=INK)
-        axes.axhline(100 * bound, color=INK, linewidth=1)
-        axes.text(0, 100 * bound, f"the ledger's bound, {bound:.0%}", va="bottom", fontsize=8)
-        axes.axhline(0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.set(xlabel="tokens said", ylabel="modelled cost above that\nwithout drafts (%)")
-        axes.set_title("What speculation adds, or saves")
-        axes.legend(fontsize=8)
+        for axes, (title, curves) in zip(charts, panels.items(), strict=True):
+            for (name, (said, extra)), (color, style) in zip(curves.items(), LINES, strict=False):
+                axes.plot(said, [100 * share for share in extra], style[1:], color=color, linewidth=2, label=name)
+                axes.plot(said[-1], 100 * extra[-1], style[0], color=color, markeredgecolor=INK)
+            axes.axhline(100 * bound, color=INK, linewidth=1)
+            axes.axhline(0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+            axes.text(1, 100 * bound, f"the ledger's bound, {bound:.0%}", ha="right", va="bottom", fontsize=8,
+                      transform=axes.get_yaxis_transform())  # fmt: skip
+            axes.set(xlabel="tokens said", title=title)
+            axes.margins(y=0.1)
+        charts[0].set_ylabel("modelled cost above that\nwithout drafts (%)")
+        charts[-1].legend(fontsize=8)
     return figure
 
 
