@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from templates import byte_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from minstate import Engine, Sampling
+from minstate import CostTable, Engine, Sampling, Speculation
 from minstate.lab.template_styles import CHAT as SPECIAL
 from minstate.lab.template_styles import CHATML
 from minstate.model import Model, ModelConfig
@@ -50,6 +50,9 @@ SAMPLINGS = st.sampled_from(
         Sampling(temperature=0.7, top_k=9, top_p=0.9, min_p=0.01, seed=2**40, ignore_eos=True),
     ]
 )
+
+FLAT = CostTable((1, 64), (0, 10000), ((1.0, 1.01), (1.0, 1.01)))  # a draft costs next to nothing: all are tried
+STEEP = CostTable((1, 64), (0, 10000), ((1.0, 64.0), (1.0, 64.0)))  # a draft of n tokens costs as much as n passes
 
 
 @cache
@@ -103,3 +106,9 @@ def engine(
 
     allocator.release = release_and_poison
     return e
+
+
+def drafting(cls: type[Engine] = Engine, *, costs: CostTable = FLAT, **settings):
+    """The same with speculation; takes the settings of `Speculation` too."""
+    own = {name: settings.pop(name) for name in ("max_draft", "max_sequences", "sources") if name in settings}
+    return engine(cls, speculation=Speculation(costs, **own), **settings)
