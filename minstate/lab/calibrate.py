@@ -28,8 +28,8 @@ CONTEXTS = (512, 2048, 4096, 8000)
 def calibrate(dtype: str, rounds: int = 7) -> CostTable:
     """Passes of 1 to 512 query tokens that end at 512 to 8,000 tokens of real text, in interleaved rounds.
 
-    Takes the lower quartile, since whatever disturbs a pass makes it longer. Costs are made to rise with tokens and with
-    context, as they do but for noise.
+    Takes the lower quartile, since whatever disturbs a pass makes it longer. Costs are made to rise with tokens and
+    with context, as they do but for noise.
     """
     engine = Engine.from_pretrained(dtype=dtype, num_pages=sum(CONTEXTS) // 16 + 256)
     sequences = [prefilled(engine, context) for context in tqdm(CONTEXTS, desc=f"{dtype}, prompts")]

@@ -221,8 +221,9 @@ def acceptance_figure(guesses: pd.DataFrame, fewest: int = 20) -> Figure:
         for source in sources:
             color, style = SOURCE_LINES[source]
             places = guesses[guesses["source"] == source].groupby("place")["hit"].agg(["mean", "size"])
-            places = places[places["size"] >= fewest]
-            left.plot(places.index, 100 * places["mean"], style, color=color, label=source, markersize=5)
+            places = places[(places["size"] >= fewest).cummin()]  # up to the first of which there are too few
+            if len(places):
+                left.plot(places.index, 100 * places["mean"], style, color=color, label=source, markersize=5)
         for number, source in enumerate(source for source in sources if source != GRAMMAR):
             mine = guesses[guesses["source"] == source]
             for x, (lengths, _) in enumerate(bands().values()):
