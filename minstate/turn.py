@@ -121,8 +121,8 @@ class Handle:
         logits  `[1 + len(draft), vocab]`: behind the log's end, and behind each token of the draft
         """
         best, first, reason = logits.argmax(-1).tolist(), len(self.tokens), ""
-        for place, row in enumerate(logits):
-            token = self._next(row, best[place])
+        for place in range(1 + len(draft)):
+            token = self._next(logits[place], best[place])
             self._take(token, tokenizer)
             reason = self._finish_reason(tokenizer, eos_ids)
             if reason or place == len(draft) or draft[place].token_id != token:

@@ -282,7 +282,7 @@ class Conversations(RuleBasedStateMachine):
             raise ZeroDivisionError
 
         self.engine.model.forward = broken
-        with contextlib.suppress(ZeroDivisionError, StopIteration):
+        with contextlib.suppress(ZeroDivisionError, IndexError):
             self.engine.step()
         del self.engine.model.forward
         finished = [session for session, (handle, _) in self.handles.items() if handle.turn]
