@@ -50,6 +50,8 @@ class Engine:
                   running decodes go on
     prefix_cache  whether sessions of one tenant share what they have in common; if not, a session shares with its own
                   forks only
+    speculation   whether several tokens are guessed and checked in one pass; a `Speculation` says how. The output is
+                  the same either way
     """
 
     def __init__(
