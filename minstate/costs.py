@@ -5,12 +5,13 @@ decision costs can be stated and tested.
 """
 
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Self
 
@@ -33,13 +34,15 @@ class CostTable:
         shape = {len(row) for row in self.ms} == {len(self.tokens)} and len(self.ms) == len(self.contexts)
         if not shape or min(len(self.tokens), len(self.contexts)) < 2 or self.tokens[0] != 1:
             raise BadValue("a cost table needs two or more contexts and numbers of tokens, from 1 up, and a cost each")
-        lines = [self.tokens, self.contexts, *self.ms, *zip(*self.ms, strict=True)]
-        if any(a > b for line in lines for a, b in pairwise(line)) or self.ms[0][0] <= 0:
-            raise BadValue("in a cost table tokens, contexts and costs rise, and no cost is 0")
+        points = all(a < b for line in (self.tokens, self.contexts) for a, b in pairwise(line))
+        costs = all(a <= b for line in (*self.ms, *zip(*self.ms, strict=True)) for a, b in pairwise(line))
+        if not (points and costs and self.ms[0][0] > 0 and self.ms[-1][-1] < math.inf):
+            raise BadValue("in a cost table tokens and contexts rise, costs do not fall, and none is 0 or infinite")
 
     def at(self, context: int) -> Callable[[int], float]:
         """Milliseconds as a function of the query tokens, at this context."""
-        row = [_interpolate(self.contexts, column, context) for column in zip(*self.ms, strict=True)]
+        columns = [_interpolate(self.contexts, column, context) for column in zip(*self.ms, strict=True)]
+        row = list(accumulate(columns, max))  # beyond the last context, each column on its own slope, they may cross
         return lambda tokens: _interpolate(self.tokens, row, tokens)
 
     def save(self, path: str | Path, name: str) -> None:

@@ -4,6 +4,7 @@ import operator
 import threading
 import time
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -25,7 +26,7 @@ from minstate.errors import (
     UnsupportedModel,
     UnsupportedSchema,
 )
-from minstate.grammar import Constraint, Grammars, call_opening, needs_grammar
+from minstate.grammar import Constraint, Grammars, call_opening, grammar_of
 from minstate.guard import entry
 from minstate.messages import Message, normalise_tools
 from minstate.model import Model, ModelConfig
@@ -40,6 +41,7 @@ from minstate.turn import Handle
 from minstate.weights import find_model, read_config, read_tensors, read_tokenizer
 
 GREEDY = Sampling()
+CORPORA = 64  # tenants whose replies are remembered, for drafts
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -85,7 +87,7 @@ class Engine:
         self.cache = PrefixCache(self.pool)
         self.prefix_cache = prefix_cache
         self.scheduler = Scheduler(token_budget, _speculation(speculation, model.dtype))
-        self._corpora: weakref.WeakValueDictionary[str, Corpus] = weakref.WeakValueDictionary()  # by tenant
+        self._corpora: OrderedDict[str, Corpus] = OrderedDict()  # by tenant, the last used last
         self._handles: dict[Request, Handle] = {}
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._sessions_made = 0
@@ -141,8 +143,7 @@ class Engine:
         tree = self.cache.tree
         self.cache.enter(sequence, tree.root(tenant) if self.prefix_cache else tree.private_root())
         if self.scheduler.speculation:
-            corpus = self._corpora.setdefault(tenant, Corpus()) if self.prefix_cache else Corpus()
-            sequence.speculator = Speculator(self.scheduler.speculation, corpus)
+            sequence.speculator = Speculator(self.scheduler.speculation, self._corpus(tenant))
         if said.tools:
             with suppress(UnsupportedModel, UnsupportedSchema):  # whoever asks for a constraint will be told
                 self.grammars  # noqa: B018  takes most of a second, which should not be in a turn
@@ -228,6 +229,7 @@ class Engine:
                 max_new_tokens=max_new_tokens,
                 sampling=sampling.for_fork(session.lineage),
                 replay=replay,
+                tools=tools,
                 constraint=constraint,
                 logprobs=[] if logprobs else None,
             )
@@ -252,15 +254,16 @@ class Engine:
         for request in self.scheduler.running:
             if request.remaining > 1:  # still being prefilled
                 request.reused += self.cache.extend(request.sequence)
-        work = self.scheduler.next_batch()
-        if not work and self.scheduler.running:
-            raise BrokenInvariant("turns are running, and none of them has a token to forward")
-        if not work:
-            return []
-        handles = [self._handles[part.request] for part in work]
-        computed = [part.request.sequence.kv_len for part in work]
+        handles = [self._handles[request] for request in self.scheduler.running]
+        computed = {handle: handle.request.sequence.kv_len for handle in handles}
         try:
             self._in_step = True
+            work = self.scheduler.next_batch()
+            if not work and handles:
+                raise BrokenInvariant("turns are running, and none of them has a token to forward")
+            if not work:
+                return []
+            handles = [self._handles[part.request] for part in work]
             drafts = [[guess.token_id for guess in part.draft] for part in work]
             batch = RaggedBatch.build([(part.request.sequence, part.count) for part in work], drafts)
             logits = self.model.forward(batch, TorchAttention(self.pool, batch))
@@ -283,10 +286,11 @@ class Engine:
             return finished
         except BaseException:
             self._in_step = False
-            failed = [(handle, length) for handle, length in zip(handles, computed, strict=True) if not handle.done]
-            for handle, length in failed:  # slots beyond `length` may never have been written
-                handle.request.sequence.table.truncate(min(length, handle.request.sequence.kv_len))
-            for handle, _ in failed:
+            failed = [handle for handle in handles if not handle.done]
+            for handle in failed:  # slots that are new may never have been written
+                table = handle.request.sequence.table
+                table.truncate(min(computed[handle], table.length))
+            for handle in failed:
                 handle.abort()
             raise
         finally:
@@ -353,14 +357,20 @@ class Engine:
             raise BadMessage("the first turn needs at least one token")
         return Continuation(len(log), ids, said.asked_in_ids() if ids or not said.messages else said)
 
+    def _corpus(self, tenant: str) -> Corpus:
+        if not self.prefix_cache:
+            return Corpus()
+        corpus = self._corpora[tenant] = self._corpora.pop(tenant, None) or Corpus()
+        if len(self._corpora) > CORPORA:
+            self._corpora.popitem(last=False)
+        return corpus
+
     def _constraint(self, replay, tools, tool_choice, response_format) -> Constraint | None:
-        if not needs_grammar(tools, tool_choice, response_format):
-            return None
-        if replay is None:
-            return self.grammars.constraint(tools, tool_choice, response_format)
         speculation = self.scheduler.speculation
-        with suppress(UnsupportedModel, UnsupportedSchema):  # a given output is not constrained, but may be guessed at
-            if speculation and GRAMMAR in speculation.sources:
+        # A given output is not constrained, but the grammar may guess at it.
+        with suppress(*(() if replay is None else (UnsupportedModel, UnsupportedSchema))):
+            wanted = grammar_of(tools, tool_choice, response_format) is not None
+            if wanted and (replay is None or (speculation and GRAMMAR in speculation.sources)):
                 return self.grammars.constraint(tools, tool_choice, response_format)
         return None
 
@@ -410,10 +420,11 @@ class Engine:
             self.scheduler.running.remove(handle.request)
         self._handles.pop(handle.request, None)
         handle.session.running = None
-        sequence = handle.request.sequence
-        if sequence.speculator and length == len(sequence.log):  # others may say the like, behind the same last words
-            sequence.speculator.corpus.add(sequence.log[max(0, handle.request.prompt_length - NGRAM) :])
-        self.cache.end(handle.request.sequence, length)
+        request, sequence = handle.request, handle.request.sequence
+        if sequence.speculator and request.generated and length == len(sequence.log):
+            # Others may say the like, behind the same last words.
+            sequence.speculator.corpus.add(sequence.log[max(0, request.prompt_length - NGRAM) :])
+        self.cache.end(sequence, length)
 
 
 def _speculation(wanted: bool | Speculation, dtype: torch.dtype) -> Speculation | None:

@@ -113,7 +113,7 @@ class Grammars:
 
         Raises `BadValue` if there is no such choice, `UnsupportedSchema` if a schema asks for what cannot be enforced.
         """
-        grammar = _grammar(tools, tool_choice, response_format)
+        grammar = grammar_of(tools, tool_choice, response_format)
         return None if grammar is None else Constraint(self._compiled(grammar).deep_copy(), self._end)
 
     def _compile(self, lark: str) -> LLMatcher:
@@ -121,11 +121,6 @@ class Grammars:
         if matcher.is_error():
             raise UnsupportedSchema(f"a schema cannot be enforced: {matcher.get_error().splitlines()[0]}")
         return matcher
-
-
-def needs_grammar(tools: Messages, tool_choice: str | None, response_format: Mapping | None) -> bool:
-    """Whether a turn's reply is constrained at all."""
-    return response_format is not None or (tool_choice is not None and (bool(tools) or tool_choice != "auto"))
 
 
 def function_of(tool: Message) -> tuple[str, Mapping[str, Any]]:
@@ -146,8 +141,13 @@ def call_opening(tool: Message) -> str:
     return opening + f"{_json(first)}: " if first in parameters.get("required", ()) else opening
 
 
-def _grammar(tools: Messages, choice: str | None, response_format: Mapping | None) -> str | None:
-    """In llguidance's dialect of Lark."""
+def grammar_of(tools: Messages, choice: str | None, response_format: Mapping | None) -> str | None:
+    """What a turn's reply must fit, in llguidance's dialect of Lark; None if anything goes.
+
+    Raises `BadValue` if there is no such choice, `UnsupportedSchema` if a tool has none.
+    """
+    if choice is not None and not isinstance(choice, str):
+        raise BadValue(f"tool_choice must be None or a string, not {choice!r:.200}")
     functions = dict(function_of(tool) for tool in tools) if choice not in (None, "none") else {}
     if choice is not None and choice not in CHOICES and choice not in functions:
         known = ", ".join(functions) or "there are none"
@@ -166,7 +166,7 @@ def _grammar(tools: Messages, choice: str | None, response_format: Mapping | Non
         raise BadValue("tool_choice='required' needs tools")
     if not functions:
         return None
-    if choice in functions:
+    if choice not in CHOICES:
         functions = {choice: functions[choice]}
     # A name's opening quote belongs to what all calls have in common.
     calls = [
@@ -188,6 +188,8 @@ def _value(schema: Mapping) -> str:
 
 def _json(value: Any) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False)
+        text = json.dumps(value, ensure_ascii=False)
+        text.encode()  # a lone surrogate is no text
+        return text
     except (TypeError, ValueError, RecursionError) as error:
         raise BadValue(f"a schema must be JSON: {error}") from error

@@ -32,10 +32,20 @@ def parse_tool_calls(text: str, tools: Messages = ()) -> tuple[ToolCall, ...]:
     If `tools` are given, a call is checked against the schema of its tool.
     """
     calls = []
-    for piece in text.split("<tool_call>")[1:]:
-        raw, closed, _ = piece.partition("</tool_call>")
-        call = _parse_call(raw.strip(), bool(closed))
+    while "<tool_call>" in text:
+        text = text.partition("<tool_call>")[2]
+        try:  # a string in it may hold anything, the marks of calls included
+            _, end = json.JSONDecoder().raw_decode(text.lstrip())
+            end += len(text) - len(text.lstrip())
+        except (ValueError, RecursionError):
+            end = 0
+        raw, closed, rest = text[end:].partition("</tool_call>")
+        if not end:  # no JSON: what is cut off goes up to the next call
+            raw, begun, behind = raw.partition("<tool_call>")
+            closed, rest = ("", begun + behind + closed + rest) if begun else (closed, rest)
+        call = _parse_call((text[:end] + raw).strip(), bool(closed))
         calls.append(replace(call, error=_misfit(call, tools)) if tools and not call.error else call)
+        text = rest
     return tuple(calls)
 
 

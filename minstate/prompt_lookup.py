@@ -11,6 +11,7 @@ from minstate.errors import BrokenInvariant
 NGRAM = 2  # tokens that must recur for a match
 LONGEST = 32  # tokens of a match that are compared at most: longer ones are no surer
 CANDIDATES = 64  # earlier occurrences that are looked at, most recent first
+END = -1  # ends a document; no token has this id
 
 
 class Match(NamedTuple):
@@ -67,8 +68,12 @@ class NgramIndex:
         for _ in range(CANDIDATES):
             if not position or best.length == longest:
                 break
-            # Only if it agrees where the best match so far ends can it be longer.
-            if best.length < position and tokens[position - best.length - 1] == tail[-best.length - 1]:
+            # Only if it agrees where the best match so far ends can it be longer. What ends a document leads nowhere.
+            if (
+                best.length < position
+                and tokens[position - best.length - 1] == tail[-best.length - 1]
+                and tokens[position] != END
+            ):
                 length = NGRAM
                 while length < min(longest, position) and tokens[position - length - 1] == tail[-length - 1]:
                     length += 1
@@ -97,8 +102,6 @@ class Corpus:
     Keeps the most recent `limit` tokens, or a little more; documents are kept apart by a token that nobody has.
     """
 
-    END = -1
-
     def __init__(self, limit: int = 2**14):
         self.limit = limit
         self.tokens: list[int] = []
@@ -107,19 +110,20 @@ class Corpus:
 
     def add(self, tokens: list[int]) -> None:
         """Take up one more document."""
-        self.tokens += [*tokens, self.END]
+        self.tokens += [*tokens, END]
         if len(self.tokens) > 2 * self.limit:  # so seldom that it costs each token a constant
             self.tokens = self.tokens[-self.limit :]
             self.index = NgramIndex()
+            self._once.clear()
         self.index.extend(self.tokens)
 
     def add_once(self, tokens: list[int]) -> None:
         """As `add`, unless that has been done with the same document."""
         if tuple(tokens) not in self._once:
-            self._once.add(tuple(tokens))
             self.add(tokens)
+            self._once.add(tuple(tokens))
 
     def read(self, position: int, count: int) -> list[int]:
         """At most `count` tokens from `position` on, to the end of the document."""
         tokens = self.tokens[position : position + count]
-        return tokens[: tokens.index(self.END)] if self.END in tokens else tokens
+        return tokens[: tokens.index(END)] if END in tokens else tokens

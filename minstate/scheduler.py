@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from minstate.batch import Sequence
 from minstate.grammar import Constraint
+from minstate.messages import Messages
 from minstate.sampling import Sampling
 from minstate.speculation import Allotment, Guess, Share, Speculation, Verdict, allot, settle
 
@@ -23,6 +24,7 @@ class Request:
     max_new_tokens: int
     sampling: Sampling
     replay: tuple[int, ...] | None  # the output, where it is given
+    tools: Messages = ()  # that it may call
     constraint: Constraint | None = None  # what the output must fit; of a given one, what it seems to
     generated: list[int] = field(default_factory=list)
     logprobs: list[float] | None = None  # of each generated token, where they are wanted
@@ -82,13 +84,12 @@ class Scheduler:
         """The step is done: learn from what was said, and enter its costs."""
         if self._drafting:
             allotment, shares = self._drafting
-            accepted = []
+            said = []
             for request, _, proposed, _ in work:
                 produced = request.remaining <= 1 and request.verdicts
-                verdict = request.verdicts[-1] if produced else Verdict((), ())
-                accepted.append(verdict.accepted)
-                request.sequence.speculator.learn(proposed, verdict.said)
-            settle(allotment, shares, accepted)
+                said.append(request.verdicts[-1].said if produced else ())
+                request.sequence.speculator.learn(proposed, said[-1])
+            settle(allotment, shares, [len(tokens) for tokens in said])
             self._drafting = None
 
     def _with_drafts(self, work: list[Work], budget: int) -> list[Work]:

@@ -18,7 +18,8 @@ once (`costs.CostTable`); how surely a guess is right is estimated from what bec
 So the estimate follows the text at no cost, and drafting starts again by itself where it pays.
 
 **What it can lose.** A ledger for each session (`Speculator.can_pay`) allows no draft that could bring the modelled
-cost above 1 + `REGRET` times that of no speculation, on any text whatsoever.
+cost above 1 + `REGRET` times that of no speculation, on any text whatsoever. (What a token saves is known where a
+sequence runs alone. In a batch, whose passes go on for the others, it is its share of the pass.)
 """
 
 from collections.abc import Sequence
@@ -89,7 +90,7 @@ class Acceptance:
     The mean of a Beta distribution: a prior worth `WEIGHT` observations, and observations that fade by `FADING` each.
     """
 
-    WEIGHT, FADING = 4.0, 0.96
+    WEIGHT, FADING, SUREST = 4.0, 0.96, 0.99  # nothing but the grammar is certain
     PRIOR = (0.4, 0.6, 0.75, 0.85, 0.9)  # for matches of 2, 3-4, 5-8, 9-16 and 17-32 tokens
 
     def __init__(self):
@@ -102,7 +103,7 @@ class Acceptance:
     def chance(self, source: str, match: int) -> float:
         """Estimated probability that the model says the token behind such a match."""
         hits, trials = self._seen[source, self._band(match)]
-        return hits / trials
+        return min(hits / trials, self.SUREST)
 
     def observe(self, source: str, match: int, hit: bool) -> None:
         """Such a token was what the model said, or was not."""
@@ -265,9 +266,12 @@ def allot(shares: Sequence[Share], settings: Speculation, room: int) -> Allotmen
     return best
 
 
-def settle(allotment: Allotment, shares: Sequence[Share], accepted: Sequence[int]) -> None:
-    """After the pass: enter into each sequence's ledger what its part has cost, and what it has saved."""
+def settle(allotment: Allotment, shares: Sequence[Share], said: Sequence[int]) -> None:
+    """After the pass, in which each share has `said` so many tokens: enter its cost and savings into the ledgers.
+
+    All tokens but one of those said have saved a pass; the one would have been said without a draft.
+    """
     total = sum(share.tokens for share in shares)
-    for share, price, count in zip(shares, allotment.prices, accepted, strict=True):
+    for share, price, count in zip(shares, allotment.prices, said, strict=True):
         share.speculator.base_ms += allotment.base_ms * share.tokens / total
-        share.speculator.regret_ms += price - count * allotment.token_ms
+        share.speculator.regret_ms += price - max(0, count - 1) * allotment.token_ms

@@ -189,7 +189,7 @@ class Handle:
         return Turn(
             text,
             tuple(request.generated),
-            parse_tool_calls(text, self.said.tools),
+            parse_tool_calls(text, request.tools),
             reason,
             stats,
             None if request.logprobs is None else tuple(request.logprobs),

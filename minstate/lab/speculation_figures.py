@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from operator import mul
 from typing import NamedTuple
 
@@ -52,27 +52,28 @@ class Column(NamedTuple):
     first: bool  # whether the pass begins here
     said: str
     kind: str  # of what was said: a key of LOOKS
-    draft: str  # what was guessed instead: the rejected token, or ""
+    draft: str  # what was guessed instead: the rejected token, how many more of them there are, or ""
+    rejected: int  # how many tokens `draft` stands for
 
 
-def columns(turn: Turn, tokenizer, constraint: Constraint | None = None) -> list[Column]:
-    """The passes of a turn, place by place. With its `constraint`, as at its beginning, it shows what was forced."""
-    forced = iter(forced_tokens(constraint, turn.token_ids))
-    found = []
+def columns(turn: Turn, tokenizer, constraint: Constraint | None = None, most: int = 6) -> list[Column]:
+    """The passes of a turn, place by place.
+
+    constraint  the turn's, as at its beginning: shows what was forced
+    most        rejected tokens of a pass that are shown one by one; the others are counted
+    """
+    forced, found = iter(forced_tokens(constraint, turn.token_ids)), []
     for number, verdict in enumerate(turn.verdicts, 1):
-        said, draft = pieces(tokenizer, verdict.said), pieces(tokenizer, [guess.token_id for guess in verdict.draft])
-        for place in range(max(len(said), len(draft))):
-            source = verdict.draft[place].source if place < verdict.accepted else "own"
-            must = place < len(said) and next(forced)
-            found.append(
-                Column(
-                    number,
-                    place == 0,
-                    said[place] if place < len(said) else "",
-                    "forced" if must or source == GRAMMAR else source,
-                    draft[place] if verdict.accepted <= place < len(draft) else "",
-                )
-            )
+        draft, accepted = verdict.draft, verdict.accepted
+        wrong = [(text, 1) for text in pieces(tokenizer, [guess.token_id for guess in draft[accepted:]])]
+        if len(wrong) > most + 1:
+            wrong[most:] = [(f"+{len(wrong) - most}", len(wrong) - most)]
+        shown = zip_longest(pieces(tokenizer, verdict.said), [("", 0)] * accepted + wrong)
+        for place, (text, guess) in enumerate(shown):
+            must = text is not None and next(forced)
+            source = draft[place].source if place < accepted else "own"
+            kind = "forced" if must or source == GRAMMAR else source
+            found.append(Column(number, place == 0, text or "", kind, *(guess or ("", 0))))
     return found
 
 
@@ -104,7 +105,7 @@ def pass_strip(cells: Sequence[Column], shown: int | None = None, title: str = "
                 if text:
                     axes.add_patch(Rectangle((left, y), _width(cell), 0.66, **{"linewidth": 0.8, **LOOKS[kind]}))
                     _write(axes, left + _width(cell) / 2, y + 0.33, text, kind)
-            if cell.draft:
+            if cell.rejected == 1:
                 axes.plot([left + 0.2, left + _width(cell) - 0.2], [top + 1.07] * 2, color=INK, linewidth=0.9)
             last = cell.number == shown
             axes.plot([left, left + _width(cell)], [top - 0.13] * 2, color=ORANGE if last else INK,
@@ -215,7 +216,7 @@ def acceptance_figure(guesses: pd.DataFrame, fewest: int = 20) -> Figure:
     guesses  a row for each token of each draft up to the first wrong one: source, match, place, hit
     fewest   guesses that a point is made of, at least
     """
-    figure, (left, right) = new_figure(2, width=9.6, height=3.4)
+    figure, (left, right) = new_figure(2, width=8.4, height=2.8)
     sources = [source for source in SOURCES if (guesses["source"] == source).any()]
     with mpl.rc_context(STYLE):
         for source in sources:
@@ -263,7 +264,7 @@ def break_even(cost: Callable[[int], float], guesses: int) -> float:
 
 def cost_figure(tables: Mapping[str, CostTable], context: int) -> Figure:
     """Left, what a pass costs; right, how sure guesses must be to be worth it."""
-    figure, (left, right) = new_figure(2, width=9.6, height=3.4)
+    figure, (left, right) = new_figure(2, width=8.4, height=2.8)
     with mpl.rc_context(STYLE):
         for (name, table), (color, style) in zip(tables.items(), LINES, strict=False):
             cost, look = table.at(context), {"color": color, "label": name, "markersize": 5}
@@ -286,7 +287,7 @@ def rates(cost: Callable[[int], float], chance: float, longest: int = 31) -> lis
 
 def rate_figure(tables: Mapping[str, CostTable], context: int, chances: Sequence[float], longest: int = 31) -> Figure:
     """Expected tokens per cost against the length of the draft, a curve for each chance, its maximum marked."""
-    figure, panels = new_figure(len(tables), width=9.6, height=3.4, sharey=True)
+    figure, panels = new_figure(len(tables), width=8.4, height=3.2, sharey=True)
     with mpl.rc_context(STYLE):
         for axes, (name, table) in zip(panels, tables.items(), strict=True):
             axes.axhline(1, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
@@ -312,26 +313,25 @@ def ledger_figure(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Seque
 
     panels  by title: by name, numbers of tokens, and what they have cost more until then, as a share like `bound`
     """
-    figure, charts = new_figure(len(panels), width=9.6, height=3.4)
+    figure, charts = new_figure(len(panels), width=8.4, height=2.8)
     with mpl.rc_context(STYLE):
         for axes, (title, curves) in zip(charts, panels.items(), strict=True):
             for (name, (said, extra)), (color, style) in zip(curves.items(), LINES, strict=False):
-                axes.plot(said, [100 * share for share in extra], style[1:], color=color, linewidth=2, label=name)
+                axes.plot(said, [100 * share for share in extra], style[1:], color=color, linewidth=1.4, label=name)
                 axes.plot(said[-1], 100 * extra[-1], style[0], color=color, markeredgecolor=INK)
             axes.axhline(100 * bound, color=INK, linewidth=1)
             axes.axhline(0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
             axes.text(1, 100 * bound, f"the ledger's bound, {bound:.0%}", ha="right", va="bottom", fontsize=8,
                       transform=axes.get_yaxis_transform())  # fmt: skip
-            axes.set(xlabel="tokens said", title=title)
+            axes.set(xlabel="tokens said", ylabel="modelled cost above that\nwithout drafts (%)", title=title)
             axes.margins(y=0.1)
-        charts[0].set_ylabel("modelled cost above that\nwithout drafts (%)")
         charts[-1].legend(fontsize=8)
     return figure
 
 
 def rule_figure(target: Sequence[float], drawn: Mapping[str, Sequence[float]], draft: int) -> Figure:
     """How often each token was said under each rule (%), beside the distribution that it should have."""
-    figure, (axes,) = new_figure(width=9.6, height=3.4)
+    figure, (axes,) = new_figure(width=8.4, height=2.6)
     width = 0.84 / len(drawn)
     with mpl.rc_context(STYLE):
         for number, (name, shares) in enumerate(drawn.items()):
