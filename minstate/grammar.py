@@ -170,7 +170,7 @@ def grammar_of(tools: Messages, choice: str | None, response_format: Mapping | N
         functions = {choice: functions[choice]}
     # A name's opening quote belongs to what all calls have in common.
     calls = [
-        f"call_{i}: {_json(_json(name)[1:] + ', ' + ARGUMENTS)} {_value(schema)}"
+        f"call_{i}: {_json(_json(name)[1:] + ', ' + ARGUMENTS)} {_value(_closed(schema))}"
         for i, (name, schema) in enumerate(functions.items())
     ]
     which = " | ".join(f"call_{i}" for i in range(len(calls)))
@@ -180,6 +180,12 @@ def grammar_of(tools: Messages, choice: str | None, response_format: Mapping | N
     else:
         start = f'start: "{OPEN}" {body}'
     return "\n".join([start, *calls])
+
+
+def _closed(parameters: Mapping) -> Mapping:
+    """A call names the parameters that its tool lists, and invents none, unless the schema says that it may."""
+    listed = "properties" in parameters and "patternProperties" not in parameters
+    return {"additionalProperties": False, **parameters} if listed else parameters
 
 
 def _value(schema: Mapping) -> str:
