@@ -22,6 +22,8 @@ from minstate.errors import (
     SessionBusy,
     SessionClosed,
     StaleMark,
+    TurnTimeout,
+    UnreadableSession,
     UnsupportedModel,
     UnsupportedSchema,
 )
@@ -54,6 +56,8 @@ __all__ = [
     "StaleMark",
     "Turn",
     "TurnStats",
+    "TurnTimeout",
+    "UnreadableSession",
     "UnsupportedModel",
     "UnsupportedSchema",
 ]

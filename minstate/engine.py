@@ -1,19 +1,21 @@
 """The engine owns model, pool and scheduler, and moves every turn on, one forward pass at a time."""
 
+import math
 import operator
 import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
+from minstate import persistence
 from minstate.attention import TorchAttention
-from minstate.batch import RaggedBatch, Sequence
+from minstate.batch import Sequence
 from minstate.chat import Chat, Continuation, Transcript
 from minstate.costs import CostTable
 from minstate.errors import (
@@ -23,6 +25,7 @@ from minstate.errors import (
     ContextOverflow,
     EngineMisuse,
     OutOfPages,
+    TurnTimeout,
     UnsupportedModel,
     UnsupportedSchema,
 )
@@ -54,6 +57,7 @@ class Engine:
                   forks only
     speculation   whether several tokens are guessed and checked in one pass; a `Speculation` says how. The output is
                   the same either way
+    clock         seconds, for `timeout_s` and `Session.expect`; nothing else that the engine decides reads it
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Engine:
         token_budget: int = 512,
         prefix_cache: bool = True,
         speculation: bool | Speculation = False,
+        clock: Callable[[], float] = time.monotonic,
     ):
         for name, value in [("page_size", page_size), ("num_pages", num_pages), ("token_budget", token_budget)]:
             _require_positive(name, value)
@@ -84,15 +89,17 @@ class Engine:
             page_size=page_size,
             dtype=model.dtype,
         )
-        self.cache = PrefixCache(self.pool)
+        self.clock = clock
+        self.cache = PrefixCache(self.pool, clock)
         self.prefix_cache = prefix_cache
-        self.scheduler = Scheduler(token_budget, _speculation(speculation, model.dtype))
+        self.scheduler = Scheduler(self.cache, token_budget, _speculation(speculation, model.dtype))
         self._corpora: OrderedDict[str, Corpus] = OrderedDict()  # by tenant, the last used last
         self._handles: dict[Request, Handle] = {}
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._sessions_made = 0
         self._owner = threading.current_thread()
         self._in_step = False
+        self._requests_made = 0
         self.entered = 0  # how many of its methods are on the stack
         self._abandoned: list[Handle] = []
         self.forgotten: list[Sequence] = []  # of sessions that became garbage, which may happen at any moment
@@ -151,6 +158,32 @@ class Engine:
                     sequence.speculator.corpus.add_once(self.chat.encode(call_opening(tool)))
         return self.adopt(sequence, said)
 
+    @entry
+    def load(self, path: str | Path, tenant: str = "default") -> Session:
+        """A session from a file that `Session.save` wrote. What is known of its K/V in the tenant's tree is shared.
+
+        Raises OSError, `UnreadableSession`, `BadValue`, and `OutOfPages` if the pool is too small for its K/V.
+        """
+        self.require_owner()
+        log, kv, said, seeds = persistence.read(Path(path), self.model, self.pool)
+        session = self.open(tenant=tenant)
+        session.said, session.lineage, session.forks = said, tuple(seeds["lineage"]), seeds["forks"]
+        sequence = session.sequence
+        sequence.log += log
+        self.cache.begin(sequence)
+        try:
+            known = sequence.kv_len
+            if kv.shape[3] > known:
+                slots = sequence.table.append(kv.shape[3] - known)
+                self.pool.kv[:, :, :, slots] = kv[:, :, :, known:]
+                self.cache.publish(sequence)
+        except BaseException:
+            self.cache.end(sequence, 0)
+            session.close()
+            raise
+        self.cache.end(sequence, len(log))
+        return session
+
     def adopt(self, sequence: Sequence, said: Transcript, lineage: tuple[int, ...] = ()) -> Session:
         """A session around `sequence`: for `open` and `Session.fork`."""
         session = Session(self, self._sessions_made, sequence, said, lineage)
@@ -172,6 +205,7 @@ class Engine:
         tool_choice: str | None = "auto",
         response_format: Mapping | None = None,
         logprobs: bool = False,
+        timeout_s: float = math.inf,
     ) -> Handle:
         """Begin a turn; `step` or `run` moves it on.
 
@@ -185,6 +219,7 @@ class Engine:
                         nothing else; "none": no call; None: nothing is enforced
         response_format  instead: a JSON schema that the whole answer fits
         logprobs        whether `Turn.logprobs` is wanted
+        timeout_s       seconds after which the turn is given up between two steps; `send` then raises `TurnTimeout`
 
         Raises `BadMessage`, `BadValue`, `ContextOverflow`, `OutOfPages`, `SessionBusy`, `SessionClosed`,
         `EngineMisuse`, `UnsupportedSchema`, and `UnsupportedModel` where messages cannot be rendered or answers not
@@ -220,12 +255,11 @@ class Engine:
         try:
             self._before_turn(sequence)
             sequence.log += new
-            self.cache.begin(sequence)
             request = Request(
                 sequence,
+                number=self._requests_made,
                 log_before=log_before,
                 prompt_length=log_before + len(new),
-                reused=sequence.kv_len,
                 max_new_tokens=max_new_tokens,
                 sampling=sampling.for_fork(session.lineage),
                 replay=replay,
@@ -235,13 +269,14 @@ class Engine:
             )
             self._require_pages(request)
         except BaseException:
-            self.cache.end(sequence, log_before)
+            self.cache.rollback(sequence, log_before)
             session.restore(undo)
             raise
-        handle = Handle(session, request, said, undo, started_s)
+        self._requests_made += 1
+        handle = Handle(session, request, said, undo, started_s, self.clock() + timeout_s)
         session.running = handle
         self._handles[request] = handle
-        self.scheduler.running.append(request)
+        self.scheduler.submit(request)
         return handle
 
     @entry
@@ -251,21 +286,22 @@ class Engine:
         An exception in it aborts the turns that took part and are not done, and is raised again.
         """
         self.require_owner()
+        self._give_up_late()
+        self.scheduler.admit()
         for request in self.scheduler.running:
             if request.remaining > 1:  # still being prefilled
-                request.reused += self.cache.extend(request.sequence)
+                found = self.cache.extend(request.sequence)
+                request.reused += 0 if request.preempted else found
         handles = [self._handles[request] for request in self.scheduler.running]
         computed = {handle: handle.request.sequence.kv_len for handle in handles}
         try:
             self._in_step = True
-            work = self.scheduler.next_batch()
+            work, batch = self.scheduler.next_step()
             if not work and handles:
                 raise BrokenInvariant("turns are running, and none of them has a token to forward")
             if not work:
                 return []
             handles = [self._handles[part.request] for part in work]
-            drafts = [[guess.token_id for guess in part.draft] for part in work]
-            batch = RaggedBatch.build([(part.request.sequence, part.count) for part in work], drafts)
             logits = self.model.forward(batch, TorchAttention(self.pool, batch))
             turns = {}
             for handle, part in zip(handles, work, strict=True):
@@ -299,7 +335,7 @@ class Engine:
     def run(self) -> list[Handle]:
         """Step until nothing runs; returns the turns that finished, in that order."""
         finished = []
-        while self.scheduler.running:
+        while self._handles:
             finished += self.step()
         return finished
 
@@ -328,7 +364,8 @@ class Engine:
         still_open = [session.sequence for session in sessions if not session.closed]
         self.cache.check(still_open, running=[request.sequence for request in self.scheduler.running])
         turns = {session.running for session in sessions} - {None}
-        if turns != set(self._handles.values()) or list(self._handles) != self.scheduler.running:
+        requests = {*self.scheduler.running, *self.scheduler.waiting}
+        if turns != set(self._handles.values()) or set(self._handles) != requests:
             raise BrokenInvariant("the turns of sessions, engine and scheduler are not the same ones")
 
     def require_owner(self) -> None:
@@ -386,7 +423,7 @@ class Engine:
         return ids
 
     def _require_pages(self, request: Request) -> None:
-        """Every running turn can get all the pages that it may still take, so none runs out half-way."""
+        """A turn that has the pool for itself can end."""
         num_pages, page_size = self.pool.allocator.num_pages, self.pool.page_size
         longest = -(-(request.prompt_length + request.max_new_tokens - 1) // page_size)
         if longest > num_pages:
@@ -394,15 +431,12 @@ class Engine:
                 f"the turn needs {longest} KV pages and the whole pool has {num_pages} (of {page_size} "
                 "tokens each): build the engine with a larger num_pages, or lower max_new_tokens"
             )
-        promised = sum(other.pages_to_come for other in self.scheduler.running)
-        if request.pages_to_come > self.cache.num_available - promised:
-            self.cache.disown_tail(request.sequence)
-        available = self.cache.num_available
-        if request.pages_to_come > available - promised:
-            raise OutOfPages(
-                f"the turn needs {request.pages_to_come} more KV pages; running turns leave {available} of {num_pages} "
-                f"and were promised {promised} of these: wait for them, or build the engine with a larger num_pages"
-            )
+
+    def _give_up_late(self) -> None:
+        now = self.clock()
+        for handle in [handle for handle in self._handles.values() if now > handle.deadline]:
+            handle.error = TurnTimeout("the turn took longer than its timeout_s; its session is as before it")
+            handle.abort()
 
     def _account(self, work: Work) -> None:
         config, request = self.model.config, work.request
@@ -416,15 +450,13 @@ class Engine:
 
     def _end(self, handle: Handle, length: int) -> None:
         """The turn no longer runs, however it ended; `length` tokens of the log stay."""
-        if handle.request in self.scheduler.running:
-            self.scheduler.running.remove(handle.request)
-        self._handles.pop(handle.request, None)
-        handle.session.running = None
         request, sequence = handle.request, handle.request.sequence
+        del self._handles[request]
+        handle.session.running = None
         if sequence.speculator and request.generated and length == len(sequence.log):
             # Others may say the like, behind the same last words.
             sequence.speculator.corpus.add(sequence.log[max(0, request.prompt_length - NGRAM) :])
-        self.cache.end(sequence, length)
+        self.scheduler.end(request, length)
 
 
 def _speculation(wanted: bool | Speculation, dtype: torch.dtype) -> Speculation | None:

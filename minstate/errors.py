@@ -37,6 +37,14 @@ class StaleMark(MinstateError, ValueError):
     """The mark belongs to another session, or the session was rolled back to before it."""
 
 
+class UnreadableSession(MinstateError, ValueError):
+    """A file that holds no session, a damaged one, or one of another model."""
+
+
+class TurnTimeout(MinstateError, TimeoutError):
+    """A turn took longer than it was given; its session is as before it."""
+
+
 class EngineMisuse(MinstateError, RuntimeError):
     """An engine was entered from a second thread, or from inside one of its own steps."""
 

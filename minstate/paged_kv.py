@@ -155,6 +155,12 @@ class PageTable:
     def borrowed_tokens(self) -> int:
         return self.borrowed * self.pool.page_size
 
+    @property
+    def slots(self) -> list[int]:
+        """Where each token's K/V is."""
+        page_size = self.pool.page_size
+        return [self.pages[i // page_size] * page_size + i % page_size for i in range(self.length)]
+
     def pages_needed(self, count: int) -> int:
         """Free pages that `append(count)` will take, the copy of a shared last page included."""
         if count < 0:

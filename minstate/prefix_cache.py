@@ -10,8 +10,8 @@
   token.
 """
 
-from collections import Counter
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
 from minstate.batch import Sequence
 from minstate.errors import BrokenInvariant
@@ -22,9 +22,11 @@ from minstate.radix_tree import Head, Node, RadixTree
 class PrefixCache:
     """Every sequence of one pool, the tree that they share, and the order in which they lose their pages."""
 
-    def __init__(self, pool: KVPool):
-        self.pool, self.tree = pool, RadixTree(pool.allocator, pool.page_size)
+    def __init__(self, pool: KVPool, clock: Callable[[], float] = time.monotonic):
+        self.pool, self.tree, self._clock = pool, RadixTree(pool.allocator, pool.page_size), clock
+        self._expected: dict[Sequence, float] = {}  # idle, and when its next turn is expected
         self._tails: dict[Sequence, int] = {}  # idle, with private pages: when last used, in that order
+        self._active: set[Sequence] = set()  # in a running turn
         pool.allocator.reclaim = self.make_room
 
     def enter(self, sequence: Sequence, root: Node) -> None:
@@ -36,6 +38,8 @@ class PrefixCache:
         """A turn begins: find again what the sequence had, and what the tree has of its log besides, and lock it."""
         self.refresh(sequence)
         self._tails.pop(sequence, None)
+        self._expected.pop(sequence, None)
+        self._active.add(sequence)
         sequence.node = self.tree.lock(sequence.node, sequence.table.borrowed_tokens)
         self._borrow_pages(sequence)
 
@@ -58,8 +62,19 @@ class PrefixCache:
         """The turn is over, and `length` tokens of the log stay."""
         locked = sequence.node
         sequence.truncate(length)
+        self._active.discard(sequence)
         self._rest(sequence)
         self.tree.unlock(locked)
+
+    def pause(self, sequence: Sequence) -> None:
+        """The turn waits: its K/V stays, as that of an idle sequence, which may be evicted."""
+        self.end(sequence, len(sequence.log))
+
+    def peek(self, sequence: Sequence) -> int:
+        """Tokens of an idle sequence's log that a turn would find, by whole pages of others or of its own."""
+        self.refresh(sequence)
+        found = self.tree.match(sequence.node, sequence.log, len(sequence.log) - 1)
+        return max(sequence.kv_len, found.at)
 
     def rollback(self, sequence: Sequence, length: int) -> None:
         """Cut an idle sequence's log to `length` tokens."""
@@ -82,6 +97,7 @@ class PrefixCache:
         """The idle sequence will not come back: give up its tail, and a private root that nobody else uses."""
         self.refresh(sequence)
         self._tails.pop(sequence, None)
+        self._expected.pop(sequence, None)
         sequence.table.truncate(0)
         self.tree.leave(sequence.root)
 
@@ -112,32 +128,47 @@ class PrefixCache:
             self._tails.pop(sequence, None)
             sequence.table.truncate(at)
 
+    def expect(self, sequence: Sequence, seconds: float) -> None:
+        """The idle sequence's next turn is said to come in so many seconds: others lose their pages first."""
+        self._expected[sequence] = self._clock() + seconds
+
     def make_room(self, count: int) -> None:
-        """Free `count` pages, or what can be had: idle tails and leaves of the tree, the least recently used first."""
+        """Free `count` pages, or what can be had: idle tails and leaves of the tree, the least recently used first.
+
+        Sequences that are expected back come last, the one that is furthest from its turn first (Belady, IBM Systems
+        Journal 5(2), 1966). An expectation that has not come true counts no more.
+        """
         allocator = self.pool.allocator
         target = allocator.num_free + count
+        now = self._clock() if self._expected else 0.0
+        self._expected = {sequence: when for sequence, when in self._expected.items() if when >= now}
+        spared = sorted(self._expected, key=self._expected.get)
         while allocator.num_free < target:
-            leaf = self.tree.oldest()
-            idle, used = next(iter(self._tails.items()), (None, 0))
+            nodes = {self.tree.climb(sequence.node, sequence.table.borrowed_tokens)[0] for sequence in spared}
+            leaf = self.tree.oldest(nodes)
+            tails = ((idle, used) for idle, used in self._tails.items() if idle not in spared)
+            idle, used = next(tails, (None, 0))
             if idle and (leaf is None or used < leaf.last_used):
                 del self._tails[idle]
                 idle.table.truncate(idle.table.borrowed_tokens)
             elif leaf:
                 self.tree.trim(leaf, target - allocator.num_free)
+            elif spared:
+                spared.pop()
             else:
                 return
 
     @property
     def num_available(self) -> int:
         """Pages that are free, or would be if everything idle were evicted."""
-        owners = self.pool.allocator.owners
-        tails = Counter(page for sequence in self._tails for page in sequence.table.own_pages)
-        reclaimable = sum(owners[page] == idle_owners for page, idle_owners in tails.items())
-        return self.pool.allocator.num_free + self.tree.num_evictable + reclaimable
+        active = {page for sequence in self._active for page in sequence.table.own_pages}
+        return self.pool.allocator.num_pages - self.tree.num_locked - len(active)
 
     def check(self, sequences: Iterable[Sequence], running: Iterable[Sequence]) -> None:
         """Recount all pages, given all open sequences and those in a turn. Raises `BrokenInvariant`."""
         sequences, running = list(sequences), set(running)
+        if running != self._active:
+            raise BrokenInvariant("the sequences that are in use are not those of running turns")
         self.tree.check(sequence.node for sequence in running)
         owned = [node.pages for node in self.tree.nodes()]
         self.pool.allocator.check([*owned, *(sequence.table.own_pages for sequence in sequences)])

@@ -16,7 +16,7 @@ import heapq
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from sys import byteorder
@@ -215,16 +215,24 @@ class RadixTree:
     def num_evictable(self) -> int:
         return self.num_pages - self.num_locked
 
-    def oldest(self) -> Node | None:
-        """The evictable leaf that was not used for longest."""
-        while self._heap:
+    def oldest(self, spared: Collection[Node] = ()) -> Node | None:
+        """The evictable leaf that was not used for longest, but for those in `spared`."""
+        passed, found = [], None
+        while self._heap and not found:
             time, _, node = self._heap[0]
-            if time == node.last_used and _evictable(node):
-                return node
-            heapq.heappop(self._heap)
-            node.queued = False
-            self._queue(node)
-        return None
+            current = time == node.last_used and _evictable(node)
+            if current and node not in spared:
+                found = node
+                continue
+            entry = heapq.heappop(self._heap)
+            if current:
+                passed.append(entry)
+            else:
+                node.queued = False
+                self._queue(node)
+        for entry in passed:
+            heapq.heappush(self._heap, entry)
+        return found
 
     def trim(self, leaf: Node, count: int) -> None:
         """Evict up to `count` pages from the end of `leaf`, which `oldest` returned.

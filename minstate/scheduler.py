@@ -1,16 +1,32 @@
 """Requests in, work for ragged batches out: continuous batching (Orca, OSDI 2022) with chunked prefill (Sarathi,
-arXiv 2308.16369), in order of arrival, and drafts beside them. Reads no clock: the same requests give the same batches.
+arXiv 2308.16369), and drafts beside them. Reads no clock: the same requests give the same batches.
+
+    submit ──▶ waiting ──admit──▶ running ──▶ done
+                  ▲                  │
+                  └─────preempt──────┘
+
+Who waits is admitted when there is room for its prompt: first whoever has the longest prefix in the cache, as in SGLang
+(arXiv 2312.07104), but each step of waiting counts as `AGEING` tokens of prefix, so everybody's turn comes. Nobody
+overtakes the first in this order. If pages run out all the same, the youngest running turn goes back to wait; the
+oldest never does, so there is always one that ends.
 """
 
+from collections import deque
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from minstate.batch import Sequence
+from minstate.batch import RaggedBatch, Sequence
+from minstate.errors import OutOfPages
 from minstate.grammar import Constraint
 from minstate.messages import Messages
+from minstate.prefix_cache import PrefixCache
 from minstate.sampling import Sampling
 from minstate.speculation import Allotment, Guess, Share, Speculation, Verdict, allot, settle
+
+AGEING = 256  # tokens of cached prefix that a step of waiting makes up for
+GROWTH = 64  # new tokens for which a turn is kept room when another one is admitted
+REMEMBERED = 2**14  # events of the timeline
 
 
 @dataclass(eq=False)
@@ -18,14 +34,18 @@ class Request:
     """One turn on its way: what the scheduler and the engine need to know of it, and what it has cost so far."""
 
     sequence: Sequence
+    number: int  # in order of arrival
     log_before: int  # length of the log before the turn; an abort truncates to it
     prompt_length: int  # length of the log with the turn's input
-    reused: int  # tokens that had K/V when the turn began
     max_new_tokens: int
     sampling: Sampling
     replay: tuple[int, ...] | None  # the output, where it is given
     tools: Messages = ()  # that it may call
     constraint: Constraint | None = None  # what the output must fit; of a given one, what it seems to
+    reused: int | None = None  # tokens that had K/V when the turn was admitted for the first time
+    waited: int = 0  # steps since it was submitted, or preempted
+    cached: int = 0  # tokens that had K/V when it began to wait
+    preempted: int = 0  # how many times
     generated: list[int] = field(default_factory=list)
     logprobs: list[float] | None = None  # of each generated token, where they are wanted
     verdicts: list[Verdict] = field(default_factory=list)
@@ -47,6 +67,12 @@ class Request:
         longest = self.prompt_length + self.max_new_tokens - 1
         return self.sequence.table.pages_needed(longest - self.sequence.kv_len)
 
+    def pages_soon(self, kv_len: int) -> int:
+        """Free pages that it will take for its log and the next `GROWTH` tokens, if `kv_len` of these have K/V."""
+        page_size = self.sequence.table.pool.page_size
+        length = len(self.sequence.log) + min(GROWTH, self.max_new_tokens - len(self.generated) - 1)
+        return -(-length // page_size) - kv_len // page_size
+
 
 class Work(NamedTuple):
     """One request's part in a step."""
@@ -57,31 +83,126 @@ class Work(NamedTuple):
     draft: SequenceOf[Guess] = ()  # as many of them as are forwarded too
 
 
+class Event(NamedTuple):
+    """A decision of the scheduler, for whoever wants to watch."""
+
+    step: int
+    request: int  # its number
+    what: str  # "wait", "admit", "prefill", "decode", "defer", "preempt", "end"
+    tokens: int = 0  # of its log that the step forwards
+    drafted: int = 0  # and guesses beside them
+
+
 class Scheduler:
     """Decides which tokens the next forward pass takes: at most `token_budget` of them."""
 
-    def __init__(self, token_budget: int, speculation: Speculation | None = None):
-        self.token_budget, self.speculation = token_budget, speculation
+    def __init__(self, cache: PrefixCache, token_budget: int, speculation: Speculation | None = None):
+        self.cache, self.token_budget, self.speculation = cache, token_budget, speculation
         self.running: list[Request] = []  # in order of arrival
+        self.waiting: list[Request] = []
+        self.timeline: deque[Event] = deque(maxlen=REMEMBERED)
+        self.steps = 0
         self._drafting: tuple[Allotment, list[Share]] | None = None  # of the step that is under way
+
+    def submit(self, request: Request) -> None:
+        """A new turn, which runs at once if it can."""
+        self._wait(request)
+        self._note(request, "wait")
+        self.admit()
+
+    def next_waiting(self) -> Request | None:
+        """Whom to admit next."""
+        return min(self.waiting, key=lambda one: (-one.cached - AGEING * one.waited, one.number), default=None)
+
+    def admit(self) -> None:
+        """Turns that wait run as soon as there is room for their logs, beside what running ones need soon."""
+        while request := self.next_waiting():
+            promised = sum(other.pages_soon(other.sequence.kv_len) for other in self.running)
+            if self.running and promised + request.pages_soon(request.cached) > self.cache.num_available:
+                return
+            self.cache.begin(request.sequence)
+            if self.running and promised + request.pages_soon(request.sequence.kv_len) > self.cache.num_available:
+                request.cached = request.sequence.kv_len  # less than it was, or pages that others counted on
+                self.cache.pause(request.sequence)
+                return
+            if request.reused is None:
+                request.reused = request.sequence.kv_len
+            self.waiting.remove(request)
+            self.running.append(request)
+            self.running.sort(key=lambda one: one.number)
+            self._note(request, "admit")
+
+    def end(self, request: Request, length: int) -> None:
+        """The turn is over, or given up; `length` tokens of its log stay."""
+        if request in self.running:
+            self.running.remove(request)
+            self.cache.end(request.sequence, length)
+        else:
+            self.waiting.remove(request)
+            self.cache.rollback(request.sequence, length)
+        self._note(request, "end")
+
+    def next_step(self) -> tuple[list[Work], RaggedBatch | None]:
+        """The work of the next step, and its batch, with room for it in the page tables; nothing if nothing runs.
+
+        If pages run out: without drafts; without copying tails that only idle sessions share; without the youngest
+        turns, which wait again.
+        """
+        work, disowned = self.next_batch(), False
+        while work:
+            drafts = [[guess.token_id for guess in part.draft] for part in work]
+            try:
+                return work, RaggedBatch.build([(part.request.sequence, part.count) for part in work], drafts)
+            except OutOfPages:
+                if any(drafts):
+                    work = self._without_drafts(work)
+                elif not disowned:
+                    for part in work:
+                        self.cache.disown_tail(part.request.sequence)
+                    disowned = True
+                elif len(self.running) > 1:
+                    youngest = self.running.pop()
+                    youngest.preempted += 1
+                    self.cache.pause(youngest.sequence)
+                    self._wait(youngest)
+                    self._note(youngest, "preempt")
+                    work = self._without_drafts(self.next_batch())
+                else:
+                    raise
+        return [], None
 
     def next_batch(self) -> list[Work]:
         """The requests of the next step, each with its number of query tokens. Empty when nothing runs.
 
-        Decodes go first, since somebody is reading along; prefills share what is left of the budget, oldest first. With
-        more decodes than budget, the youngest wait until an older one is done.
+        Decodes go first, since somebody is reading along; prefills share what is left of the budget, oldest first. So
+        between two tokens of a turn lies at most one budget of work, however long the prompts are that others send.
+        With more decodes than budget, the youngest wait until an older one is done.
         """
-        budget = self.token_budget
-        work = []
-        for request in sorted(self.running, key=lambda request: request.remaining > 1):  # stable: arrival order stays
+        budget, work = self.token_budget, []
+        for request in sorted(self.running, key=lambda one: one.remaining > 1):  # stable: arrival order stays
             count = min(request.remaining, budget)
-            if count:
+            if count and request.remaining > 1 and any(_computes_for(part, request) for part in work):
+                self._note(request, "defer")
+            elif count:
                 work.append(Work(request, count))
                 budget -= count
         return self._with_drafts(work, budget) if self.speculation and work else work
 
+    def _without_drafts(self, work: list[Work]) -> list[Work]:
+        """The same batch where there is no room for guesses."""
+        if self._drafting:
+            allotment, shares = self._drafting
+            self._drafting = allotment._replace(counts=[0] * len(work), prices=[0.0] * len(work)), shares
+        return [part._replace(draft=()) for part in work]
+
     def settle(self, work: SequenceOf[Work]) -> None:
         """The step is done: learn from what was said, and enter its costs."""
+        for request, count, _, draft in work:
+            decoded = count == 1 and len(request.verdicts) > 1
+            self._note(request, "decode" if decoded else "prefill", count, len(draft))
+        self.steps += 1
+        for request in self.waiting:
+            request.waited += 1
         if self._drafting:
             allotment, shares = self._drafting
             said = []
@@ -115,3 +236,23 @@ class Scheduler:
         count = min(self.speculation.max_draft, request.max_new_tokens - len(request.generated) - 1)
         sequence, sure = request.sequence, 0.95 if request.replay is not None or request.sampling.stop else 1.0
         return sequence.speculator.propose(sequence.log, count, request.constraint, sure=sure)
+
+    def _wait(self, request: Request) -> None:
+        request.waited, request.cached = 0, self.cache.peek(request.sequence)
+        self.waiting.append(request)
+
+    def _note(self, request: Request, what: str, tokens: int = 0, drafted: int = 0) -> None:
+        self.timeline.append(Event(self.steps, request.number, what, tokens, drafted))
+
+
+def _computes_for(part: Work, request: Request) -> bool:
+    """Whether `part` is about to compute a page or more that `request` needs next, and may share."""
+    mine, other = request.sequence, part.request.sequence
+    at, page = mine.kv_len, mine.table.pool.page_size
+    if mine.root is not other.root or not other.kv_len <= at < other.kv_len + part.count:
+        return False
+    return (
+        len(mine.log) > at + page
+        and other.log[at : at + page] == mine.log[at : at + page]
+        and (other.log[:at] == mine.log[:at])
+    )

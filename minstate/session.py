@@ -2,8 +2,10 @@
 
 import weakref
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from minstate import persistence
 from minstate.batch import Sequence
 from minstate.chat import Transcript
 from minstate.drift import Drift, find_drift
@@ -38,7 +40,7 @@ class Session:
         self.said = said
         self.lineage: tuple[int, ...] = lineage  # which fork of which fork it is; () if it is none
         self.running: Handle | None = None
-        self._forks = 0
+        self.forks = 0
         self._marks: list[Mark] = []  # those still valid, oldest first
         self._open = weakref.finalize(self, engine.forgotten.append, sequence)
         self._open.atexit = False
@@ -70,6 +72,8 @@ class Session:
                 self.engine.step()
         finally:
             handle.abort()  # does nothing to a turn that is done
+        if handle.error:
+            raise handle.error
         return handle.turn
 
     def stream(self, messages=None, **options) -> "TokenStream":
@@ -91,8 +95,8 @@ class Session:
         noise from the same `Sampling`.
         """
         self.require_idle()
-        self._forks += 1
-        return self.engine.adopt(self.engine.cache.fork(self.sequence), self.said, (*self.lineage, self._forks))
+        self.forks += 1
+        return self.engine.adopt(self.engine.cache.fork(self.sequence), self.said, (*self.lineage, self.forks))
 
     @entry
     def rollback(self, mark: Mark) -> None:
@@ -143,6 +147,21 @@ class Session:
         if undo:
             self.sequence.log += undo[0]
             self._marks = undo[1]
+
+    @entry
+    def expect(self, seconds: float) -> None:
+        """A hint: a tool is out, the next turn comes in about so many seconds. Until then eviction prefers others."""
+        self.require_idle()
+        self.engine.cache.expect(self.sequence, seconds)
+
+    @entry
+    def save(self, path: str | Path) -> None:
+        """Write log and K/V into a file, from which `Engine.load` makes a session. Marks are lost. Raises OSError."""
+        self.require_idle()
+        sequence, pool = self.sequence, self.engine.pool
+        self.engine.cache.refresh(sequence)
+        seeds = {"lineage": self.lineage, "forks": self.forks}
+        persistence.write(Path(path), self.engine.model, pool, sequence.table.slots, sequence.log, self.said, seeds)
 
     @entry
     def close(self) -> None:

@@ -93,13 +93,15 @@ class StreamedToken(NamedTuple):
 class Handle:
     """A submitted turn. `Engine.step` moves it on; `turn` is the answer once it is `done`."""
 
-    def __init__(self, session: "Session", request: Request, said: Transcript, undo, started_s: float):
+    def __init__(self, session: "Session", request: Request, said: Transcript, undo, started_s: float, deadline: float):
         self.session, self.request = session, request
         self.said = said  # what has been said once this turn is done, but for its answer
         self.undo = undo  # of what the turn's input has cut off the log, if anything
         self.tokens: list[StreamedToken] = []
         self.turn: Turn | None = None
         self.aborted = False
+        self.error: Exception | None = None  # why it was aborted, if nobody asked for that
+        self.deadline = deadline  # on the engine's clock
         self._started_s = started_s
         self._first_token_s = 0.0
         self._decoder = DecodeStream(skip_special_tokens=True)
@@ -230,6 +232,8 @@ class TokenStream:
 
     def __next__(self) -> StreamedToken:
         while self._delivered == len(self._handle.tokens):
+            if self._handle.error:
+                raise self._handle.error
             if self._handle.done:
                 raise StopIteration
             self._handle.session.engine.step()

@@ -16,7 +16,6 @@ from minstate import BadValue, BrokenInvariant, ContextOverflow, CostTable, Engi
 from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
 from minstate.paged_kv import PageTable
 from minstate.prompt_lookup import Corpus, NgramIndex
-from minstate.scheduler import Scheduler
 from minstate.speculation import (
     CORPUS,
     GRAMMAR,
@@ -1024,4 +1023,3 @@ def test_speculation_is_off_unless_wanted():
 def test_a_verdict_counts_what_it_says():
     draft = tuple(Guess(token, LOG, 3, 0.5) for token in (5, 6, 7))
     assert [Verdict(draft, said).accepted for said in ((5, 6, 7, 8), (5, 9), (9,), (5, 6))] == [3, 1, 0, 2]
-    assert Scheduler(8).next_batch() == []
