@@ -24,7 +24,6 @@ from minstate.errors import (
     BrokenInvariant,
     ContextOverflow,
     EngineMisuse,
-    OutOfPages,
     TurnTimeout,
     UnsupportedModel,
     UnsupportedSchema,
@@ -168,20 +167,12 @@ class Engine:
         log, kv, said, seeds = persistence.read(Path(path), self.model, self.pool)
         session = self.open(tenant=tenant)
         session.said, session.lineage, session.forks = said, tuple(seeds["lineage"]), seeds["forks"]
-        sequence = session.sequence
-        sequence.log += log
-        self.cache.begin(sequence)
+        session.sequence.log += log
         try:
-            known = sequence.kv_len
-            if kv.shape[3] > known:
-                slots = sequence.table.append(kv.shape[3] - known)
-                self.pool.kv[:, :, :, slots] = kv[:, :, :, known:]
-                self.cache.publish(sequence)
+            self.cache.fill(session.sequence, kv)
         except BaseException:
-            self.cache.end(sequence, 0)
             session.close()
             raise
-        self.cache.end(sequence, len(log))
         return session
 
     def adopt(self, sequence: Sequence, said: Transcript, lineage: tuple[int, ...] = ()) -> Session:
@@ -237,6 +228,8 @@ class Engine:
         if not isinstance(sampling, Sampling):
             raise BadValue(f"sampling must be a Sampling, not {type(sampling).__name__}")
         _require_positive("max_new_tokens", max_new_tokens)
+        if not isinstance(timeout_s, int | float) or not timeout_s > 0:
+            raise BadValue(f"timeout_s must be a number of seconds above 0, not {timeout_s!r}")
         if replay is not None:
             if not replay:
                 raise BadMessage("replay needs at least one token id")
@@ -267,7 +260,7 @@ class Engine:
                 constraint=constraint,
                 logprobs=[] if logprobs else None,
             )
-            self._require_pages(request)
+            self.scheduler.require_pages(request)
         except BaseException:
             self.cache.rollback(sequence, log_before)
             session.restore(undo)
@@ -421,16 +414,6 @@ class Engine:
             if not 0 <= i < vocabulary:
                 raise BadMessage(f"{what} contains {i}; the vocabulary has the ids 0 to {vocabulary - 1}")
         return ids
-
-    def _require_pages(self, request: Request) -> None:
-        """A turn that has the pool for itself can end."""
-        num_pages, page_size = self.pool.allocator.num_pages, self.pool.page_size
-        longest = -(-(request.prompt_length + request.max_new_tokens - 1) // page_size)
-        if longest > num_pages:
-            raise OutOfPages(
-                f"the turn needs {longest} KV pages and the whole pool has {num_pages} (of {page_size} "
-                "tokens each): build the engine with a larger num_pages, or lower max_new_tokens"
-            )
 
     def _give_up_late(self) -> None:
         now = self.clock()

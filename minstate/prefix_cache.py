@@ -13,6 +13,8 @@
 import time
 from collections.abc import Callable, Iterable
 
+import torch
+
 from minstate.batch import Sequence
 from minstate.errors import BrokenInvariant
 from minstate.paged_kv import KVPool
@@ -81,6 +83,23 @@ class PrefixCache:
         self.refresh(sequence)
         sequence.truncate(length)
         self._rest(sequence)
+
+    def fill(self, sequence: Sequence, kv: torch.Tensor) -> None:
+        """An idle sequence gets the K/V of its log's beginning, `[layers, 2, H_kv, tokens, D]`, from outside the pool.
+
+        What others have of it already is shared. Raises `OutOfPages`; the sequence then has none.
+        """
+        tokens = kv.shape[3]
+        self.begin(sequence)
+        try:
+            known = sequence.kv_len
+            if tokens > known:
+                self.pool.kv[:, :, :, sequence.table.append(tokens - known)] = kv[:, :, :, known:]
+                self.publish(sequence)
+        except BaseException:
+            self.end(sequence, 0)
+            raise
+        self.end(sequence, len(sequence.log))
 
     def fork(self, sequence: Sequence) -> Sequence:
         """A second idle sequence with the same log and pages. Whoever first writes into the tail copies it."""

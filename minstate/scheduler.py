@@ -104,6 +104,16 @@ class Scheduler:
         self.steps = 0
         self._drafting: tuple[Allotment, list[Share]] | None = None  # of the step that is under way
 
+    def require_pages(self, request: Request) -> None:
+        """Raises `OutOfPages` if the turn could not end even with the pool to itself."""
+        num_pages, page_size = self.cache.pool.allocator.num_pages, self.cache.pool.page_size
+        longest = -(-(request.prompt_length + request.max_new_tokens - 1) // page_size)
+        if longest > num_pages:
+            raise OutOfPages(
+                f"the turn needs {longest} KV pages and the whole pool has {num_pages} (of {page_size} "
+                "tokens each): build the engine with a larger num_pages, or lower max_new_tokens"
+            )
+
     def submit(self, request: Request) -> None:
         """A new turn, which runs at once if it can."""
         self._wait(request)

@@ -9,7 +9,7 @@ from minstate import persistence
 from minstate.batch import Sequence
 from minstate.chat import Transcript
 from minstate.drift import Drift, find_drift
-from minstate.errors import BrokenInvariant, SessionBusy, SessionClosed, StaleMark
+from minstate.errors import BadValue, BrokenInvariant, SessionBusy, SessionClosed, StaleMark
 from minstate.guard import entry
 from minstate.messages import Message
 from minstate.turn import Handle, TokenStream, Turn
@@ -152,6 +152,8 @@ class Session:
     def expect(self, seconds: float) -> None:
         """A hint: a tool is out, the next turn comes in about so many seconds. Until then eviction prefers others."""
         self.require_idle()
+        if not isinstance(seconds, int | float) or not seconds >= 0:
+            raise BadValue(f"seconds must be a number from 0 up, not {seconds!r}")
         self.engine.cache.expect(self.sequence, seconds)
 
     @entry

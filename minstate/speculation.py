@@ -91,32 +91,29 @@ class Acceptance:
     """
 
     WEIGHT, FADING, SUREST = 4.0, 0.96, 0.99  # nothing but the grammar is certain
-    PRIOR = (0.4, 0.6, 0.75, 0.85, 0.9)  # for matches of 2, 3-4, 5-8, 9-16 and 17-32 tokens
+    PRIOR = (0.4, 0.6, 0.75, 0.8, 0.85)  # by `band`
 
     def __init__(self):
-        self._seen = {
-            (source, band): [prior * self.WEIGHT, self.WEIGHT]
-            for source in (LOG, CORPUS)
-            for band, prior in enumerate(self.PRIOR)
-        }
+        self._seen = {source: [[prior * self.WEIGHT, self.WEIGHT] for prior in self.PRIOR] for source in (LOG, CORPUS)}
 
-    def chance(self, source: str, match: int) -> float:
-        """Estimated probability that the model says the token behind such a match."""
-        hits, trials = self._seen[source, self._band(match)]
-        return min(hits / trials, self.SUREST)
+    def chances(self, source: str) -> list[float]:
+        """For each band of matches, the estimated probability that the model says the token behind such a match."""
+        return [min(hits / trials, self.SUREST) for hits, trials in self._seen[source]]
 
     def observe(self, source: str, match: int, hit: bool) -> None:
         """Such a token was what the model said, or was not."""
-        seen = self._seen[source, self._band(match)]
+        seen = self._seen[source][band(match)]
         seen[:] = seen[0] * self.FADING + hit, seen[1] * self.FADING + 1
 
     def copy(self) -> "Acceptance":
         other = Acceptance()
-        other._seen = {key: list(seen) for key, seen in self._seen.items()}
+        other._seen = {source: [list(seen) for seen in bands] for source, bands in self._seen.items()}
         return other
 
-    def _band(self, match: int) -> int:
-        return min((match - 1).bit_length(), len(self.PRIOR)) - 1
+
+def band(match: int) -> int:
+    """Matches of 2, 3-4, 5-8, 9-16, and of more tokens are told apart."""
+    return min((match - 1).bit_length(), len(Acceptance.PRIOR)) - 1
 
 
 class Speculator:
@@ -198,10 +195,8 @@ class Speculator:
             source, length, tokens = LOG, own.length, log[own.position : own.position + count] if own.length else []
         else:
             source, length, tokens = CORPUS, other.length, self.corpus.read(other.position, count)
-        return [
-            Guess(token, source, length + i, self.acceptance.chance(source, length + i))
-            for i, token in enumerate(tokens)
-        ]
+        chances = self.acceptance.chances(source)
+        return [Guess(token, source, match, chances[band(match)]) for match, token in enumerate(tokens, length)]
 
 
 class Share(NamedTuple):

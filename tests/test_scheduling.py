@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import IDS, SAMPLINGS, engine
 
-from minstate import OutOfPages, Sampling, TurnTimeout, scheduler
+from minstate import BadValue, OutOfPages, Sampling, TurnTimeout, scheduler
 
 FREE = Sampling(ignore_eos=True)
 
@@ -194,6 +194,12 @@ def test_eviction_prefers_those_who_are_not_expected_back():
     silent.send(token_ids=[9] * 30, max_new_tokens=20, sampling=FREE)
     assert soon.resident < 20, "who did not come back when expected is as all others"
     e.check()
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), "soon"])
+def test_a_hint_is_a_number_of_seconds(seconds):
+    with pytest.raises(BadValue, match="seconds"):
+        engine().open().expect(seconds)
 
 
 def test_a_hint_ends_with_the_next_turn_and_with_the_session():

@@ -274,6 +274,8 @@ BAD = [
     ({"token_ids": [5], "replay": ["a"]}, BadMessage, "replay"),
     ({"token_ids": [5], "max_new_tokens": 0}, BadValue, "max_new_tokens"),
     ({"token_ids": [5], "max_new_tokens": 2.0}, BadValue, "max_new_tokens"),
+    ({"token_ids": [5], "timeout_s": 0}, BadValue, "timeout_s"),
+    ({"token_ids": [5], "timeout_s": float("nan")}, BadValue, "timeout_s"),
     ({"token_ids": [5], "max_new_tokens": True}, BadValue, "max_new_tokens"),
     ({"token_ids": [5], "sampling": {"temperature": 1}}, BadValue, "Sampling"),
     ({"token_ids": [5] * 200, "max_new_tokens": 60}, ContextOverflow, "256 positions"),

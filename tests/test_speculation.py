@@ -27,6 +27,7 @@ from minstate.speculation import (
     Speculator,
     Verdict,
     allot,
+    band,
     settle,
 )
 from minstate.turn import Handle
@@ -710,18 +711,18 @@ def test_the_longer_match_guesses_and_one_s_own_log_before_others():
 
 def test_estimates_follow_what_became_of_the_guesses():
     acceptance = Acceptance()
-    before = acceptance.chance(LOG, 12)
-    assert acceptance.chance(LOG, 3) < before < acceptance.chance(LOG, 32), "longer matches are surer"
+    before = acceptance.chances(LOG)[band(12)]
+    assert acceptance.chances(LOG)[band(3)] < before < acceptance.chances(LOG)[band(32)], "longer matches are surer"
     other = acceptance.copy()
     for _ in range(100):
         acceptance.observe(LOG, 12, False)
-    assert acceptance.chance(LOG, 12) < 0.02
-    for untouched in (acceptance.chance(CORPUS, 12), other.chance(LOG, 12)):
+    assert acceptance.chances(LOG)[band(12)] < 0.02
+    for untouched in (acceptance.chances(CORPUS)[band(12)], other.chances(LOG)[band(12)]):
         assert untouched == before, "sources apart, copies apart"
-    assert acceptance.chance(LOG, 32) == other.chance(LOG, 32), "lengths apart"
+    assert acceptance.chances(LOG)[band(32)] == other.chances(LOG)[band(32)], "lengths apart"
     for _ in range(40):
         acceptance.observe(LOG, 12, True)
-    assert acceptance.chance(LOG, 12) > 0.75, "lately counts"
+    assert acceptance.chances(LOG)[band(12)] > 0.75, "lately counts"
 
 
 @pytest.mark.parametrize("hits", [1, 0])
@@ -741,7 +742,7 @@ def test_no_run_of_luck_makes_a_guess_certain():
     acceptance = Acceptance()
     for _ in range(3000):
         acceptance.observe(LOG, 32, True)
-    assert 0.9 < acceptance.chance(LOG, 32) <= Acceptance.SUREST < 1
+    assert 0.9 < acceptance.chances(LOG)[band(32)] <= Acceptance.SUREST < 1
 
 
 RISING = st.lists(st.floats(0, 3), min_size=9, max_size=9).map(lambda steps: tuple(itertools.accumulate([1.0, *steps])))
@@ -949,9 +950,9 @@ def test_where_tokens_cost_as_much_as_passes_none_is_drafted():
 def test_a_guess_that_was_not_forwarded_is_learnt_from():
     e = drafting(max_sequences=0)
     session = e.open()
-    before = session.sequence.speculator.acceptance.chance(LOG, 32)
+    before = session.sequence.speculator.acceptance.chances(LOG)[band(32)]
     session.send(token_ids=[7, 8] * 20, replay=[7, 8] * 20)
-    assert session.sequence.speculator.acceptance.chance(LOG, 32) > before
+    assert session.sequence.speculator.acceptance.chances(LOG)[band(32)] > before
 
 
 @pytest.mark.parametrize("budget", [1, 2, 3, 8])
@@ -993,10 +994,10 @@ def test_a_fork_learns_for_itself_and_has_no_allowance():
     child = session.fork()
     mine, its = session.sequence.speculator, child.sequence.speculator
     assert (its.base_ms, its.regret_ms) == (0, 0) and mine.base_ms > 0
-    assert its.acceptance.chance(LOG, 32) == mine.acceptance.chance(LOG, 32)
-    before = mine.acceptance.chance(LOG, 32)
+    assert its.acceptance.chances(LOG)[band(32)] == mine.acceptance.chances(LOG)[band(32)]
+    before = mine.acceptance.chances(LOG)[band(32)]
     child.send(token_ids=[7, 8, 9] * 2, replay=[7, 8, 10] * 5)
-    assert mine.acceptance.chance(LOG, 32) == before
+    assert mine.acceptance.chances(LOG)[band(32)] == before
     require_index(session)
     require_index(child)
 

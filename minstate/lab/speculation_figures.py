@@ -17,7 +17,7 @@ from minstate.grammar import Constraint
 from minstate.lab.drift_figures import LINE, pieces
 from minstate.lab.figures import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, STYLE, new_figure
 from minstate.prompt_lookup import LONGEST, NGRAM, Match, NgramIndex
-from minstate.speculation import CORPUS, GRAMMAR, LOG, SOURCES, Acceptance
+from minstate.speculation import CORPUS, GRAMMAR, LOG, SOURCES, Acceptance, band
 from minstate.turn import Turn
 
 LOOKS = {
@@ -203,11 +203,11 @@ def lookup_figure(lookup: Lookup, text: Callable[[int], str], draft: int) -> Fig
 
 def bands() -> dict[str, tuple[list[int], float]]:
     """Lengths of matches that `Acceptance` counts together, by name, each with what it assumes at the start."""
-    acceptance, lengths = Acceptance(), {}
+    lengths: dict[int, list[int]] = {}
     for match in range(NGRAM, LONGEST + 1):
-        lengths.setdefault(acceptance._band(match), []).append(match)
-    names = {band: f"{each[0]}–{each[-1]}" if len(each) > 1 else str(each[0]) for band, each in lengths.items()}
-    return {name: (lengths[band], acceptance.PRIOR[band]) for band, name in names.items()}
+        lengths.setdefault(band(match), []).append(match)
+    names = {place: f"{each[0]}–{each[-1]}" if len(each) > 1 else str(each[0]) for place, each in lengths.items()}
+    return {name: (lengths[place], Acceptance.PRIOR[place]) for place, name in names.items()}
 
 
 def acceptance_figure(guesses: pd.DataFrame, fewest: int = 20) -> Figure:

@@ -27,7 +27,7 @@ from minstate.lab.speculation_figures import (
     rule_figure,
 )
 from minstate.prompt_lookup import LONGEST, NGRAM, NgramIndex
-from minstate.speculation import LOG, Acceptance
+from minstate.speculation import LOG, Acceptance, band
 
 pytestmark = pytest.mark.filterwarnings("error")
 FREE = CostTable((1, 64), (0, 64), ((1.0, 1.0), (1.0, 1.0)))
@@ -129,7 +129,9 @@ def test_a_lookup_names_all_occurrences_and_the_one_that_was_chosen():
 
 def test_classes_of_matches_are_those_of_the_estimate():
     assert [length for lengths, _ in bands().values() for length in lengths] == list(range(NGRAM, LONGEST + 1))
-    assert all(Acceptance().chance(LOG, length) == prior for lengths, prior in bands().values() for length in lengths)
+    assert all(
+        Acceptance().chances(LOG)[band(length)] == prior for lengths, prior in bands().values() for length in lengths
+    )
 
 
 def test_acceptance_is_drawn_where_there_is_enough_of_it():
