@@ -29,8 +29,9 @@ class NgramIndex:
 
     The hash chains of LZ77 compressors (RFC 1951, section 4). A new token costs one dictionary entry, and taking it
     back undoes exactly that, so growing, rolling back and looking up never depend on how long the list is. A suffix
-    automaton finds the longest match without bound, but takes several times the time and memory, and can't take tokens
-    back (`python -m minstate.lab.bench prompt_lookup`).
+    automaton finds the longest match without bound, and sooner; but it grows at several times the time and memory,
+    knows the first occurrence and not the last, and can't take tokens back
+    (`python -m minstate.lab.bench prompt_lookup`).
 
     The index does not hold the list: its owner passes it in, and calls `truncate` *before* tokens go.
     """
@@ -63,23 +64,23 @@ class NgramIndex:
         """
         if len(tail) < NGRAM:
             return NO_MATCH
-        longest, best = min(len(tail), LONGEST), NO_MATCH
+        longest, best, wanted = min(len(tail), LONGEST), NO_MATCH, tail[-1]
+        before, beaten = self._before, 0
         position = self._last.get(tuple(tail[-NGRAM:]), 0)
         for _ in range(CANDIDATES):
-            if not position or best.length == longest:
+            if not position:
                 break
             # Only if it agrees where the best match so far ends can it be longer. What ends a document leads nowhere.
-            if (
-                best.length < position
-                and tokens[position - best.length - 1] == tail[-best.length - 1]
-                and tokens[position] != END
-            ):
+            if beaten < position and tokens[position - beaten - 1] == wanted and tokens[position] != END:
                 length = NGRAM
                 while length < min(longest, position) and tokens[position - length - 1] == tail[-length - 1]:
                     length += 1
-                if length > best.length:
-                    best = Match(length, position)
-            position = self._before[position]
+                if length > beaten:
+                    best, beaten = Match(length, position), length
+                    if length == longest:
+                        break
+                    wanted = tail[-length - 1]
+            position = before[position]
         return best
 
     def copy(self) -> "NgramIndex":

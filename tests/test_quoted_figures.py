@@ -32,7 +32,8 @@ def quotable() -> set[str]:
     turns = {f"{result('agentic_turns')['rows'][-1]['ratio']:.1f} ×"}
     files = [path.stem for path in (ROOT / "data" / "results").glob("peers_steps_*.json")]
     steps = {f"{row['median step_ms']:.0f} ms" for name in files for row in result(name)["rows"]}
-    return turns | steps
+    faster = {f"{row['times faster']:.1f} ×" for row in result("speculation")["rows"]}
+    return turns | steps | faster
 
 
 def quoted(page: Path) -> list[str]:
@@ -55,6 +56,30 @@ def test_the_readme_quotes_the_right_ones():
         for name in ("minstate, stateful", "vllm, prefix caching", "openvino, prefix caching")
     )
     assert f"in {ours}; vLLM takes {vllm} and OpenVINO {openvino}" in text
+
+
+def speculated(dtype: str, workload: str) -> dict:
+    """What all kinds of drafts together gain."""
+    rows = result("speculation")["rows"]
+    (row,) = (
+        row
+        for row in rows
+        if (row["dtype"], row["workload"]) == (dtype, workload) and "grammar" in row["configuration"]
+    )
+    return row
+
+
+def test_the_readme_quotes_what_speculation_gains():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    workloads = ("35 turns replayed", "6 turns replayed", "random text")
+    for dtype in ("bfloat16", "float32"):
+        first, second, third = (f"{speculated(dtype, name)['times faster']:.1f} ×" for name in workloads)
+        assert f"in {dtype} {first}, {second} and {third}" in text
+    first, second, third = (f"{speculated('bfloat16', name)['tokens a pass']:.1f}" for name in workloads)
+    assert (
+        f"{first} tokens a pass on 35 turns of a coding agent, {second} on 6 turns" in text
+        and f"{third} on random" in text
+    )
 
 
 def test_results_say_how_they_were_measured():

@@ -188,5 +188,7 @@ def decode_times(table: pd.DataFrame) -> Figure:
             axis.set_xticks(range(len(workloads)), [name.replace(" turns ", " turns\n") for name in workloads])
             axis.set_title(dtype)
         axes[0].set_ylabel("decoding, ms a token")
-        axes[-1].legend(title="drafts (on the bars: tokens a pass)", loc="upper left", fontsize=8)
+        handles, names = axes[0].get_legend_handles_labels()
+        title = "drafts (numbers on the bars: tokens a forward pass)"
+        figure.legend(handles, names, title=title, loc="outside lower center", ncols=3)
     return figure
