@@ -24,7 +24,7 @@ sequence runs alone. In a batch, whose passes go on for the others, it is its sh
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, repeat
 from operator import mul
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -145,15 +145,17 @@ class Speculator:
                 guesses = [Guess(token, GRAMMAR, 0, sure) for token in walk.forced]
             else:
                 guesses = self._look_up(log, tail, count - len(draft))
-            before = len(draft)
-            for guess in guesses[: count - len(draft)]:
-                if walk is not None:
+            before, guesses = len(draft), guesses[: count - len(draft)]
+            if walk is None:
+                draft += guesses
+            else:
+                for guess in guesses:
                     if walk.ended or not walk.allows(guess.token_id):
                         return draft
                     walk.advance(guess.token_id)
-                draft.append(guess)
-                if guess.source != GRAMMAR and forced_too and walk.forced:
-                    break
+                    draft.append(guess)
+                    if guess.source != GRAMMAR and forced_too and walk.forced:
+                        break
             if len(draft) == before:
                 break
             tail = (tail + [guess.token_id for guess in draft[before:]])[-LONGEST:]
@@ -195,8 +197,9 @@ class Speculator:
             source, length, tokens = LOG, own.length, log[own.position : own.position + count] if own.length else []
         else:
             source, length, tokens = CORPUS, other.length, self.corpus.read(other.position, count)
-        chances = self.acceptance.chances(source)
-        return [Guess(token, source, match, chances[band(match)]) for match, token in enumerate(tokens, length)]
+        chances, matches = self.acceptance.chances(source), range(length, length + len(tokens))
+        sure = [chances[band(match)] for match in matches]
+        return list(map(Guess._make, zip(tokens, repeat(source), matches, sure, strict=False)))
 
 
 class Share(NamedTuple):

@@ -7,8 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from minstate.costs import CostTable
 from minstate.lab.bench import ROOT
-from minstate.prompt_lookup import LONGEST, Match, NgramIndex
+from minstate.prompt_lookup import LONGEST, Corpus, Match, NgramIndex
+from minstate.speculation import Speculation, Speculator
 from minstate.weights import find_model, read_tokenizer
 
 LOOKUPS = 2000
@@ -111,4 +113,17 @@ def _measure(kind: Callable, ids: list[int], tokens: int) -> dict[str, float]:
         start = time.perf_counter()
         index.truncate(log, tokens)
         row["µs a token, taken back"] = 1e6 * (time.perf_counter() - start) / LOOKUPS
+        row["median µs a draft"] = _median_draft_us(ids, tokens)
     return row
+
+
+def _median_draft_us(ids: list[int], tokens: int) -> float:
+    """Microseconds of all that a decode step does for a draft of up to 31 tokens: index, look up, estimate."""
+    speculator, log, times = Speculator(Speculation(CostTable.default("float32")), Corpus()), ids[:tokens], []
+    speculator.propose(log, 0)
+    for token in ids[tokens : tokens + LOOKUPS]:
+        start = time.perf_counter()
+        speculator.propose(log, 31)
+        times.append(time.perf_counter() - start)
+        log.append(token)
+    return 1e6 * float(np.median(times))
