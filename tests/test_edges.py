@@ -72,7 +72,7 @@ def test_an_exception_in_submit_leaves_the_log_as_it_was(monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session.engine, "_require_pages", interrupted)
+    monkeypatch.setattr(session.engine.scheduler, "require_pages", interrupted)
     with pytest.raises(KeyboardInterrupt):
         session.send(token_ids=[7, 8], max_new_tokens=1)
     assert session.token_ids == before
