@@ -61,14 +61,11 @@ class Request:
         """Tokens of the log that have still to be forwarded before the next one can be chosen."""
         return max(0, len(self.sequence.log) - self.sequence.kv_len)
 
-    @property
-    def pages_to_come(self) -> int:
-        """Free pages that the turn may still take, at its longest. The last new token is never forwarded."""
-        longest = self.prompt_length + self.max_new_tokens - 1
-        return self.sequence.table.pages_needed(longest - self.sequence.kv_len)
-
     def pages_soon(self, kv_len: int) -> int:
-        """Free pages that it will take for its log and the next `GROWTH` tokens, if `kv_len` of these have K/V."""
+        """Free pages that it will take for its log and the next `GROWTH` tokens, if `kv_len` of these have K/V.
+
+        The last new token of a turn is never forwarded, and needs none.
+        """
         page_size = self.sequence.table.pool.page_size
         length = len(self.sequence.log) + min(GROWTH, self.max_new_tokens - len(self.generated) - 1)
         return -(-length // page_size) - kv_len // page_size
@@ -176,7 +173,7 @@ class Scheduler:
                     self.cache.pause(youngest.sequence)
                     self._wait(youngest)
                     self._note(youngest, "preempt")
-                    work = self._without_drafts(self.next_batch())
+                    work, disowned = self._without_drafts(self.next_batch()), False  # its tail is an idle one now
                 else:
                     raise
         return [], None

@@ -143,6 +143,8 @@ class Handle:
         if constraint and constraint.allows(token):
             request.forced += bool(constraint.forced)
             constraint.advance(token)
+            if constraint.ended and request.sampling.ignore_eos:
+                request.constraint = None  # what follows is free
         elif constraint:  # a given output that does not fit: the rest of it may be anything
             request.constraint = None
         if request.logprobs is not None:
@@ -206,9 +208,7 @@ class Handle:
         if token in sampling.stop or (token in eos_ids and not sampling.ignore_eos):
             return "stop"
         if request.constraint and request.constraint.ended:
-            if not sampling.ignore_eos:
-                return "stop"
-            request.constraint = None  # what follows is free
+            return "stop"
         if tokenizer.convert_ids_to_tokens(token) in sampling.stop:  # special tokens do not show in the text
             return "stop"
         if any(stop in self._text for stop in sampling.stop if isinstance(stop, str)):

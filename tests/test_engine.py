@@ -94,7 +94,7 @@ def test_promised_pages_shrink_as_a_turn_goes_on():
     running = e.submit(e.open(), token_ids=[5], max_new_tokens=24, sampling=greedy)
     for _ in range(20):
         e.step()
-    assert running.request.pages_to_come == 1
+    assert running.request.pages_soon(running.request.sequence.kv_len) == 1
     e.submit(e.open(), token_ids=[6], max_new_tokens=16, sampling=greedy)
     e.run()
     e.check()

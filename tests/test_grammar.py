@@ -5,6 +5,7 @@ import json
 import random
 
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -17,18 +18,7 @@ from minstate.messages import parse_tool_calls
 from minstate.sampling import choose
 
 END = 2
-LOOK = {
-    "type": "function",
-    "function": {
-        "name": "look",
-        "parameters": {
-            "type": "object",
-            "properties": {"path": {"type": "string", "maxLength": 4}, "deep": {"type": "boolean"}},
-            "required": ["path"],
-            "additionalProperties": False,
-        },
-    },
-}
+LOOK = {"type": "function", "function": tiny.LOOK}
 WAIT = {"name": "wait"}
 SORT = {
     "name": 'sört "it\\',

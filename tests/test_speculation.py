@@ -7,6 +7,7 @@ import random
 from collections import Counter
 
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,15 +41,7 @@ MEASURED = CostTable(  # in shape as measured: the second token costs a tenth of
 DEAR = CostTable(  # in bfloat16, where one token has a way of its own
     TOKENS, CONTEXTS, ((32, 62, 68, 80, 100, 145, 245, 1400), (40, 70, 78, 92, 118, 170, 280, 1450))
 )
-TOOL = {
-    "name": "look",
-    "parameters": {
-        "type": "object",
-        "properties": {"path": {"type": "string", "maxLength": 4}, "deep": {"type": "boolean"}},
-        "required": ["path"],
-        "additionalProperties": False,
-    },
-}
+TOOL = tiny.LOOK
 
 
 def texts(e):

@@ -42,6 +42,15 @@ FAMILIES = {
 }  # fmt: skip
 
 
+LOOK = {
+    "name": "look",
+    "parameters": {
+        "type": "object",
+        "properties": {"path": {"type": "string", "maxLength": 4}, "deep": {"type": "boolean"}},
+        "required": ["path"],
+        "additionalProperties": False,
+    },
+}
 IDS = st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=20)
 SAMPLINGS = st.sampled_from(
     [

@@ -14,11 +14,12 @@ from minstate.lab.bench import RESULTS, ROOT
 from minstate.lab.trace_replay import replay
 from minstate.lab.traces import read_trace
 from minstate.lab.workload import AgenticWorkload
-from minstate.speculation import CORPUS, GRAMMAR, LOG, CostTable, Speculation
+from minstate.speculation import CORPUS, GRAMMAR, LOG, CostTable, Speculation, band
 from minstate.turn import Turn
 
 OFF, LOOKUP, ALL = "off", "prompt lookup", "prompt lookup, corpus, grammar"
 CONFIGURATIONS = {OFF: None, LOOKUP: (LOG,), ALL: (GRAMMAR, LOG, CORPUS)}
+BANDS = ("2", "3 to 4", "5 to 8", "9 to 16", "17 or more")  # lengths of matches, by `band`
 LOOK = {
     OFF: {"facecolor": figures.GREY},
     LOOKUP: {"facecolor": figures.SKY, "hatch": "//"},
@@ -142,10 +143,7 @@ def _row(turn: Turn, costs: CostTable) -> dict:
 
 
 def _band(match: int) -> str:
-    if not match:
-        return "none: forced"
-    bands = {2: "2", 4: "3 to 4", 8: "5 to 8", 16: "9 to 16"}
-    return bands.get(2 ** (match - 1).bit_length(), "17 or more")
+    return BANDS[band(match)] if match else "none: forced"
 
 
 def summary(turns: pd.DataFrame) -> pd.DataFrame:
