@@ -95,3 +95,17 @@ class RaggedBatch:
             page_table=torch.tensor(rows, dtype=torch.int32),
             logit_rows=torch.tensor(logit_rows, dtype=torch.int64),
         )
+
+    def alone(self, place: int) -> "RaggedBatch":
+        """The part of sequence number `place`, as a batch of its own."""
+        start, end = self.query_start[place : place + 2].tolist()
+        rows = self.logit_rows
+        return RaggedBatch(
+            token_ids=self.token_ids[start:end],
+            positions=self.positions[start:end],
+            slots=self.slots[start:end],
+            query_start=torch.tensor([0, end - start], dtype=torch.int32),
+            context_len=self.context_len[place : place + 1],
+            page_table=self.page_table[place : place + 1],
+            logit_rows=rows[(start <= rows) & (rows < end)] - start,
+        )

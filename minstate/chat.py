@@ -80,6 +80,13 @@ class Transcript:
         """With raw token ids, of which nobody knows what messages they are."""
         return replace(self, messages=None)
 
+    def completed(self, log: list[int], prompt_length: int, text: str, tokenizer) -> "Transcript":
+        """Once `text` is the answer to `log[:prompt_length]`, which may end inside a reply that was cut off."""
+        if self.messages is None:  # nor is it known where the reply began
+            return self
+        begun = tokenizer.decode(log[self.reply_start : prompt_length], skip_special_tokens=True)
+        return self.answered(begun + text)
+
     def answered(self, text: str) -> "Transcript":
         """With the reply, of messages that are known; instead of its beginning, where it went on from one."""
         goes_on = self.messages and self.in_log == len(self.messages)

@@ -15,7 +15,7 @@ import torch
 
 from minstate import persistence
 from minstate.attention import TorchAttention
-from minstate.batch import Sequence
+from minstate.batch import RaggedBatch, Sequence
 from minstate.chat import Chat, Continuation, Transcript
 from minstate.costs import CostTable
 from minstate.errors import (
@@ -24,6 +24,7 @@ from minstate.errors import (
     BrokenInvariant,
     ContextOverflow,
     EngineMisuse,
+    OutOfPages,
     TurnTimeout,
     UnsupportedModel,
     UnsupportedSchema,
@@ -39,7 +40,7 @@ from minstate.sampling import Sampling
 from minstate.scheduler import Request, Scheduler, Work
 from minstate.session import Session
 from minstate.speculation import GRAMMAR, Speculation, Speculator
-from minstate.turn import Handle
+from minstate.turn import Handle, Turn
 from minstate.weights import find_model, read_config, read_tensors, read_tokenizer
 
 GREEDY = Sampling()
@@ -155,7 +156,7 @@ class Engine:
                 self.grammars  # noqa: B018  takes most of a second, which should not be in a turn
                 for tool in said.tools if sequence.speculator else ():
                     sequence.speculator.corpus.add_once(self.chat.encode(call_opening(tool)))
-        return self.adopt(sequence, said)
+        return self.adopt(tenant, sequence, said)
 
     @entry
     def load(self, path: str | Path, tenant: str = "default") -> Session:
@@ -175,9 +176,9 @@ class Engine:
             raise
         return session
 
-    def adopt(self, sequence: Sequence, said: Transcript, lineage: tuple[int, ...] = ()) -> Session:
+    def adopt(self, tenant: str, sequence: Sequence, said: Transcript, lineage: tuple[int, ...] = ()) -> Session:
         """A session around `sequence`: for `open` and `Session.fork`."""
-        session = Session(self, self._sessions_made, sequence, said, lineage)
+        session = Session(self, self._sessions_made, tenant, sequence, said, lineage)
         self._sessions_made += 1
         self._sessions.add(session)
         return session
@@ -237,7 +238,7 @@ class Engine:
         tools = session.said.tools if tools is None else normalise_tools(tools)
         constraint = self._constraint(replay, tools, tool_choice, response_format)
         sequence = session.sequence
-        log_before, new, said = self._read_input(session.said, sequence.log, messages, token_ids)
+        log_before, new, said = self.read_input(session.said, sequence.log, messages, token_ids)
         length = log_before + len(new) + max_new_tokens
         if length > self.model.config.max_positions:
             raise ContextOverflow(
@@ -274,12 +275,14 @@ class Engine:
 
     @entry
     def step(self) -> list[Handle]:
-        """One forward pass for all running turns; returns those that it finished.
+        """One forward pass for all running turns; returns those that it ended: with a `turn`, or with an `error`.
 
-        An exception in it aborts the turns that took part and are not done, and is raised again.
+        An exception in one turn's sampling, grammar or drafts ends that turn, and the others go on. If the forward pass
+        fails, it is tried for each turn alone, and ends those that fail again. What nobody can be blamed for, such as
+        a KeyboardInterrupt, aborts all turns that took part and are not done, and is raised again.
         """
         self.require_owner()
-        self._give_up_late()
+        late = self._give_up_late()
         self.scheduler.admit()
         for request in self.scheduler.running:
             if request.remaining > 1:  # still being prefilled
@@ -289,44 +292,41 @@ class Engine:
         computed = {handle: handle.request.sequence.kv_len for handle in handles}
         try:
             self._in_step = True
-            work, batch = self.scheduler.next_step()
+            try:
+                work, batch = self.scheduler.next_step(RaggedBatch.build)
+            except OutOfPages as error:  # of the last turn that runs, and none that rests can make room for it
+                (handle,) = (self._handles[request] for request in self.scheduler.running)
+                handle.request.error = error
+                self._give_up(handle)
+                return [*late, handle]
             if not work and handles:
                 raise BrokenInvariant("turns are running, and none of them has a token to forward")
             if not work:
-                return []
+                return late
             handles = [self._handles[part.request] for part in work]
-            logits = self.model.forward(batch, TorchAttention(self.pool, batch))
-            turns = {}
-            for handle, part in zip(handles, work, strict=True):
-                self._account(part)
-                sequence = part.request.sequence
-                if part.request.remaining == 0:  # the logits of its last query tokens say what comes next
-                    rows, logits = logits.tensor_split([1 + len(part.draft)])
-                    turns[handle] = handle.hear(rows, part.draft, self.tokenizer, self.eos_ids)
-                    sequence.table.truncate(len(sequence.log) - 1)  # without the rejected part of the draft
-                self.cache.publish(sequence)
+            turns = [self._hear(*each) for each in zip(handles, work, self._logits(work, batch), strict=True)]
             self.scheduler.settle(work)
-            finished = [handle for handle, turn in turns.items() if turn]
-            for handle in finished:
-                turn = turns[handle]
-                handle.session.said = handle.said_with(turn, self.tokenizer)
-                self._end(handle, len(handle.request.sequence.log))
-                handle.turn = turn
-            return finished
+            for handle, turn in zip(handles, turns, strict=True):
+                if handle.error:
+                    _forget_unwritten(handle, computed)
+                    self._give_up(handle)
+                elif turn:
+                    handle.session.said = handle.said_with(turn, self.tokenizer)
+                    self._end(handle, len(handle.request.sequence.log))
+                    handle.turn = turn
+            return late + [handle for handle in handles if handle.done]
         except BaseException:
-            self._in_step = False
             failed = [handle for handle in handles if not handle.done]
-            for handle in failed:  # slots that are new may never have been written
-                table = handle.request.sequence.table
-                table.truncate(min(computed[handle], table.length))
             for handle in failed:
-                handle.abort()
+                _forget_unwritten(handle, computed)
+            for handle in failed:
+                self._give_up(handle)
             raise
         finally:
             self._in_step = False
 
     def run(self) -> list[Handle]:
-        """Step until nothing runs; returns the turns that finished, in that order."""
+        """Step until nothing runs; returns the turns that ended, in that order: with a `turn`, or with an `error`."""
         finished = []
         while self._handles:
             finished += self.step()
@@ -337,9 +337,7 @@ class Engine:
         """Give up a running turn: its session's log is as before it. Does nothing to a turn that is done."""
         self.require_owner()
         if not handle.done:
-            self._end(handle, handle.request.log_before)
-            handle.session.restore(handle.undo)
-            handle.aborted = True
+            self._give_up(handle)
 
     def abandon(self, handle: Handle) -> None:
         """As `abort`, for a destructor, which may run in any thread and at any moment: done as soon as it is safe."""
@@ -375,7 +373,7 @@ class Engine:
     def _before_turn(self, sequence: Sequence) -> None:
         """For engines that remember less: the turn is accepted, and about to begin."""
 
-    def _read_input(self, said: Transcript, log: list[int], messages, ids: list[int] | None) -> Continuation:
+    def read_input(self, said: Transcript, log: list[int], messages, ids: list[int] | None) -> Continuation:
         """What the turn does to the log. Costs nothing per old token, unless messages wait that are not in the log."""
         if (messages is None) == (ids is None):
             raise BadMessage("send either messages or token_ids")
@@ -415,11 +413,41 @@ class Engine:
                 raise BadMessage(f"{what} contains {i}; the vocabulary has the ids 0 to {vocabulary - 1}")
         return ids
 
-    def _give_up_late(self) -> None:
+    def _give_up_late(self) -> list[Handle]:
         now = self.clock()
-        for handle in [handle for handle in self._handles.values() if now > handle.deadline]:
-            handle.error = TurnTimeout("the turn took longer than its timeout_s; its session is as before it")
-            handle.abort()
+        late = [handle for handle in self._handles.values() if now > handle.deadline]
+        for handle in late:
+            handle.request.error = TurnTimeout("the turn took longer than its timeout_s; its session is as before it")
+            self._give_up(handle)
+        return late
+
+    def _logits(self, work: list[Work], batch: RaggedBatch) -> list[torch.Tensor | Exception]:
+        """For each part: the logits `[1 + drafted, vocab]` if its log ends with it, or the exception that it meets."""
+        rows = [(1 + len(part.draft)) * (part.request.remaining == 0) for part in work]
+        try:
+            return list(self.model.forward(batch, TorchAttention(self.pool, batch)).split(rows))
+        except Exception as error:
+            if len(work) == 1:
+                return [error]
+            alone = (self._logits([part], batch.alone(place)) for place, part in enumerate(work))
+            return [logits for (logits,) in alone]
+
+    def _hear(self, handle: Handle, part: Work, logits: torch.Tensor | Exception) -> Turn | None:
+        """What the pass says to one turn; the turn, if that ends it. What goes wrong is the turn's `error`."""
+        request, sequence = part.request, part.request.sequence
+        if isinstance(logits, Exception):
+            request.error = logits
+        turn = None
+        self._account(part)
+        if request.remaining == 0 and not request.error:
+            try:
+                turn = handle.hear(logits, part.draft, self.tokenizer, self.eos_ids)
+            except Exception as error:
+                request.error = error
+        if not request.error:
+            sequence.table.truncate(min(sequence.kv_len, len(sequence.log) - 1))  # without the draft's rejected part
+            self.cache.publish(sequence)
+        return turn
 
     def _account(self, work: Work) -> None:
         config, request = self.model.config, work.request
@@ -431,6 +459,12 @@ class Engine:
         )
         request.kv_bytes_read += context * config.kv_bytes_per_token(self.model.dtype)
 
+    def _give_up(self, handle: Handle) -> None:
+        """The turn ends without an answer, and its session is as before it."""
+        self._end(handle, handle.request.log_before)
+        handle.session.restore(handle.undo)
+        handle.aborted = True
+
     def _end(self, handle: Handle, length: int) -> None:
         """The turn no longer runs, however it ended; `length` tokens of the log stay."""
         request, sequence = handle.request, handle.request.sequence
@@ -440,6 +474,12 @@ class Engine:
             # Others may say the like, behind the same last words.
             sequence.speculator.corpus.add(sequence.log[max(0, request.prompt_length - NGRAM) :])
         self.scheduler.end(request, length)
+
+
+def _forget_unwritten(handle: Handle, computed: Mapping[Handle, int]) -> None:
+    """A pass that failed may never have written the slots that were new in it."""
+    table = handle.request.sequence.table
+    table.truncate(min(computed[handle], table.length))
 
 
 def _speculation(wanted: bool | Speculation, dtype: torch.dtype) -> Speculation | None:

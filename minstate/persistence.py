@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+from os import replace
 from pathlib import Path
 
 import torch
@@ -48,7 +49,7 @@ def write(
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(file.name, path)
+            replace(file.name, path)
         except BaseException:
             Path(file.name).unlink(missing_ok=True)
             raise

@@ -12,11 +12,12 @@ oldest never does, so there is always one that ends.
 """
 
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from minstate.batch import RaggedBatch, Sequence
+from minstate.batch import Sequence
 from minstate.errors import OutOfPages
 from minstate.grammar import Constraint
 from minstate.messages import Messages
@@ -27,6 +28,7 @@ from minstate.speculation import Allotment, Guess, Share, Speculation, Verdict, 
 AGEING = 256  # tokens of cached prefix that a step of waiting makes up for
 GROWTH = 64  # new tokens for which a turn is kept room when another one is admitted
 REMEMBERED = 2**14  # events of the timeline
+Batch = TypeVar("Batch")
 
 
 @dataclass(eq=False)
@@ -55,6 +57,7 @@ class Request:
     steps: int = 0
     flops: int = 0
     kv_bytes_read: int = 0
+    error: Exception | None = None  # for which it will be given up
 
     @property
     def remaining(self) -> int:
@@ -149,17 +152,20 @@ class Scheduler:
             self.cache.rollback(request.sequence, length)
         self._note(request, "end")
 
-    def next_step(self) -> tuple[list[Work], RaggedBatch | None]:
-        """The work of the next step, and its batch, with room for it in the page tables; nothing if nothing runs.
+    def next_step(
+        self, build: Callable[[list[tuple[Sequence, int]], list[list[int]]], Batch]
+    ) -> tuple[list[Work], Batch | None]:
+        """The work of the next step, and what `build` makes of it; nothing if nothing runs.
 
-        If pages run out: without drafts; without copying tails that only idle sessions share; without the youngest
-        turns, which wait again.
+        `build`, such as `RaggedBatch.build`, makes room in the page tables or raises `OutOfPages`, and nothing has
+        changed. The step is then tried without drafts; without copying tails that only idle sessions share; without
+        the youngest turns, which wait again.
         """
         work, disowned = self.next_batch(), False
         while work:
             drafts = [[guess.token_id for guess in part.draft] for part in work]
             try:
-                return work, RaggedBatch.build([(part.request.sequence, part.count) for part in work], drafts)
+                return work, build([(part.request.sequence, part.count) for part in work], drafts)
             except OutOfPages:
                 if any(drafts):
                     work = self._without_drafts(work)
@@ -213,9 +219,9 @@ class Scheduler:
         if self._drafting:
             allotment, shares = self._drafting
             said = []
-            for request, _, proposed, _ in work:
-                produced = request.remaining <= 1 and request.verdicts
-                said.append(request.verdicts[-1].said if produced else ())
+            for (request, _, proposed, _), share in zip(work, shares, strict=True):
+                heard = share.producing and not request.error
+                said.append(request.verdicts[-1].said if heard else ())
                 request.sequence.speculator.learn(proposed, said[-1])
             settle(allotment, shares, [len(tokens) for tokens in said])
             self._drafting = None
@@ -242,7 +248,11 @@ class Scheduler:
         """Never as many as could end the turn: the last new token is not forwarded, so it needs no page."""
         count = min(self.speculation.max_draft, request.max_new_tokens - len(request.generated) - 1)
         sequence, sure = request.sequence, 0.95 if request.replay is not None or request.sampling.stop else 1.0
-        return sequence.speculator.propose(sequence.log, count, request.constraint, sure=sure)
+        try:
+            return sequence.speculator.propose(sequence.log, count, request.constraint, sure=sure)
+        except Exception as error:  # this turn's fault, and no reason for the others to stop
+            request.error = error
+            return []
 
     def _wait(self, request: Request) -> None:
         request.waited, request.cached = 0, self.cache.peek(request.sequence)
@@ -253,13 +263,15 @@ class Scheduler:
 
 
 def _computes_for(part: Work, request: Request) -> bool:
-    """Whether `part` is about to compute a page or more that `request` needs next, and may share."""
+    """Whether `part` is about to compute a page or more that `request` needs next, and may share.
+
+    Both know what is published by now. So where they say the same they are at the same place in the tree, and only what
+    comes behind it has to be compared.
+    """
     mine, other = request.sequence, part.request.sequence
-    at, page = mine.kv_len, mine.table.pool.page_size
-    if mine.root is not other.root or not other.kv_len <= at < other.kv_len + part.count:
+    if mine.node is not other.node or mine.table.borrowed != other.table.borrowed:
         return False
-    return (
-        len(mine.log) > at + page
-        and other.log[at : at + page] == mine.log[at : at + page]
-        and (other.log[:at] == mine.log[:at])
-    )
+    start, end = mine.table.borrowed_tokens, mine.kv_len + mine.table.pool.page_size
+    if not other.kv_len <= mine.kv_len < other.kv_len + part.count or len(mine.log) <= end:
+        return False
+    return other.log[start:end] == mine.log[start:end]

@@ -33,9 +33,10 @@ class Session:
     again. Use it as a context manager, or `close()` it, when it is over; being garbage closes it too.
     """
 
-    def __init__(self, engine: "Engine", number: int, sequence: Sequence, said: Transcript, lineage=()):
+    def __init__(self, engine: "Engine", number: int, tenant: str, sequence: Sequence, said: Transcript, lineage=()):
         self.engine = engine
         self.number = number
+        self.tenant = tenant
         self.sequence = sequence
         self.said = said
         self.lineage: tuple[int, ...] = lineage  # which fork of which fork it is; () if it is none
@@ -96,7 +97,8 @@ class Session:
         """
         self.require_idle()
         self.forks += 1
-        return self.engine.adopt(self.engine.cache.fork(self.sequence), self.said, (*self.lineage, self.forks))
+        child = self.engine.cache.fork(self.sequence)
+        return self.engine.adopt(self.tenant, child, self.said, (*self.lineage, self.forks))
 
     @entry
     def rollback(self, mark: Mark) -> None:

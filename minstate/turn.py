@@ -100,12 +100,16 @@ class Handle:
         self.tokens: list[StreamedToken] = []
         self.turn: Turn | None = None
         self.aborted = False
-        self.error: Exception | None = None  # why it was aborted, if nobody asked for that
         self.deadline = deadline  # on the engine's clock
         self._started_s = started_s
         self._first_token_s = 0.0
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._text = ""
+
+    @property
+    def error(self) -> Exception | None:
+        """Why the turn was given up, if nobody asked for that."""
+        return self.request.error
 
     @property
     def done(self) -> bool:
@@ -161,11 +165,8 @@ class Handle:
             self._first_token_s = time.perf_counter()
 
     def said_with(self, turn: Turn, tokenizer) -> Transcript:
-        """What has been said, the reply included, and its beginning, if it went on where earlier turns were cut off."""
-        if self.said.messages is None:  # nor is it known where the reply began
-            return self.said
-        begun = self.request.sequence.log[self.said.reply_start : self.request.prompt_length]
-        return self.said.answered(tokenizer.decode(begun, skip_special_tokens=True) + turn.text)
+        """What has been said, the reply included."""
+        return self.said.completed(self.request.sequence.log, self.request.prompt_length, turn.text, tokenizer)
 
     def _answer(self, reason: str, tokenizer) -> Turn:
         request = self.request

@@ -134,7 +134,7 @@ def test_a_failed_save_leaves_the_old_file(saved, monkeypatch, seam):
         if seam == "write":
             patch.setattr(persistence, "save", broken)
         else:
-            patch.setattr(f"os.{seam}", broken)
+            patch.setattr("minstate.persistence.replace" if seam == "replace" else "os.fsync", broken)
         with pytest.raises(OSError, match="no space"):
             session.save(saved)
     assert saved.read_bytes() == before and [path.name for path in saved.parent.iterdir()] == ["s"]

@@ -31,8 +31,8 @@ class PrefixReuseEngine(Engine):
     def __init__(self, *args, **settings):
         super().__init__(*args, **{**settings, "prefix_cache": True})
 
-    def _read_input(self, said: Transcript, log: list[int], messages, ids: list[int] | None) -> Continuation:
-        return super()._read_input(said if messages is None else said.not_in_log(), log, messages, ids)
+    def read_input(self, said: Transcript, log: list[int], messages, ids: list[int] | None) -> Continuation:
+        return super().read_input(said if messages is None else said.not_in_log(), log, messages, ids)
 
     def _before_turn(self, sequence: Sequence) -> None:
         self.cache.forget(sequence, sequence.root)

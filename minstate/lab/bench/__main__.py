@@ -10,6 +10,7 @@ from datetime import date
 from minstate.lab.bench import RESULTS
 from minstate.lab.bench.agentic_turns import agentic_turns
 from minstate.lab.bench.cpu_steps import cpu_steps
+from minstate.lab.bench.many_agents import many_agents
 from minstate.lab.bench.paged_decode import paged_decode
 from minstate.lab.bench.peers import peers
 from minstate.lab.bench.prompt_lookup import prompt_lookup
@@ -19,7 +20,16 @@ from minstate.lab.measure import machine
 
 BENCHMARKS = {
     benchmark.__name__: benchmark
-    for benchmark in (agentic_turns, cpu_steps, paged_decode, peers, prompt_lookup, radix_tree, speculation)
+    for benchmark in (
+        agentic_turns,
+        cpu_steps,
+        many_agents,
+        paged_decode,
+        peers,
+        prompt_lookup,
+        radix_tree,
+        speculation,
+    )
 }
 
 

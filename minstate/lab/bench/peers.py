@@ -16,16 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
-from minstate.engine import Engine
 from minstate.lab.bench import ROOT
 from minstate.lab.gguf_files import write_gguf
+from minstate.lab.mute import mute_engine
 from minstate.lab.trace_replay import replay
 from minstate.lab.traces import read_trace
-from minstate.model import ModelConfig
-from minstate.weights import find_model, read_config, read_tokenizer
+from minstate.weights import find_model, read_tokenizer
 
 ENVIRONMENTS = Path(os.environ.get("MINSTATE_PEERS", ROOT / ".peers"))
 OURS = "minstate, stateful"
@@ -120,21 +118,9 @@ def _gguf(folder: Path, kind: str) -> Path:
     return path
 
 
-class Mute:
-    """A model that computes nothing: enough to play a trace, whose words are given, for its token ids."""
-
-    def __init__(self, config: ModelConfig):
-        self.config, self.dtype = config, torch.float32
-
-    def forward(self, batch, attend) -> torch.Tensor:
-        """Logits of nothing in particular."""
-        return torch.zeros(len(batch.logit_rows), self.config.vocab_size)
-
-
 def conversation(trace: str) -> list[tuple[list[int], int]]:
     """Each turn of a committed trace with one session: the token ids that it adds, and how many the answer has."""
-    folder = find_model()
-    engine = Engine(Mute(ModelConfig.from_hf(read_config(folder))), read_tokenizer(folder))
+    engine = mute_engine()
     sessions, turns, before = {}, [], 0
     for record, turn in replay(engine, read_trace(ROOT / "data" / "traces" / f"{trace}-0.jsonl"), sessions=sessions):
         log, generated = sessions[record.session].token_ids, turn.stats.generated

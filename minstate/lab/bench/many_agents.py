@@ -1,0 +1,170 @@
+"""Many agents on one engine: throughput and latency, what a shrinking pool costs, and a soak with faults."""
+
+import time
+from dataclasses import asdict
+from functools import cache
+
+import pandas as pd
+
+from minstate.costs import CostTable
+from minstate.engine import Engine
+from minstate.lab import agent_figures
+from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
+from minstate.lab.bench import RESULTS
+from minstate.lab.mute import mute_engine
+from minstate.lab.play import ModelledClock, play, wordless
+from minstate.lab.soak import soak
+from minstate.lab.traces import Trace
+
+CONFIGURATIONS: dict[str, tuple[type[Engine], bool]] = {  # and whether it speculates
+    "naive": (NaiveEngine, False),
+    "prefix reuse": (PrefixReuseEngine, False),
+    "stateful": (Engine, False),
+    "stateful + speculation": (Engine, True),
+}
+AGENTS = (1, 2, 4, 8, 16)
+TURNS = 4  # of each agent
+PACE = 0.05  # of the delays in the traces: a measurement should not be a wait for tools
+TEAMS = 4  # of an orchestrator and three sub-agents, on a shrinking pool
+PAGE_SIZE = 16
+
+
+@cache
+def agent(seed: int) -> Trace:
+    """The first turns of an agent whose code base is nobody else's."""
+    trace = wordless("agentic", seed)
+    return Trace(trace.header, trace.turns[:TURNS])
+
+
+class Watched:
+    """Steps of an engine, and how long each took: all of it, and the model's forward pass alone."""
+
+    def __init__(self, engine: Engine):
+        self.rows: list[dict] = []
+        self._step, self._forward, self._forward_s = engine.step, engine.model.forward, 0.0
+        self.engine = engine
+        engine.step, engine.model.forward = self.step, self.forward
+
+    def forward(self, batch, attend):
+        start = time.perf_counter()
+        logits = self._forward(batch, attend)
+        self._forward_s = time.perf_counter() - start
+        self.rows.append({"sequences": len(batch.context_len), "context": int(batch.context_len.sum())})
+        return logits
+
+    def step(self):
+        start = time.perf_counter()
+        ended = self._step()
+        if self.rows and "step_s" not in self.rows[-1]:
+            self.rows[-1] |= {"step_s": time.perf_counter() - start, "forward_s": self._forward_s}
+        return ended
+
+    def end(self) -> pd.DataFrame:
+        """The engine is as it was before."""
+        del self.engine.step
+        self.engine.model.forward = self._forward
+        return pd.DataFrame(self.rows)
+
+
+def side_by_side(agents: tuple[int, ...] = AGENTS) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """So many agents at once in each configuration; and the share of a step's time that is not its forward pass."""
+    stateful = Engine.from_pretrained()
+    rows, steps = [], []
+    for number, many in enumerate(agents):
+        names = list(CONFIGURATIONS)[:: 1 if number % 2 else -1]
+        for name in names:
+            kind, speculation = CONFIGURATIONS[name]
+            engine = kind(stateful.model, stateful.tokenizer, eos_ids=stateful.eos_ids, speculation=speculation)
+            engine.open().send("Are you there?", max_new_tokens=2)
+            watched = Watched(engine)
+            turns = play(engine, [agent(seed) for seed in range(many)], pace=PACE)
+            steps.append(watched.end().assign(configuration=name, agents=many))
+            total_s = turns["done_s"].max()
+            rows.append(
+                {
+                    "agents": many,
+                    "configuration": name,
+                    "turns": len(turns),
+                    "total s": total_s,
+                    "turns a minute": 60 * len(turns) / total_s,
+                    "tokens a second": turns["generated"].sum() / total_s,
+                    "p50 s": turns["latency_s"].median(),
+                    "p95 s": turns["latency_s"].quantile(0.95),
+                    "forwarded": int(turns["forwarded"].sum()),
+                    "passes": len(steps[-1]),
+                }
+            )
+            print(pd.DataFrame(rows[-1:]).round(2).to_string(index=False, header=len(rows) == 1))
+    return pd.DataFrame(rows), pd.concat(steps, ignore_index=True)
+
+
+def bookkeeping(steps: pd.DataFrame) -> pd.DataFrame:
+    """Median milliseconds of a step outside its forward pass, and their share of it, by sequences in the batch."""
+    own = steps[steps["configuration"] == "stateful"].assign(own_s=lambda rows: rows["step_s"] - rows["forward_s"])
+    by_size = own.groupby(pd.cut(own["sequences"], [0, 1, 2, 4, 8, 16]), observed=True)
+    table = pd.DataFrame(
+        {
+            "steps": by_size.size(),
+            "own ms": 1000 * by_size["own_s"].median(),
+            "share": by_size["own_s"].sum() / by_size["step_s"].sum(),
+        }
+    )
+    table.index = [f"{int(one.left) + 1} to {int(one.right)}" for one in table.index]
+    return table.rename_axis("sequences in the batch").reset_index()
+
+
+def under_pressure(shares: tuple[float, ...] = (2.0, 1.0, 0.75, 0.5, 0.375, 0.25)) -> pd.DataFrame:
+    """The same teams on pools of a share of what they hold at most: what is found again, and what is computed twice.
+
+    Counts, on a modelled clock and without a model: the same on any machine. `share` is of the working set, all pages
+    that are in use at once where nothing has to be evicted.
+    """
+    traces = [wordless("planning", seed) for seed in range(TEAMS)]
+    rows = []
+    working_set = None
+    for share in (None, *shares):
+        for hints in (False, True) if share else (False,):
+            num_pages = round(share * working_set) if share else 16384
+            clock = ModelledClock(CostTable.default("float32"))
+            engine = mute_engine(num_pages=num_pages, page_size=PAGE_SIZE, clock=clock.now)
+            turns = play(engine, traces, clock=clock, hints=hints)
+            engine.check()
+            if share is None:
+                working_set = engine.pool.allocator.num_pages - engine.pool.allocator.num_free
+                continue
+            context = turns["context"].sum()
+            rows.append(
+                {
+                    "share": share,
+                    "hints": hints,
+                    "pages": num_pages,
+                    "hit rate": 1 - turns["recomputed"].sum() / context,
+                    "recomputed": int(turns["recomputed"].sum()),
+                    "forwarded": int(turns["forwarded"].sum()),
+                    "preemptions": sum(event.what == "preempt" for event in engine.scheduler.timeline),
+                    "total s": turns["done_s"].max(),
+                    "p95 s": turns["latency_s"].quantile(0.95),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def many_agents() -> pd.DataFrame:
+    """1 to 16 agents in four configurations (a row each); the pool under pressure; 2,000 turns with faults."""
+    pressure = under_pressure()
+    print(pressure.round(3).to_string(index=False))
+    soaked = soak(2000)
+    table, steps = side_by_side()
+    own = bookkeeping(steps)
+    print(own.round(4).to_string(index=False))
+    for name, figure in [
+        ("many_agents", agent_figures.throughput_and_latency(table)),
+        ("pool_under_pressure", agent_figures.under_pressure(pressure)),
+    ]:
+        figure.savefig(RESULTS / f"{name}.png", dpi=120)
+    table.attrs = {
+        "pool under pressure": pressure.round(4).to_dict("records"),
+        "soak": {name: value for name, value in asdict(soaked).items() if name != "answers"},
+        "bookkeeping": own.round(4).to_dict("records"),
+    }
+    return table.set_index(["agents", "configuration"])

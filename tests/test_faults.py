@@ -1,0 +1,165 @@
+"""What goes wrong in one turn is that turn's own: its session is as before, and its neighbours go on."""
+
+import copy
+import itertools
+
+import pytest
+from tiny import engine
+
+from minstate import OutOfPages, Sampling
+from minstate.grammar import Constraint
+from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
+from minstate.lab.faults import SEAMS, InjectedFault, faults
+from minstate.lab.small import small_engine
+from minstate.lab.soak import RATES, run, script, soak
+
+FREE = Sampling(ignore_eos=True)
+TOOL = {"name": "look", "parameters": {"type": "object", "properties": {"deep": {"type": "boolean"}}}}
+
+
+def nth(seam, number):
+    """`when` for `faults`: only call `number` at that seam fails, counted from 1."""
+    calls = itertools.count(1)
+    return lambda here: here == seam and next(calls) == number
+
+
+def alone(ids, count):
+    return engine().open().send(token_ids=ids, max_new_tokens=count, sampling=FREE).token_ids
+
+
+@pytest.mark.parametrize("kind", [None, NaiveEngine, PrefixReuseEngine])
+@pytest.mark.parametrize("number", [1, 2, 5])
+@pytest.mark.parametrize("seam", ["allocation", "forward", "sampling"])
+def test_a_fault_in_a_lone_turn_leaves_its_session_as_before(seam, number, kind):
+    e = engine(*[kind] if kind else [])
+    session = e.open()
+    session.send(token_ids=[5] * 9, max_new_tokens=3, sampling=FREE)
+    before, mark = session.token_ids, session.mark()
+    calls = itertools.count(1)
+    with (
+        faults(e, lambda here: here == seam and next(calls) >= number) as injected,  # once would be got over
+        pytest.raises((InjectedFault, OutOfPages), match="injected"),
+    ):
+        session.send(token_ids=[6] * 9, max_new_tokens=30, sampling=FREE)
+    e.check()
+    assert set(injected) == {seam} and session.token_ids == before and not session.running
+    whole = engine().open().send(token_ids=[*before, *[6] * 9], max_new_tokens=5, sampling=FREE)
+    assert session.send(token_ids=[6] * 9, max_new_tokens=5, sampling=FREE).token_ids == whole.token_ids
+    session.rollback(mark)
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_a_fault_in_sampling_ends_one_turn_and_no_other(number):
+    e = engine()
+    handles = [e.submit(e.open(), token_ids=[i] * 9, max_new_tokens=6, sampling=FREE) for i in (5, 6, 7)]
+    with faults(e, nth("sampling", number)):
+        while e.scheduler.running:
+            e.step()
+            e.check()
+    failed = [handle for handle in handles if handle.error]
+    assert len(failed) == 1 and failed[0].aborted and failed[0].session.token_ids == []
+    for handle, i in zip(handles, (5, 6, 7), strict=True):
+        assert handle in failed or handle.turn.token_ids == alone([i] * 9, 6)
+
+
+def test_a_step_returns_the_turns_that_it_ended_with_an_answer_or_with_an_error():
+    e = engine()
+    first, second = (e.submit(e.open(), token_ids=[i] * 9, max_new_tokens=1, sampling=FREE) for i in (5, 6))
+    with faults(e, nth("sampling", 1)):
+        assert e.step() == [first, second]
+    assert isinstance(first.error, InjectedFault) and first.turn is None
+    assert second.turn and second.error is None
+
+
+def test_a_pass_that_fails_once_is_tried_for_each_turn_alone_and_harms_nobody():
+    e = engine()
+    handles = [e.submit(e.open(), token_ids=[i] * 9, max_new_tokens=6, sampling=FREE) for i in (5, 6, 7)]
+    with faults(e, nth("forward", 3)) as injected:
+        e.run()
+    assert injected["forward"] == 1
+    assert [handle.turn.token_ids for handle in handles] == [alone([i] * 9, 6) for i in (5, 6, 7)]
+
+
+@pytest.mark.parametrize("speculation", [False, True])
+def test_a_turn_with_which_every_pass_fails_is_the_only_one_to_go(speculation):
+    marker = next(i for i in range(10, 200) if all(i not in alone([j] * 9, 6) for j in (5, 6)))
+    e = engine(speculation=speculation)
+    e.model = copy.copy(e.model)
+    forward = e.model.forward
+
+    def poisoned(batch, attend):
+        if marker in batch.token_ids.tolist():
+            raise ValueError("no such token")
+        return forward(batch, attend)
+
+    e.model.forward = poisoned
+    bad = e.open()
+    bad.send(token_ids=[8] * 6, max_new_tokens=2, sampling=FREE)
+    before = bad.token_ids
+    good = [e.submit(e.open(), token_ids=[i] * 9, max_new_tokens=6, sampling=FREE) for i in (5, 6)]
+    evil = e.submit(bad, token_ids=[9] * 5 + [marker], max_new_tokens=6, sampling=FREE)
+    e.cache.make_room(64)  # its history is computed again, in the pass that fails
+    while e.scheduler.running:
+        e.step()
+        e.check()
+    assert isinstance(evil.error, ValueError) and bad.token_ids == before and bad.resident <= len(before) - 1
+    assert [handle.turn.token_ids for handle in good] == [alone([i] * 9, 6) for i in (5, 6)]
+    expected = engine().open().send(token_ids=[*before, 9], max_new_tokens=4, sampling=FREE).token_ids
+    assert bad.send(token_ids=[9], max_new_tokens=4, sampling=FREE).token_ids == expected
+
+
+def test_a_fault_in_the_grammar_ends_the_constrained_turn_only():
+    e = small_engine()
+    plain = e.submit(e.open(), token_ids=[40] * 9, max_new_tokens=30, sampling=FREE)
+    call = e.submit(e.open(), token_ids=[41] * 9, max_new_tokens=99, tools=[TOOL], tool_choice="required")
+    whole, calls = Constraint.advance, itertools.count(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Constraint, "advance", lambda self, token: 1 / 0 if next(calls) == 4 else whole(self, token))
+        e.run()
+    e.check()
+    assert isinstance(call.error, ZeroDivisionError) and plain.turn
+    turn = call.session.send(token_ids=[41] * 9, max_new_tokens=99, tools=[TOOL], tool_choice="required")
+    assert turn.tool_calls[0].name == "look"
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_session_whose_file_cannot_be_written_or_read_is_as_before(number, tmp_path):
+    e = engine()
+    session = e.open()
+    session.send(token_ids=[5] * 9, max_new_tokens=3, sampling=FREE)
+    before, path = session.token_ids, tmp_path / "session"
+    with faults(e, nth("file", number)), pytest.raises(InjectedFault):
+        session.save(path)
+        e.load(path)
+    e.check()
+    assert session.token_ids == before and [*tmp_path.iterdir()] == ([] if number == 1 else [path])
+    session.save(path)
+    assert e.load(path).token_ids == before
+
+
+def test_when_nobody_has_a_page_the_last_turn_says_so_and_the_engine_goes_on():
+    e = engine()
+    handle = e.submit(e.open(), token_ids=[5] * 9, max_new_tokens=3, sampling=FREE)
+    with faults(e, lambda seam: seam == "allocation"):
+        assert e.run() == [handle]
+    assert isinstance(handle.error, OutOfPages)
+    e.check()
+    assert handle.session.send(token_ids=[5] * 9, max_new_tokens=3, sampling=FREE).token_ids == alone([5] * 9, 3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_soak_with_faults_says_what_the_undisturbed_run_says(seed):
+    outcome = soak(120, seed)
+    assert set(outcome.faults) == set(SEAMS) and outcome.failed and outcome.preempted and outcome.recomputed
+    assert outcome.accepted and {"fork", "rollback", "close", "expect", "file"} <= set(outcome.happenings)
+
+
+def test_a_soak_notices_a_page_that_is_lost_and_a_token_that_differs(monkeypatch):
+    rounds = script(40)
+    calm = run(rounds, small_engine(), {})
+    assert not calm.failed and not calm.faults and calm.lost_pages == 0
+    e = small_engine()
+    e.pool.allocator.release = lambda pages: None
+    with pytest.raises(AssertionError):
+        run(rounds, e, RATES)
+    assert run(rounds, small_engine(seed=1), {}).answers != calm.answers
