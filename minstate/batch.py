@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from minstate.errors import BrokenInvariant
@@ -85,14 +86,16 @@ class RaggedBatch:
                 sequence.table.truncate(start)
             raise
         widest = max(len(sequence.table.pages) for sequence, _ in work)
-        rows = [sequence.table.pages + [0] * (widest - len(sequence.table.pages)) for sequence, _ in work]
+        page_table = np.zeros((len(work), widest), dtype=np.int32)
+        for row, (sequence, _) in zip(page_table, work, strict=True):
+            row[: len(sequence.table.pages)] = sequence.table.pages
         return RaggedBatch(
             token_ids=torch.tensor(token_ids, dtype=torch.int64),
             positions=torch.tensor(positions, dtype=torch.int64),
             slots=torch.tensor(slots, dtype=torch.int64),
             query_start=torch.tensor(query_start, dtype=torch.int32),
             context_len=torch.tensor([sequence.kv_len for sequence, _ in work], dtype=torch.int32),
-            page_table=torch.tensor(rows, dtype=torch.int32),
+            page_table=torch.from_numpy(page_table),
             logit_rows=torch.tensor(logit_rows, dtype=torch.int64),
         )
 

@@ -62,7 +62,7 @@ class Watched:
     def end(self) -> pd.DataFrame:
         """The engine is as it was before."""
         del self.engine.step
-        self.engine.model.forward = self._forward
+        del self.engine.model.forward
         return pd.DataFrame(self.rows)
 
 
@@ -113,13 +113,13 @@ def bookkeeping(steps: pd.DataFrame) -> pd.DataFrame:
     return table.rename_axis("sequences in the batch").reset_index()
 
 
-def under_pressure(shares: tuple[float, ...] = (2.0, 1.0, 0.75, 0.5, 0.375, 0.25)) -> pd.DataFrame:
+def under_pressure(shares: tuple[float, ...] = (2.0, 1.0, 0.75, 0.5, 0.375, 0.25), teams: int = TEAMS) -> pd.DataFrame:
     """The same teams on pools of a share of what they hold at most: what is found again, and what is computed twice.
 
     Counts, on a modelled clock and without a model: the same on any machine. `share` is of the working set, all pages
     that are in use at once where nothing has to be evicted.
     """
-    traces = [wordless("planning", seed) for seed in range(TEAMS)]
+    traces = [wordless("planning", seed) for seed in range(teams)]
     rows = []
     working_set = None
     for share in (None, *shares):

@@ -1,0 +1,118 @@
+"""Traces are played side by side in their order, at their times, and say what they say alone."""
+
+import pytest
+
+from minstate.costs import CostTable
+from minstate.engine import Engine
+from minstate.lab.baseline import NaiveEngine
+from minstate.lab.bench.many_agents import Watched, bookkeeping, under_pressure
+from minstate.lab.play import ModelledClock, WallClock, play, wordless
+from minstate.lab.small import small_engine
+from minstate.lab.traces import Fork, Opening, Trace, TraceHeader, TraceTurn
+
+COSTS = CostTable((1, 64), (0, 10000), ((10.0, 73.0), (10.0, 73.0)))  # 9 ms and 1 ms a token
+SYSTEM = Opening(({"role": "system", "content": "sys"},))
+
+
+def turn(session, number, said="ok", delay_s=0.0, **more):
+    messages = ({"role": "user", "content": f"{session} {number}"},)
+    return TraceTurn(session, number, messages, {"role": "assistant", "content": said}, delay_s, **more)
+
+
+TEAM = Trace(
+    TraceHeader("team", {"main": SYSTEM}),
+    (
+        turn("main", 1, delay_s=1.0),
+        turn("a", 1, "aaaa", fork_of=Fork("main", 1)),
+        turn("b", 1, "bb", delay_s=5.0, fork_of=Fork("main", 1)),
+        turn("a", 2, delay_s=0.5),
+        turn("main", 2, delay_s=2.0, waits_for=("a", "b")),
+    ),
+)
+
+
+def played(kind=Engine, traces=(TEAM,), **options):
+    clock = ModelledClock(COSTS)
+    engine = small_engine(kind, clock=clock.now, num_pages=512)
+    rows = play(engine, traces, clock=clock, **options)
+    engine.check()
+    assert not engine.scheduler.running and all(session.closed for session in engine._sessions)
+    return rows
+
+
+def test_a_turn_is_due_when_its_tools_and_those_it_waits_for_are_done():
+    rows = played().set_index(["session", "turn"])
+    due, done = rows["due_s"], rows["done_s"]
+    assert due["main", 1] == 1.0
+    assert due["a", 1] == done["main", 1] and due["b", 1] == pytest.approx(done["main", 1] + 5)
+    assert due["a", 2] == pytest.approx(done["a", 1] + 0.5)
+    assert due["main", 2] == done["b", 1] > done["main", 1] + 2, "the slowest report, later than its own delay"
+    assert (rows["latency_s"] > 0).all() and (done >= due).all()
+
+
+def test_a_fork_begins_with_all_that_its_parent_knew():
+    rows = played().set_index(["session", "turn"])
+    assert rows.loc[("a", 1), "context"] == rows.loc[("b", 1), "context"] > 0
+    assert (rows["recomputed"] == 0).all() and rows.loc[("a", 1), "reused"] >= rows.loc[("a", 1), "context"]
+
+
+def test_teams_side_by_side_share_passes_and_say_what_each_says_alone():
+    alone, together = played(), played(traces=(TEAM, TEAM, TEAM))
+    for _, rows in together.groupby("team"):
+        said = rows.set_index(["session", "turn"])["token_ids"]
+        assert said.equals(alone.set_index(["session", "turn"])["token_ids"].reindex(said.index))
+    assert together["done_s"].max() < 1.5 * alone["done_s"].max()
+
+
+def test_modelled_time_is_the_same_every_time_and_pace_is_its_measure():
+    assert played()["done_s"].tolist() == played()["done_s"].tolist()
+    assert played(pace=0.0)["done_s"].max() < played(pace=0.1)["done_s"].max() < played()["done_s"].max()
+
+
+def test_the_clock_adds_what_the_cost_table_says():
+    one = Trace(TraceHeader("one", {"main": Opening()}), (turn("main", 1, "a"),))
+    rows = played(traces=(one,))
+    prompt = rows.loc[0, "delta"]
+    assert rows.loc[0, "done_s"] == pytest.approx((9 + prompt + (rows.loc[0, "generated"] - 1) * 10) / 1000)
+
+
+def test_naive_engines_play_the_same_trace_and_forward_more():
+    assert played(NaiveEngine)["forwarded"].sum() > 1.5 * played()["forwarded"].sum()
+
+
+def test_sessions_are_closed_when_a_turn_fails():
+    clock = ModelledClock(COSTS)
+    engine = small_engine(clock=clock.now, num_pages=4)
+    with pytest.raises(MemoryError):
+        play(engine, [TEAM], clock=clock)
+    engine.check()
+    assert all(session.closed for session in engine._sessions) and not engine.scheduler.running
+
+
+def test_on_a_wall_clock_nobody_is_served_before_it_asks():
+    rows = play(small_engine(num_pages=512), [TEAM], clock=WallClock(), pace=0.01)
+    assert (rows["done_s"] > rows["due_s"]).all() and rows["done_s"].max() > 0.05
+
+
+@pytest.mark.parametrize("name", ["agentic", "planning"])
+def test_a_trace_without_words_calls_tools_and_is_the_same_for_a_seed(name):
+    trace, again, other = wordless(name, 3), wordless(name, 3), wordless(name, 4)
+    assert trace.turns == again.turns != other.turns
+    assert all(one.output.get("tool_calls") or len(one.output["content"].split()) > 5 for one in trace.turns)
+
+
+def test_steps_are_watched_and_the_engine_is_left_as_it_was():
+    engine = small_engine()
+    watched = Watched(engine)
+    engine.open().send(token_ids=[5] * 9, max_new_tokens=4)
+    steps = watched.end()
+    assert len(steps) == engine.scheduler.steps and (steps["step_s"] > steps["forward_s"]).all()
+    assert engine.step.__func__ is Engine.step and not vars(engine.model).get("forward")
+    table = bookkeeping(steps.assign(configuration="stateful"))
+    assert table["steps"].sum() == len(steps) and 0 < table["share"].iloc[0] < 1
+
+
+def test_as_the_pool_shrinks_more_is_computed_again_and_nothing_fails():
+    rows = under_pressure((1.0, 0.6), teams=1).set_index(["share", "hints"])
+    assert rows.loc[(1.0, False), "recomputed"] == 0 and rows.loc[(1.0, False), "hit rate"] == 1
+    assert rows.loc[(0.6, False), "recomputed"] > 0 and rows.loc[(0.6, False), "hit rate"] < 1
