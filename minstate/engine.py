@@ -1,11 +1,9 @@
 """The engine owns model, pool and scheduler, and moves every turn on, one forward pass at a time."""
 
 import math
-import operator
 import threading
 import time
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -14,10 +12,9 @@ from pathlib import Path
 import torch
 
 from minstate import persistence
-from minstate.attention import TorchAttention
 from minstate.batch import RaggedBatch, Sequence
 from minstate.chat import Chat, Continuation, Transcript
-from minstate.costs import CostTable
+from minstate.checks import require_positive, valid_ids
 from minstate.errors import (
     BadMessage,
     BadValue,
@@ -29,23 +26,22 @@ from minstate.errors import (
     UnsupportedModel,
     UnsupportedSchema,
 )
+from minstate.forward import forward
 from minstate.grammar import Constraint, Grammars, call_opening, grammar_of
 from minstate.guard import entry
 from minstate.messages import Message, normalise_tools
-from minstate.model import Model, ModelConfig
+from minstate.model import Model
 from minstate.paged_kv import KVPool
 from minstate.prefix_cache import PrefixCache
-from minstate.prompt_lookup import NGRAM, Corpus
+from minstate.prompt_lookup import NGRAM, Corpora, Corpus
 from minstate.sampling import Sampling
 from minstate.scheduler import Request, Scheduler, Work
 from minstate.session import Session
 from minstate.speculation import GRAMMAR, Speculation, Speculator
 from minstate.turn import Handle, Turn
-from minstate.weights import find_model, read_config, read_tensors, read_tokenizer
+from minstate.weights import load_model
 
 GREEDY = Sampling()
-CORPORA = 64  # tenants whose replies are remembered, for drafts
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 class Engine:
@@ -74,10 +70,10 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ):
         for name, value in [("page_size", page_size), ("num_pages", num_pages), ("token_budget", token_budget)]:
-            _require_positive(name, value)
+            require_positive(name, value)
         self.model, self.tokenizer = model, tokenizer
         try:
-            self.eos_ids = frozenset(self._valid_ids(eos_ids, "eos_ids"))
+            self.eos_ids = frozenset(valid_ids(eos_ids, model.config.vocab_size, "eos_ids"))
         except BadMessage as error:
             raise BadValue(str(error)) from error
         config = model.config
@@ -92,8 +88,9 @@ class Engine:
         self.clock = clock
         self.cache = PrefixCache(self.pool, clock)
         self.prefix_cache = prefix_cache
-        self.scheduler = Scheduler(self.cache, token_budget, _speculation(speculation, model.dtype))
-        self._corpora: OrderedDict[str, Corpus] = OrderedDict()  # by tenant, the last used last
+        costs = "bfloat16" if model.dtype == torch.bfloat16 else "float32"
+        self.scheduler = Scheduler(self.cache, token_budget, Speculation.of(speculation, costs))
+        self._corpora = Corpora()
         self._handles: dict[Request, Handle] = {}
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._sessions_made = 0
@@ -113,15 +110,7 @@ class Engine:
 
         Raises `ModelNotFound`, `UnsupportedModel`, `DamagedWeights`, `BadValue`.
         """
-        if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise BadValue(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-        folder = find_model(name)
-        raw = read_config(folder)
-        config = ModelConfig.from_hf(raw)
-        model = Model(config, read_tensors(folder, DTYPES[dtype]))
-        tokenizer = read_tokenizer(folder)
-        eos = raw.get("eos_token_id")
-        eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        model, tokenizer, eos_ids = load_model(name, dtype)
         return cls(model, tokenizer, eos_ids=eos_ids, **settings)
 
     @cached_property
@@ -150,7 +139,8 @@ class Engine:
         tree = self.cache.tree
         self.cache.enter(sequence, tree.root(tenant) if self.prefix_cache else tree.private_root())
         if self.scheduler.speculation:
-            sequence.speculator = Speculator(self.scheduler.speculation, self._corpus(tenant))
+            corpus = self._corpora.of(tenant) if self.prefix_cache else Corpus()
+            sequence.speculator = Speculator(self.scheduler.speculation, corpus)
         if said.tools:
             with suppress(UnsupportedModel, UnsupportedSchema):  # whoever asks for a constraint will be told
                 self.grammars  # noqa: B018  takes most of a second, which should not be in a turn
@@ -221,14 +211,15 @@ class Engine:
         if session.engine is not self:
             raise EngineMisuse("the session belongs to another engine: submit it there")
         # Read before the session is looked at: an iterable may run any code, a turn of this session included.
-        token_ids = None if token_ids is None else self._valid_ids(token_ids, "token_ids")
+        vocabulary = self.model.config.vocab_size
+        token_ids = None if token_ids is None else valid_ids(token_ids, vocabulary, "token_ids")
         if isinstance(replay, str | Mapping):
             replay = self.chat.reply(replay)
-        replay = None if replay is None else tuple(self._valid_ids(replay, "replay"))
+        replay = None if replay is None else tuple(valid_ids(replay, vocabulary, "replay"))
         session.require_idle()
         if not isinstance(sampling, Sampling):
             raise BadValue(f"sampling must be a Sampling, not {type(sampling).__name__}")
-        _require_positive("max_new_tokens", max_new_tokens)
+        require_positive("max_new_tokens", max_new_tokens)
         if not isinstance(timeout_s, int | float) or not timeout_s > 0:
             raise BadValue(f"timeout_s must be a number of seconds above 0, not {timeout_s!r}")
         if replay is not None:
@@ -304,7 +295,9 @@ class Engine:
             if not work:
                 return late
             handles = [self._handles[part.request] for part in work]
-            turns = [self._hear(*each) for each in zip(handles, work, self._logits(work, batch), strict=True)]
+            rows = [(1 + len(part.draft)) * (part.request.remaining == 0) for part in work]
+            logits = forward(self.model, self.pool, batch, rows)
+            turns = [self._hear(*each) for each in zip(handles, work, logits, strict=True)]
             self.scheduler.settle(work)
             for handle, turn in zip(handles, turns, strict=True):
                 if handle.error:
@@ -385,14 +378,6 @@ class Engine:
             raise BadMessage("the first turn needs at least one token")
         return Continuation(len(log), ids, said.asked_in_ids() if ids or not said.messages else said)
 
-    def _corpus(self, tenant: str) -> Corpus:
-        if not self.prefix_cache:
-            return Corpus()
-        corpus = self._corpora[tenant] = self._corpora.pop(tenant, None) or Corpus()
-        if len(self._corpora) > CORPORA:
-            self._corpora.popitem(last=False)
-        return corpus
-
     def _constraint(self, replay, tools, tool_choice, response_format) -> Constraint | None:
         speculation = self.scheduler.speculation
         # A given output is not constrained, but the grammar may guess at it.
@@ -402,17 +387,6 @@ class Engine:
                 return self.grammars.constraint(tools, tool_choice, response_format)
         return None
 
-    def _valid_ids(self, ids: Iterable[int], what: str) -> list[int]:
-        vocabulary = self.model.config.vocab_size
-        try:
-            ids = [operator.index(i) for i in ids]
-        except TypeError as error:
-            raise BadMessage(f"{what} must be whole numbers: {error}") from error
-        for i in ids:
-            if not 0 <= i < vocabulary:
-                raise BadMessage(f"{what} contains {i}; the vocabulary has the ids 0 to {vocabulary - 1}")
-        return ids
-
     def _give_up_late(self) -> list[Handle]:
         now = self.clock()
         late = [handle for handle in self._handles.values() if now > handle.deadline]
@@ -421,24 +395,13 @@ class Engine:
             self._give_up(handle)
         return late
 
-    def _logits(self, work: list[Work], batch: RaggedBatch) -> list[torch.Tensor | Exception]:
-        """For each part: the logits `[1 + drafted, vocab]` if its log ends with it, or the exception that it meets."""
-        rows = [(1 + len(part.draft)) * (part.request.remaining == 0) for part in work]
-        try:
-            return list(self.model.forward(batch, TorchAttention(self.pool, batch)).split(rows))
-        except Exception as error:
-            if len(work) == 1:
-                return [error]
-            alone = (self._logits([part], batch.alone(place)) for place, part in enumerate(work))
-            return [logits for (logits,) in alone]
-
     def _hear(self, handle: Handle, part: Work, logits: torch.Tensor | Exception) -> Turn | None:
         """What the pass says to one turn; the turn, if that ends it. What goes wrong is the turn's `error`."""
         request, sequence = part.request, part.request.sequence
         if isinstance(logits, Exception):
             request.error = logits
         turn = None
-        self._account(part)
+        request.account(part.count, len(part.draft), self.model)
         if request.remaining == 0 and not request.error:
             try:
                 turn = handle.hear(logits, part.draft, self.tokenizer, self.eos_ids)
@@ -448,16 +411,6 @@ class Engine:
             sequence.table.truncate(min(sequence.kv_len, len(sequence.log) - 1))  # without the draft's rejected part
             self.cache.publish(sequence)
         return turn
-
-    def _account(self, work: Work) -> None:
-        config, request = self.model.config, work.request
-        context, drafted = request.sequence.kv_len, len(work.draft)
-        request.steps += 1
-        request.forwarded += work.count + drafted
-        request.flops += config.flops(
-            work.count + drafted, context, logit_rows=(1 + drafted) * (request.remaining == 0)
-        )
-        request.kv_bytes_read += context * config.kv_bytes_per_token(self.model.dtype)
 
     def _give_up(self, handle: Handle) -> None:
         """The turn ends without an answer, and its session is as before it."""
@@ -480,16 +433,3 @@ def _forget_unwritten(handle: Handle, computed: Mapping[Handle, int]) -> None:
     """A pass that failed may never have written the slots that were new in it."""
     table = handle.request.sequence.table
     table.truncate(min(computed[handle], table.length))
-
-
-def _speculation(wanted: bool | Speculation, dtype: torch.dtype) -> Speculation | None:
-    if isinstance(wanted, Speculation):
-        return wanted
-    if not isinstance(wanted, bool):
-        raise BadValue(f"speculation must be True, False or a Speculation, not {wanted!r}")
-    return Speculation(CostTable.default("bfloat16" if dtype == torch.bfloat16 else "float32")) if wanted else None
-
-
-def _require_positive(name: str, value) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise BadValue(f"{name} must be a whole number from 1 up, not {value!r}")

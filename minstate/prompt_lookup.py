@@ -4,6 +4,7 @@ A reply of an agent repeats what the context holds already: names of tools and f
 next tokens can be guessed without a second model: find where the last few tokens occurred before, and read on there.
 """
 
+from collections import OrderedDict
 from typing import NamedTuple
 
 from minstate.errors import BrokenInvariant
@@ -128,3 +129,19 @@ class Corpus:
         """At most `count` tokens from `position` on, to the end of the document."""
         tokens = self.tokens[position : position + count]
         return tokens[: tokens.index(END)] if END in tokens else tokens
+
+
+class Corpora:
+    """A corpus for each tenant: of the last `REMEMBERED` that opened a session."""
+
+    REMEMBERED = 64
+
+    def __init__(self):
+        self._by_tenant: OrderedDict[str, Corpus] = OrderedDict()  # the last used last
+
+    def of(self, tenant: str) -> Corpus:
+        """The tenant's own, which is empty if it is new, or was forgotten."""
+        corpus = self._by_tenant[tenant] = self._by_tenant.pop(tenant, None) or Corpus()
+        if len(self._by_tenant) > self.REMEMBERED:
+            self._by_tenant.popitem(last=False)
+        return corpus

@@ -21,6 +21,7 @@ from minstate.batch import Sequence
 from minstate.errors import OutOfPages
 from minstate.grammar import Constraint
 from minstate.messages import Messages
+from minstate.model import Model
 from minstate.prefix_cache import PrefixCache
 from minstate.sampling import Sampling
 from minstate.speculation import Allotment, Guess, Share, Speculation, Verdict, allot, settle
@@ -63,6 +64,14 @@ class Request:
     def remaining(self) -> int:
         """Tokens of the log that have still to be forwarded before the next one can be chosen."""
         return max(0, len(self.sequence.log) - self.sequence.kv_len)
+
+    def account(self, count: int, drafted: int, model: Model) -> None:
+        """It took part in a pass with so many tokens of its log, and guesses."""
+        context = self.sequence.kv_len
+        self.steps += 1
+        self.forwarded += count + drafted
+        self.flops += model.config.flops(count + drafted, context, logit_rows=(1 + drafted) * (self.remaining == 0))
+        self.kv_bytes_read += context * model.config.kv_bytes_per_token(model.dtype)
 
     def pages_soon(self, kv_len: int) -> int:
         """Free pages that it will take for its log and the next `GROWTH` tokens, if `kv_len` of these have K/V.

@@ -62,6 +62,15 @@ class Speculation:
         if not isinstance(self.sources, tuple) or not set(self.sources) <= set(SOURCES):
             raise BadValue(f"sources must be a tuple of some of {', '.join(SOURCES)}, not {self.sources!r}")
 
+    @classmethod
+    def of(cls, wanted: "bool | Speculation", costs: str) -> "Speculation | None":
+        """What `Engine(speculation=...)` asks for, by default with the table named `costs`. Raises `BadValue`."""
+        if isinstance(wanted, cls):
+            return wanted
+        if not isinstance(wanted, bool):
+            raise BadValue(f"speculation must be True, False or a Speculation, not {wanted!r}")
+        return cls(CostTable.default(costs)) if wanted else None
+
 
 class Guess(NamedTuple):
     """One token of a draft."""

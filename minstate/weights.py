@@ -11,8 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerFast
 
-from minstate.errors import DamagedWeights, ModelNotFound, UnsupportedModel
+from minstate.errors import BadValue, DamagedWeights, ModelNotFound, UnsupportedModel
+from minstate.model import Model, ModelConfig
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 
 WHERE_TO_GET_ONE = (
@@ -88,3 +90,17 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         return PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # a broken file raises whatever its parser raises
         raise DamagedWeights(f"{folder}: its tokenizer cannot be loaded ({error})") from error
+
+
+def load_model(name: str | Path | None, dtype: str) -> tuple[Model, PreTrainedTokenizerFast, list[int]]:
+    """A model by its name as for `find_model`, its tokenizer, and its end-of-sequence ids.
+
+    Raises `ModelNotFound`, `UnsupportedModel`, `DamagedWeights`, `BadValue`.
+    """
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise BadValue(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    folder = find_model(name)
+    raw = read_config(folder)
+    model = Model(ModelConfig.from_hf(raw), read_tensors(folder, DTYPES[dtype]))
+    eos = raw.get("eos_token_id")
+    return model, read_tokenizer(folder), eos if isinstance(eos, list) else [] if eos is None else [eos]
