@@ -32,8 +32,10 @@ def quotable() -> set[str]:
     turns = {f"{result('agentic_turns')['rows'][-1]['ratio']:.1f} ×"}
     files = [path.stem for path in (ROOT / "data" / "results").glob("peers_steps_*.json")]
     steps = {f"{row['median step_ms']:.0f} ms" for name in files for row in result(name)["rows"]}
+    files = [path.stem for path in (ROOT / "data" / "results").glob("peers_*_float32.json")]
+    totals = {f"{row['total s']:.0f} s" for name in files for row in result(name)["rows"] if "total s" in row}
     faster = {f"{row['times faster']:.1f} ×" for row in result("speculation")["rows"]}
-    return turns | steps | faster
+    return turns | steps | totals | faster
 
 
 def quoted(page: Path) -> list[str]:
@@ -56,6 +58,20 @@ def test_the_readme_quotes_the_right_ones():
         for name in ("minstate, stateful", "vllm, prefix caching", "openvino, prefix caching")
     )
     assert f"in {ours}; vLLM takes {vllm} and OpenVINO {openvino}" in text
+
+
+def test_the_readme_quotes_what_six_turns_take_elsewhere():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    total = {row["configuration"]: f"{row['total s']:.0f} s" for row in result("peers_agentic_float32")["rows"]}
+    assert (
+        f"take minstate {total['minstate, stateful']} (vLLM with prefix caching {total['vllm, prefix caching']}, "
+        f"OpenVINO {total['openvino, prefix caching']}, transformers and llama.cpp with their caches kept "
+        f"{total['transformers, cache kept']})"
+    ) in text and total["transformers, cache kept"] == total["llama_cpp, prefix kept"]
+    names = ["minstate, stateful and prompt lookup", "vllm, prefix caching and ngram"]
+    names += ["openvino, prefix caching and prompt lookup", "llama_cpp, prompt lookup"]
+    ours, vllm, openvino, llama_cpp = (total[name] for name in names)
+    assert f"on all sides {ours} (vLLM {vllm}, OpenVINO {openvino}, llama.cpp {llama_cpp})" in text
 
 
 def speculated(dtype: str, workload: str) -> dict:
