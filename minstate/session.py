@@ -1,6 +1,8 @@
 """One growing conversation, as its user sees it: a log that only grows, turns, and marks to go back to."""
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -67,19 +69,18 @@ class Session:
 
     def send(self, messages=None, **options) -> Turn:
         """Add `messages` and return the model's answer. Takes what `Engine.submit` takes, and raises what it raises."""
-        handle = self.engine.submit(self, messages, **options)
-        try:
+        with self._aborting():
+            handle = self.engine.submit(self, messages, **options)
             while not handle.done:
                 self.engine.step()
-        finally:
-            handle.abort()  # does nothing to a turn that is done
         if handle.error:
             raise handle.error
         return handle.turn
 
     def stream(self, messages=None, **options) -> "TokenStream":
         """As `send`, one token at a time. Leaving the stream early aborts the turn: the session is as before it."""
-        return TokenStream(self.engine.submit(self, messages, **options))
+        with self._aborting():
+            return TokenStream(self.engine.submit(self, messages, **options))
 
     def mark(self) -> Mark:
         """Remember the present end of the log."""
@@ -178,6 +179,17 @@ class Session:
             self.running.abort()
         if self._open.detach():
             self.engine.cache.release(self.sequence)
+
+    @contextmanager
+    def _aborting(self) -> Iterator[None]:
+        """If something is raised inside, the turn that began there is given up, even if nobody got its handle."""
+        before = self.running
+        try:
+            yield
+        except BaseException:
+            if self.running and self.running is not before:
+                self.running.abort()
+            raise
 
     def require_idle(self) -> None:
         """Raises `SessionClosed` or `SessionBusy` unless a turn may begin."""

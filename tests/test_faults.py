@@ -1,17 +1,25 @@
 """What goes wrong in one turn is that turn's own: its session is as before, and its neighbours go on."""
 
+import contextlib
 import copy
 import itertools
+import signal
 
 import pytest
 from tiny import engine
 
 from minstate import OutOfPages, Sampling
 from minstate.grammar import Constraint
+from minstate.guard import interrupted_later
 from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
 from minstate.lab.faults import SEAMS, InjectedFault, faults
 from minstate.lab.small import small_engine
 from minstate.lab.soak import RATES, run, script, soak
+from minstate.model import Model
+from minstate.paged_kv import PageTable
+from minstate.prefix_cache import PrefixCache
+from minstate.radix_tree import RadixTree
+from minstate.scheduler import Scheduler
 
 FREE = Sampling(ignore_eos=True)
 TOOL = {"name": "look", "parameters": {"type": "object", "properties": {"deep": {"type": "boolean"}}}}
@@ -120,6 +128,62 @@ def test_a_fault_in_the_grammar_ends_the_constrained_turn_only():
     assert isinstance(call.error, ZeroDivisionError) and plain.turn
     turn = call.session.send(token_ids=[41] * 9, max_new_tokens=99, tools=[TOOL], tool_choice="required")
     assert turn.tool_calls[0].name == "look"
+
+
+PLACES = {
+    "while a turn begins": (PrefixCache, "begin", 1),
+    "while it waits": (Scheduler, "submit", 1),
+    "between choosing and publishing": (PrefixCache, "publish", 4),
+    "while a page changes hands": (PageTable, "borrow", 2),
+    "in the model": (Model, "forward", 3),
+    "while a turn ends": (PrefixCache, "end", 1),
+    "while pages are evicted": (RadixTree, "trim", 1),
+    "in settling": (Scheduler, "settle", 3),
+}
+
+
+@pytest.mark.parametrize("how", ["send", "stream", "run"])
+@pytest.mark.parametrize("where", PLACES)
+def test_ctrl_c_never_leaves_bookkeeping_half_way(where, how, monkeypatch):
+    e = engine(num_pages=14)
+    e.open().send(token_ids=[9] * 20, max_new_tokens=8, sampling=FREE)  # something to evict
+    session = e.open()
+    session.send(token_ids=[5] * 5, max_new_tokens=3, sampling=FREE)
+    before = session.token_ids
+    cls, name, number = PLACES[where]
+    whole, calls = getattr(cls, name), itertools.count(1)
+
+    def pressed(*args, **options):
+        if next(calls) == number:
+            signal.raise_signal(signal.SIGINT)
+        return whole(*args, **options)
+
+    ask = {"token_ids": [6] * 9, "max_new_tokens": 20, "sampling": FREE}
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(cls, name, pressed)
+        if how == "run":
+            e.submit(session, **ask)
+            e.run()
+        else:
+            list(getattr(session, how)(**ask))
+    assert next(calls) > number, "it was pressed"
+    e.check()
+    expected = engine().open().send(token_ids=[*before, *[6] * 9], max_new_tokens=20, sampling=FREE).token_ids
+    if how != "run" and len(session.token_ids) == len(before):
+        assert session.token_ids == before and not session.running
+        assert session.send(**ask).token_ids == expected
+    e.run()  # turns that nobody has given up go on
+    if len(session.token_ids) > len(before):
+        assert tuple(session.token_ids[len(before) + 9 :]) == expected
+    e.check()
+
+
+def test_ctrl_c_pressed_twice_is_heard_at_once():
+    with pytest.raises(KeyboardInterrupt), interrupted_later():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the second was not heard")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("number", [1, 2])
