@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from minstate import persistence
+from minstate.attention import TorchAttention
 from minstate.batch import RaggedBatch, Sequence
 from minstate.chat import Chat, Continuation, Transcript
 from minstate.checks import require_positive, valid_ids
@@ -26,7 +27,7 @@ from minstate.errors import (
     UnsupportedModel,
     UnsupportedSchema,
 )
-from minstate.forward import forward
+from minstate.forward import forward, gpu_runner
 from minstate.grammar import Constraint, Grammars, call_opening, grammar_of
 from minstate.guard import entry
 from minstate.messages import Message, normalise_tools
@@ -84,7 +85,9 @@ class Engine:
             num_pages=num_pages,
             page_size=page_size,
             dtype=model.dtype,
+            device=model.device,
         )
+        self._gpu = gpu_runner(model, self.pool) if model.device.type == "cuda" else None
         self.clock = clock
         self.cache = PrefixCache(self.pool, clock)
         self.prefix_cache = prefix_cache
@@ -102,15 +105,18 @@ class Engine:
         self.forgotten: list[Sequence] = []  # of sessions that became garbage, which may happen at any moment
 
     @classmethod
-    def from_pretrained(cls, name: str | Path | None = None, *, dtype: str = "float32", **settings) -> "Engine":
+    def from_pretrained(
+        cls, name: str | Path | None = None, *, dtype: str | None = None, device: str = "cpu", **settings
+    ) -> "Engine":
         """Load a model: a Hugging Face folder, a Hub id, or by default `MINSTATE_MODEL` or the fetched SmolLM2.
 
-        dtype     "float32", "bfloat16" or "float64"
+        dtype     "float32", "bfloat16" or "float64"; by default float32 on a CPU, bfloat16 on a GPU
+        device    "cpu", or "cuda": model and K/V are on the GPU, and the kernels in `kernels/` compute
         settings  page_size, num_pages, token_budget, prefix_cache, speculation, as for `Engine`
 
         Raises `ModelNotFound`, `UnsupportedModel`, `DamagedWeights`, `BadValue`.
         """
-        model, tokenizer, eos_ids = load_model(name, dtype)
+        model, tokenizer, eos_ids = load_model(name, dtype, device)
         return cls(model, tokenizer, eos_ids=eos_ids, **settings)
 
     @cached_property
@@ -296,7 +302,7 @@ class Engine:
                 return late
             handles = [self._handles[part.request] for part in work]
             rows = [(1 + len(part.draft)) * (part.request.remaining == 0) for part in work]
-            logits = forward(self.model, self.pool, batch, rows)
+            logits = forward(self._logits, batch, rows)
             turns = [self._hear(*each) for each in zip(handles, work, logits, strict=True)]
             self.scheduler.settle(work)
             for handle, turn in zip(handles, turns, strict=True):
@@ -394,6 +400,12 @@ class Engine:
             handle.request.error = TurnTimeout("the turn took longer than its timeout_s; its session is as before it")
             self._give_up(handle)
         return late
+
+    def _logits(self, batch: RaggedBatch) -> torch.Tensor:
+        """Logits `[R, vocab]` of the batch, in the host's memory: whoever samples reads them there."""
+        if self._gpu:
+            return self._gpu.logits(batch).cpu()
+        return self.model.forward(batch, TorchAttention(self.pool, batch))
 
     def _hear(self, handle: Handle, part: Work, logits: torch.Tensor | Exception) -> Turn | None:
         """What the pass says to one turn; the turn, if that ends it. What goes wrong is the turn's `error`."""

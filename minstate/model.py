@@ -204,7 +204,7 @@ class Model:
                 raise DamagedWeights(f"{name} is {list(tensors[name].shape)}, the configuration says {list(shape)}")
         self.config = config
         self.embedding = tensors["model.embed_tokens.weight"]
-        self.dtype = self.embedding.dtype
+        self.dtype, self.device = self.embedding.dtype, self.embedding.device
         self.layers = [Layer.of(config, tensors, i) for i in range(config.num_layers)]
         self.norm = tensors["model.norm.weight"]
         self.lm_head = Linear([self.embedding if config.tied_embeddings else tensors["lm_head.weight"]])

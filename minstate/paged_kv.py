@@ -110,13 +110,14 @@ class KVPool:
         num_pages: int,
         page_size: int,
         dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ):
         if page_size < 1:
             raise BadValue(f"page_size must be at least 1 token, not {page_size}")
         shape = (num_layers, 2, num_kv_heads, max(0, num_pages) * page_size, head_dim)
         try:
             # Not zeroed: the operating system lends memory only for what is written. Nothing unwritten is ever read.
-            self.kv = torch.empty(shape, dtype=dtype)
+            self.kv = torch.empty(shape, dtype=dtype, device=device)
         except RuntimeError as error:
             size = math.prod(shape) * dtype.itemsize / 1e9
             raise OutOfPages(f"no {size:,.0f} GB for {num_pages} KV pages: build the engine with fewer") from error

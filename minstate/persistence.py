@@ -36,7 +36,7 @@ def write(
     path: Path, model: Model, pool: KVPool, slots: list[int], log: list[int], said: Transcript, seeds: dict
 ) -> None:
     """Write a session whose first `len(slots)` tokens have K/V in these slots. Raises OSError."""
-    tensors = {"log": torch.tensor(log, dtype=torch.int32), "kv": pool.kv[:, :, :, slots].contiguous()}
+    tensors = {"log": torch.tensor(log, dtype=torch.int32), "kv": pool.kv[:, :, :, slots].contiguous().cpu()}
     header = {
         "format": FORMAT,
         "model": fingerprint(model),
@@ -91,4 +91,4 @@ def _checksum(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> str:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return tensor.contiguous().view(torch.uint8).numpy().data
+    return tensor.contiguous().cpu().view(torch.uint8).numpy().data

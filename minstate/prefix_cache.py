@@ -11,14 +11,17 @@
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import torch
 
 from minstate.batch import Sequence
-from minstate.errors import BrokenInvariant
+from minstate.errors import BrokenInvariant, OutOfPages
+from minstate.eviction_order import EvictionOrder
 from minstate.paged_kv import KVPool
-from minstate.radix_tree import Head, Node, RadixTree
+from minstate.radix_tree import Head, Node, RadixTree, Rank
 
 
 class PrefixCache:
@@ -26,8 +29,8 @@ class PrefixCache:
 
     def __init__(self, pool: KVPool, clock: Callable[[], float] = time.monotonic):
         self.pool, self.tree, self._clock = pool, RadixTree(pool.allocator, pool.page_size), clock
-        self._expected: dict[Sequence, float] = {}  # idle, and when its next turn is expected
-        self._tails: dict[Sequence, int] = {}  # idle, with private pages: when last used, in that order
+        self._expected: EvictionOrder[Sequence, float] = EvictionOrder()  # idle; by when its next turn is expected
+        self._tails: EvictionOrder[Sequence, Rank] = EvictionOrder()  # idle, with private pages
         self._active: set[Sequence] = set()  # in a running turn
         pool.allocator.reclaim = self.make_room
 
@@ -39,8 +42,8 @@ class PrefixCache:
     def begin(self, sequence: Sequence) -> None:
         """A turn begins: find again what the sequence had, and what the tree has of its log besides, and lock it."""
         self.refresh(sequence)
-        self._tails.pop(sequence, None)
-        self._expected.pop(sequence, None)
+        self._tails.remove(sequence)
+        self._unexpect(sequence)
         self._active.add(sequence)
         sequence.node = self.tree.lock(sequence.node, sequence.table.borrowed_tokens)
         self._borrow_pages(sequence)
@@ -79,17 +82,20 @@ class PrefixCache:
         return max(sequence.kv_len, found.at)
 
     def rollback(self, sequence: Sequence, length: int) -> None:
-        """Cut an idle sequence's log to `length` tokens."""
+        """Cut an idle sequence's log to `length` tokens. It is still expected back, if it was."""
         self.refresh(sequence)
+        when = self._unexpect(sequence)
         sequence.truncate(length)
         self._rest(sequence)
+        if when is not None:
+            self._expect(sequence, when)
 
     def fill(self, sequence: Sequence, kv: torch.Tensor) -> None:
         """An idle sequence gets the K/V of its log's beginning, `[layers, 2, H_kv, tokens, D]`, from outside the pool.
 
         What others have of it already is shared. Raises `OutOfPages`; the sequence then has none.
         """
-        tokens = kv.shape[3]
+        kv, tokens = kv.to(self.pool.kv.device), kv.shape[3]
         self.begin(sequence)
         try:
             known = sequence.kv_len
@@ -115,8 +121,8 @@ class PrefixCache:
     def release(self, sequence: Sequence) -> None:
         """The idle sequence will not come back: give up its tail, and a private root that nobody else uses."""
         self.refresh(sequence)
-        self._tails.pop(sequence, None)
-        self._expected.pop(sequence, None)
+        self._tails.remove(sequence)
+        self._unexpect(sequence)
         sequence.table.truncate(0)
         self.tree.leave(sequence.root)
 
@@ -130,7 +136,7 @@ class PrefixCache:
         """Idle sequences that share the tail of this one, which would have to copy it, give it up."""
         tail = set(sequence.table.own_pages)
         for idle in [idle for idle in self._tails if tail & set(idle.table.own_pages)]:
-            del self._tails[idle]
+            self._tails.remove(idle)
             idle.table.truncate(idle.table.borrowed_tokens)
 
     def resident(self, sequence: Sequence) -> int:
@@ -144,12 +150,14 @@ class PrefixCache:
         before = sequence.table.borrowed_tokens
         sequence.node, at = self.tree.climb(sequence.node, before)
         if at < before:
-            self._tails.pop(sequence, None)
+            self._tails.remove(sequence)
             sequence.table.truncate(at)
 
     def expect(self, sequence: Sequence, seconds: float) -> None:
         """The idle sequence's next turn is said to come in so many seconds: others lose their pages first."""
-        self._expected[sequence] = self._clock() + seconds
+        self.refresh(sequence)
+        self._unexpect(sequence)
+        self._expect(sequence, self._clock() + seconds)
 
     def make_room(self, count: int) -> None:
         """Free `count` pages, or what can be had: idle tails and leaves of the tree, the least recently used first.
@@ -159,21 +167,14 @@ class PrefixCache:
         """
         allocator = self.pool.allocator
         target = allocator.num_free + count
-        now = self._clock() if self._expected else 0.0
-        self._expected = {sequence: when for sequence, when in self._expected.items() if when >= now}
-        spared = sorted(self._expected, key=self._expected.get)
+        self._give_up_late()
         while allocator.num_free < target:
-            nodes = {self.tree.climb(sequence.node, sequence.table.borrowed_tokens)[0] for sequence in spared}
-            leaf = self.tree.oldest(nodes)
-            tails = ((idle, used) for idle, used in self._tails.items() if idle not in spared)
-            idle, used = next(tails, (None, 0))
-            if idle and (leaf is None or used < leaf.last_used):
-                del self._tails[idle]
+            leaf, idle = self.tree.oldest(), self._tails.first()
+            if idle and (leaf is None or self._tails.rank(idle) <= leaf.rank):  # a tail goes before what it hangs on
+                self._tails.remove(idle)
                 idle.table.truncate(idle.table.borrowed_tokens)
             elif leaf:
                 self.tree.trim(leaf, target - allocator.num_free)
-            elif spared:
-                spared.pop()
             else:
                 return
 
@@ -192,6 +193,7 @@ class PrefixCache:
         owned = [node.pages for node in self.tree.nodes()]
         self.pool.allocator.check([*owned, *(sequence.table.own_pages for sequence in sequences)])
         self._check_tails(set(sequences) - running)
+        self._check_expected(set(sequences) - running)
         for sequence in sequences:
             node, at = self.tree.climb(sequence.node, sequence.table.borrowed_tokens)
             if sequence in running and (node is not sequence.node or at != node.end):
@@ -201,12 +203,27 @@ class PrefixCache:
     def _check_tails(self, idle: set[Sequence]) -> None:
         if set(self._tails) != {sequence for sequence in idle if sequence.table.own_pages}:
             raise BrokenInvariant("the tails that can be reclaimed are not those of idle sequences")
-        if list(self._tails.values()) != sorted(self._tails.values()):
-            raise BrokenInvariant("the tails are not in the order of their last use")
+        for sequence in self._tails:
+            when, rank = self._expected.rank(sequence), self._tails.rank(sequence)
+            if rank > sequence.node.rank or rank[0] != (when is not None) or (rank[0] and rank[1] != -when):
+                raise BrokenInvariant("a tail would not be evicted in its turn, before the pages that it hangs on")
         if any(
             len(sequence.table.own_pages) > 1 or sequence.kv_len % self.pool.page_size == 0 for sequence in self._tails
         ):
             raise BrokenInvariant("an idle sequence keeps full pages to itself")
+
+    def _check_expected(self, idle: set[Sequence]) -> None:
+        """Each expectation is entered once, at the node where what is left of its sequence ends."""
+        if not set(self._expected) <= idle:
+            raise BrokenInvariant("a sequence is expected back that is running, or closed")
+        times = defaultdict(list)
+        for sequence in self._expected:
+            node, at = self.tree.climb(sequence.node, sequence.table.borrowed_tokens)
+            times[node].append(self._expected.rank(sequence))
+            if at != node.end:
+                raise BrokenInvariant(f"{node} is spared for somebody who does not need its end")
+        if any(node.expected != sorted(times[node]) for node in self.tree.nodes()):
+            raise BrokenInvariant("nodes are spared for others than those who are expected")
 
     def _check_path(self, sequence: Sequence, node: Node, at: int) -> None:
         """Tokens and pages on the way down to (node, at) are the sequence's, position by position."""
@@ -231,8 +248,9 @@ class PrefixCache:
             self.make_room(table.pages_needed(gain) - self.pool.allocator.num_free)
             head, gain = self._find_head(sequence)  # if there was nothing else to evict, it has gone all the same
         if gain > 0:
-            table.append(gain)
-            self.pool.copy_page(head.page, table.pages[-1])
+            with suppress(OutOfPages):  # then it is computed
+                table.append(gain)
+                self.pool.copy_page(head.page, table.pages[-1])
 
     def _find_head(self, sequence: Sequence) -> tuple[Head | None, int]:
         """The page to copy, and how many tokens more than our own it has."""
@@ -241,9 +259,37 @@ class PrefixCache:
         return head, at + head.count - sequence.kv_len if head else 0
 
     def _rest(self, sequence: Sequence) -> None:
-        """The sequence is idle from now on. Its tail is a little older than its node, hence goes before it."""
+        """The sequence is idle from now on."""
         self.refresh(sequence)
-        self._tails.pop(sequence, None)
-        if sequence.table.own_pages:
-            self._tails[sequence] = self.tree.touch(sequence.node)
+        sequence.node = self.tree.ending_at(sequence.node, sequence.table.borrowed_tokens)
         self.tree.touch(sequence.node)
+        self._rank_tail(sequence)
+
+    def _rank_tail(self, sequence: Sequence) -> None:
+        """An idle sequence's tail has the rank of the node behind which it goes on: see `make_room`."""
+        when = self._expected.rank(sequence)
+        if sequence.table.own_pages:
+            self._tails.put(sequence, (False, sequence.node.last_used) if when is None else (True, -when))
+        else:
+            self._tails.remove(sequence)
+
+    def _expect(self, sequence: Sequence, when: float) -> None:
+        sequence.node = self.tree.ending_at(sequence.node, sequence.table.borrowed_tokens)
+        self.tree.expect(sequence.node, when)
+        self._expected.put(sequence, when)
+        self._rank_tail(sequence)
+
+    def _unexpect(self, sequence: Sequence) -> float | None:
+        """The idle sequence's expectation counts no more. Returns when it was for, if there was one."""
+        when = self._expected.remove(sequence)
+        if when is not None:
+            self.tree.unexpect(self.tree.climb(sequence.node, sequence.table.borrowed_tokens)[0], when)
+            if sequence in self._tails:
+                self._rank_tail(sequence)
+        return when
+
+    def _give_up_late(self) -> None:
+        """Who did not come when expected is as all others."""
+        now = self._clock() if self._expected else 0.0
+        while (late := self._expected.first()) and self._expected.rank(late) < now:
+            self._unexpect(late)

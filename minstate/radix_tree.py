@@ -5,29 +5,31 @@ whole pages; siblings differ in their first page. A place in the tree is a pair 
 a page boundary with `node.start < at <= node.end`, or the root itself with `at = 0`.
 
 The tree owns its pages once, however many sessions read them. A running turn locks its place, and with it the path
-above; everything else may be evicted, from the ends of leaves, the least recently used first. An evicted node is
-marked `dead` and keeps its parent, so whoever remembers a place climbs to what is left of it. A split keeps the old
-object as the *lower* half: a live node therefore implies a live path.
+above; everything else may be evicted, from the ends of leaves: the least recently used first, and after them those to
+which somebody is expected back, the latest first. An evicted node is marked `dead` and keeps its parent, so whoever
+remembers a place climbs to what is left of it. A split keeps the old object as the *lower* half: a live node therefore
+implies a live path.
 
-Plain integers and bytes, no tensors and no clock. `nodes_visited` and `tokens_compared` count the work.
+Plain numbers and bytes, no tensors and no clock. `nodes_visited` and `tokens_compared` count the work.
 """
 
-import heapq
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from sys import byteorder
 from typing import TYPE_CHECKING, NamedTuple
 
 from minstate.errors import BrokenInvariant
+from minstate.eviction_order import EvictionOrder
 
 if TYPE_CHECKING:  # its module imports torch
     from minstate.paged_kv import PageAllocator
 
 TOKEN_BYTES = 4
+Rank = tuple[bool, float]  # the lower goes first: False and when last used, or True and minus when expected to be used
 
 
 @dataclass(eq=False, slots=True)
@@ -41,13 +43,17 @@ class Node:
     last_used: int  # in ticks of the tree
     children: list["Node"] = field(default_factory=list)  # sorted by key
     locks: int = 0  # by running turns that end here, plus one for each child that has any
-    queued: bool = False  # has an entry in the tree's heap
+    expected: list[float] = field(default_factory=list)  # sorted times at which somebody comes back to its end
     trimmed: bool = False  # has lost pages at its end
     dead: bool = False  # has lost all
 
     @property
     def end(self) -> int:
         return self.start + len(self.key) // TOKEN_BYTES
+
+    @property
+    def rank(self) -> Rank:
+        return (True, -self.expected[0]) if self.expected else (False, self.last_used)
 
     def __repr__(self) -> str:
         state = "dead" if self.dead else f"{self.locks} locks" if self.locks else "evictable"
@@ -81,8 +87,8 @@ class RadixTree:
         self.num_pages = 0  # owned by the tree
         self.num_locked = 0  # of these, out of reach for eviction
         self.nodes_visited = self.tokens_compared = 0
-        self._heap: list[tuple[int, int, Node]] = []  # every evictable leaf; the time may be older than its `last_used`
-        self._ticks = self._pushed = 0
+        self._heap: EvictionOrder[Node, Rank] = EvictionOrder()  # every leaf that can be evicted
+        self._ticks = 0
 
     # Roots.
 
@@ -114,18 +120,16 @@ class RadixTree:
     def match(self, node: Node, log: list[int], stop: int) -> Place:
         """From the end of `node`, where `log` is known to agree, go down as far as whole pages of `log[:stop]` do."""
         at, pages = node.end, []
-        want, done, page = _encode(log[at:stop]), 0, self.page_size * TOKEN_BYTES
-        while at == node.end and len(want) - done >= page:
-            first = want[done : done + page]
+        while at == node.end and stop - at >= self.page_size:
+            first = _encode(log[at : at + self.page_size])  # of a long log that goes no further, no more is looked at
             where = _place_of(first, node)
             if where == len(node.children) or not node.children[where].key.startswith(first):
                 break
             node = node.children[where]
             self.nodes_visited += 1
-            count = self._common(node.key, want[done : done + len(node.key)]) // self.page_size
+            count = self._common(node.key, _encode(log[at : min(stop, node.end)])) // self.page_size
             pages += node.pages[:count]
             at += count * self.page_size
-            done += count * page
         return Place(node, at, pages)
 
     def head(self, node: Node, tokens: list[int]) -> Head | None:
@@ -166,7 +170,7 @@ class RadixTree:
         end = found.at + len(new) * self.page_size
         key = _encode(log[found.at : end])
         self.num_pages += len(new)
-        only_ours = node.parent and not node.children and node.locks == 1
+        only_ours = node.parent and not node.children and node.locks == 1 and not node.expected
         if only_ours and not node.trimmed:
             node.key += key
             node.pages += new
@@ -179,12 +183,13 @@ class RadixTree:
 
     def lock(self, node: Node, at: int) -> Node:
         """Keep everything down to the place (node, at) from being evicted. Returns the node that ends there."""
-        locked = node = self._split(node, at) if at < node.end else node
+        locked = node = self.ending_at(node, at)
         while node:
             node.locks += 1
             if node.locks > 1:
                 break
             self.num_locked += len(node.pages)
+            self._queue(node)
             node = node.parent
         return locked
 
@@ -207,7 +212,12 @@ class RadixTree:
     def touch(self, node: Node) -> int:
         """`node` is in use now. Returns the time, in ticks."""
         node.last_used = self._tick()
+        self._queue(node)
         return node.last_used
+
+    def ending_at(self, node: Node, at: int) -> Node:
+        """The node that ends at the place (node, at): what concerns that place and not what lies behind it."""
+        return self._split(node, at) if at < node.end else node
 
     # Evicting.
 
@@ -215,24 +225,22 @@ class RadixTree:
     def num_evictable(self) -> int:
         return self.num_pages - self.num_locked
 
-    def oldest(self, spared: Collection[Node] = ()) -> Node | None:
-        """The evictable leaf that was not used for longest, but for those in `spared`."""
-        passed, found = [], None
-        while self._heap and not found:
-            time, _, node = self._heap[0]
-            current = time == node.last_used and _evictable(node)
-            if current and node not in spared:
-                found = node
-                continue
-            entry = heapq.heappop(self._heap)
-            if current:
-                passed.append(entry)
-            else:
-                node.queued = False
-                self._queue(node)
-        for entry in passed:
-            heapq.heappush(self._heap, entry)
-        return found
+    def expect(self, node: Node, when: float) -> None:
+        """Somebody will come back to the end of `node`: spare it, and so all above it, while there is anything else.
+
+        It is not extended in place meanwhile: what others put behind it is not what is expected to be used.
+        """
+        insort(node.expected, when)
+        self._queue(node)
+
+    def unexpect(self, node: Node, when: float) -> None:
+        """Take back one `expect` of this node, or of one below it that has died."""
+        del node.expected[bisect_left(node.expected, when)]
+        self._queue(node)
+
+    def oldest(self) -> Node | None:
+        """The leaf to evict from: of those unexpected the least recently used, else the one whose user comes last."""
+        return self._heap.first()
 
     def trim(self, leaf: Node, count: int) -> None:
         """Evict up to `count` pages from the end of `leaf`, which `oldest` returned.
@@ -244,11 +252,14 @@ class RadixTree:
         if not keep:
             del parent.children[_place_of(leaf.key, parent)]
             parent.last_used = max(parent.last_used, leaf.last_used)  # using a node uses the path to it
+            for when in leaf.expected:
+                insort(parent.expected, when)
             self._queue(parent)
             self._forget_if_empty(parent)
         evicted = leaf.pages[keep:]
         del leaf.pages[keep:], leaf.key[keep * self.page_size * TOKEN_BYTES :]
         leaf.trimmed, leaf.dead = True, not keep
+        self._queue(leaf)
         self.num_pages -= len(evicted)
         self.allocator.release(evicted)
 
@@ -265,7 +276,6 @@ class RadixTree:
     def check(self, locked: Iterable[Node]) -> None:
         """Recount everything, given the node of each running turn. Raises `BrokenInvariant`."""
         nodes, direct = list(self.nodes()), Counter(locked)
-        queued = {node: time for time, _, node in self._heap}
         for node in nodes:
             firsts = [bytes(child.key[: self.page_size * TOKEN_BYTES]) for child in node.children]
             for holds, what in [
@@ -275,13 +285,13 @@ class RadixTree:
                 (firsts == sorted(set(firsts)), "has children out of order, or with the same first page"),
                 (all(child.parent is node and child.start == node.end for child in node.children), "has odd children"),
                 (node.locks == direct[node] + sum(child.locks > 0 for child in node.children), "has odd locks"),
-                (node.queued == (node in queued), "is in the heap, or not, and does not know"),
-                (not _evictable(node) or queued.get(node, node.last_used + 1) <= node.last_used, "cannot be evicted"),
+                (node.expected == sorted(node.expected), "has expectations out of order"),
+                (self._heap.rank(node) == (node.rank if _evictable(node) else None), "would be evicted out of order"),
             ]:
                 if not holds:
                     raise BrokenInvariant(f"{node} {what}")
-        if len(queued) != len(self._heap):
-            raise BrokenInvariant("a node is in the heap twice")
+        if not set(self._heap) <= set(nodes):
+            raise BrokenInvariant("a node that could be evicted is not in the tree")
         if not direct.keys() <= set(nodes):
             raise BrokenInvariant("a running turn's node is not in the tree")
         counts = sum(len(node.pages) for node in nodes), sum(len(node.pages) for node in nodes if node.locks)
@@ -316,10 +326,11 @@ class RadixTree:
         return upper
 
     def _queue(self, node: Node) -> None:
-        if _evictable(node) and not node.queued:
-            self._pushed += 1  # breaks ties, so that nodes are never compared
-            heapq.heappush(self._heap, (node.last_used, self._pushed, node))
-            node.queued = True
+        """Its rank may have changed, or whether it can be evicted at all."""
+        if _evictable(node):
+            self._heap.put(node, node.rank)
+        else:
+            self._heap.remove(node)
 
     def _drop(self, root: Node) -> None:
         waiting = [root]
@@ -329,8 +340,7 @@ class RadixTree:
             self.num_pages -= len(node.pages)
             self.allocator.release(node.pages)
             node.dead, node.key, node.pages, node.children = True, bytearray(), [], []
-        self._heap = [entry for entry in self._heap if not entry[2].dead]
-        heapq.heapify(self._heap)
+            self._queue(node)
 
     def _forget_if_empty(self, root: Node) -> None:
         if not root.children and self.users.get(root) == 0:

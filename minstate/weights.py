@@ -92,15 +92,25 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         raise DamagedWeights(f"{folder}: its tokenizer cannot be loaded ({error})") from error
 
 
-def load_model(name: str | Path | None, dtype: str) -> tuple[Model, PreTrainedTokenizerFast, list[int]]:
+def load_model(
+    name: str | Path | None, dtype: str | None, device: str
+) -> tuple[Model, PreTrainedTokenizerFast, list[int]]:
     """A model by its name as for `find_model`, its tokenizer, and its end-of-sequence ids.
+
+    `dtype` None is float32 on a CPU, bfloat16 on a GPU.
 
     Raises `ModelNotFound`, `UnsupportedModel`, `DamagedWeights`, `BadValue`.
     """
+    if device not in ("cpu", "cuda"):
+        raise BadValue(f"device must be 'cpu' or 'cuda', not {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BadValue("device='cuda' needs an NVIDIA GPU and a torch that can use it; this one finds none")
+    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise BadValue(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     folder = find_model(name)
     raw = read_config(folder)
-    model = Model(ModelConfig.from_hf(raw), read_tensors(folder, DTYPES[dtype]))
+    tensors = {name: tensor.to(device) for name, tensor in read_tensors(folder, DTYPES[dtype]).items()}
+    model = Model(ModelConfig.from_hf(raw), tensors)
     eos = raw.get("eos_token_id")
     return model, read_tokenizer(folder), eos if isinstance(eos, list) else [] if eos is None else [eos]

@@ -11,7 +11,7 @@ class Mute:
     """In the place of a `Model`: what it says is nothing in particular, so turns must be replayed."""
 
     def __init__(self, config: ModelConfig):
-        self.config, self.dtype = config, torch.float32
+        self.config, self.dtype, self.device = config, torch.float32, torch.device("cpu")
 
     def forward(self, batch, attend) -> torch.Tensor:
         """Logits `[R, vocab]`, all zero."""

@@ -15,6 +15,7 @@ from minstate.lab.bench.paged_decode import paged_decode
 from minstate.lab.bench.peers import peers
 from minstate.lab.bench.prompt_lookup import prompt_lookup
 from minstate.lab.bench.radix_tree import radix_tree
+from minstate.lab.bench.simulate import simulate
 from minstate.lab.bench.speculation import speculation
 from minstate.lab.measure import machine
 
@@ -28,6 +29,7 @@ BENCHMARKS = {
         peers,
         prompt_lookup,
         radix_tree,
+        simulate,
         speculation,
     )
 }
