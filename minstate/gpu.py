@@ -24,7 +24,7 @@ from minstate_kernels.append_kv import append_kv
 from minstate_kernels.paged_attention import paged_attention
 from minstate_kernels.rms_norm import rms_norm
 from minstate_kernels.silu_mul import silu_mul
-from minstate_kernels.tiles import split_count, tile_sizes
+from minstate_kernels.tiles import busy_programs, split_count
 
 MOST_TOKENS = 256  # of a batch that runs as a graph: beyond, arithmetic takes longer than starting it
 MOST_GRAPHS = 32
@@ -46,9 +46,10 @@ class Shape(NamedTuple):
         if tokens <= MOST_TOKENS:
             tokens, sequences = _power_of_2(tokens), _power_of_2(sequences)
         max_queries = _power_of_2(int(batch.query_start.diff().max()))
-        group = config.num_heads // config.num_kv_heads
-        rows = tile_sizes(config.head_dim, model.dtype, max_queries * group).rows
-        programs = max(sequences, tokens * group // rows) * config.num_kv_heads
+        q_shape = tokens, config.num_heads, config.head_dim
+        programs = busy_programs(
+            q_shape, model.dtype, config.num_kv_heads, sequences=sequences, max_queries=max_queries
+        )
         splits = split_count(programs, int(batch.context_len.max()), multiprocessors)
         return Shape(tokens, sequences, max_queries, splits)
 

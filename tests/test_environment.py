@@ -47,13 +47,13 @@ def test_every_direct_dependency_has_a_pin_inside_its_range(requirement):
     assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)])
 
 
-OURS = {"minstate", "tiny", "templates"}
+OURS = {"minstate", "minstate_kernels", "tiny", "templates", "pools", "machine_code"}
 
 
 def test_every_package_that_is_imported_is_asked_for():
     other_names = {"PIL": "pillow", "yaml": "pyyaml", "rattler": "py-rattler", "IPython": "ipykernel"}
     declared = {canonicalize_name(requirement.name) for requirement in DIRECT}
-    for file in [*ROOT.glob("minstate/**/*.py"), *ROOT.glob("tests/**/*.py")]:
+    for file in [*ROOT.glob("minstate/**/*.py"), *ROOT.glob("kernels/*.py"), *ROOT.glob("tests/**/*.py")]:
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []

@@ -10,6 +10,8 @@ from datetime import date
 from minstate.lab.bench import RESULTS
 from minstate.lab.bench.agentic_turns import agentic_turns
 from minstate.lab.bench.cpu_steps import cpu_steps
+from minstate.lab.bench.gpu import gpu
+from minstate.lab.bench.kernels import kernels
 from minstate.lab.bench.many_agents import many_agents
 from minstate.lab.bench.paged_decode import paged_decode
 from minstate.lab.bench.peers import peers
@@ -24,6 +26,8 @@ BENCHMARKS = {
     for benchmark in (
         agentic_turns,
         cpu_steps,
+        gpu,
+        kernels,
         many_agents,
         paged_decode,
         peers,

@@ -1,0 +1,74 @@
+"""Rotary embedding of q and k, fused with storing k and v in their slots: one launch between projection and attention.
+
+Rotary embedding (arXiv 2104.09864) turns dimension d together with d + D/2 by the angle that belongs to the token's
+position: x[d] cos − x[d + D/2] sin in the first half, x[d + D/2] cos + x[d] sin in the second. With the first half's
+sign in the table of sines (`minstate.model.rotary_table`), both are
+
+    y[d] = x[d] cos[d] + x[(d + D/2) mod D] sin[d]
+
+Nothing is computed twice and nothing is reused, so the time is that of moving the bytes: q, k, v are read once, q is
+written once, k and v go straight to their slots, and no rotated k is ever written elsewhere. What a token's second
+access to its other half reads is in the cache.
+
+A projection's row is [H heads of q | H_kv of k | H_kv of v], and a layer of the pool is [H_kv of K | H_kv of V] with
+`slots` times D numbers each: head h ≥ H of a row goes to stretch h − H of the pool, be it a key or a value.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+HEADS_AT_ONCE = 8  # of one program: some KiB, enough to hide a launch's cost for long prompts, and to spread a decode
+
+
+@triton.jit
+def append_kv_kernel(
+    qkv_at, cos_at, sin_at, positions, token_slots, q_at, kv_at, slots,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Program (token, some heads)."""
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    dim = tl.arange(0, WIDTH)
+    there = (head < HEADS + 2 * KV_HEADS)[:, None] & (dim < HEAD_DIM)[None, :]
+    start = (token * (HEADS + 2 * KV_HEADS) + head)[:, None] * HEAD_DIM
+    x = tl.load(qkv_at + start + dim[None, :], mask=there).to(tl.float32)
+    other_half = (dim + HEAD_DIM // 2) % HEAD_DIM
+    partner = tl.load(qkv_at + start + other_half[None, :], mask=there).to(tl.float32)
+    angle = tl.load(positions + token).to(tl.int64) * HEAD_DIM + dim
+    cos = tl.load(cos_at + angle, mask=dim < HEAD_DIM).to(tl.float32)
+    sin = tl.load(sin_at + angle, mask=dim < HEAD_DIM).to(tl.float32)
+    turned = x * cos[None, :] + partner * sin[None, :]
+    y = tl.where((head < HEADS + KV_HEADS)[:, None], turned, x)  # values are not turned
+
+    q_start = (token * HEADS + head)[:, None] * HEAD_DIM
+    tl.store(q_at + q_start + dim[None, :], y.to(q_at.dtype.element_ty), mask=there & (head < HEADS)[:, None])
+    slot = tl.load(token_slots + token).to(tl.int64)
+    kv_start = ((head - HEADS).to(tl.int64) * slots + slot)[:, None] * HEAD_DIM
+    to_pool = there & (head >= HEADS)[:, None] & (slot >= 0)
+    tl.store(kv_at + kv_start + dim[None, :], y.to(kv_at.dtype.element_ty), mask=to_pool)
+
+
+def append_kv(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    positions: torch.Tensor,
+    token_slots: torch.Tensor,
+    kv: torch.Tensor,
+) -> torch.Tensor:
+    """Store rotated k, and v, of qkv `[T, H + 2 H_kv, D]` in the pool's layer `kv`; return rotated q `[T, H, D]`.
+
+    cos, sin     `[positions, D]`, as `minstate.model.rotary_table` makes them
+    positions    `[T]` each token's place in its own sequence
+    token_slots  `[T]` where its K/V goes in kv `[2, H_kv, slots, D]`; −1 for padding, whose K/V goes nowhere
+    """
+    tokens, rows, head_dim = qkv.shape
+    _, kv_heads, slots, _ = kv.shape
+    assert qkv.is_contiguous() and kv.is_contiguous() and cos.is_contiguous() and sin.is_contiguous()
+    q = qkv.new_empty(tokens, rows - 2 * kv_heads, head_dim)
+    append_kv_kernel[tokens, triton.cdiv(rows, HEADS_AT_ONCE)](
+        qkv, cos, sin, positions, token_slots, q, kv, slots,
+        q.shape[1], kv_heads, head_dim, triton.next_power_of_2(head_dim), HEADS_AT_ONCE, num_warps=4,
+    )  # fmt: skip
+    return q

@@ -1,0 +1,129 @@
+"""Whole models on a GPU, beside the time in which it could read their weights. Needs an NVIDIA GPU."""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from minstate.batch import RaggedBatch, Sequence
+from minstate.engine import Engine
+from minstate.errors import BadValue
+from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
+from minstate.lab.bench import ROOT
+from minstate.lab.bench.kernels import measure_gpu
+from minstate.lab.hardware import LLAMA_8B
+from minstate.lab.roofline import Roofline
+from minstate.lab.trace_replay import replay
+from minstate.lab.traces import read_trace
+from minstate.model import Model, ModelConfig
+from minstate.paged_kv import KVPool
+from minstate.weights import load_model
+
+CONTEXT = 4096  # tokens of each sequence
+CONFIGURATIONS: dict[str, tuple[type[Engine], bool]] = {  # and whether it speculates
+    "naive": (NaiveEngine, False),
+    "prefix reuse": (PrefixReuseEngine, False),
+    "stateful": (Engine, False),
+    "stateful + speculation": (Engine, True),
+}
+
+
+def random_model(config: ModelConfig, dtype: torch.dtype) -> Model:
+    """A model with random weights: as fast as any other of its shape."""
+    draw = torch.Generator("cuda").manual_seed(0)
+    shapes = config.tensor_shapes().items()
+    tensors = {name: torch.randn(shape, generator=draw, device="cuda", dtype=dtype) * 0.02 for name, shape in shapes}
+    return Model(config, tensors)
+
+
+def step_ms(run: Callable[[], object], repeats: int = 30) -> float:
+    """Median milliseconds of a step, from the host's call to the end of the GPU's work."""
+    times = []
+    for _ in range(repeats + 3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times[3:])
+
+
+def decode(name: str, model: Model, bound: Roofline) -> list[dict]:
+    """Decode steps, and passes that check 8 tokens, with graphs and without."""
+    from minstate.gpu import GpuRunner, Inputs, Shape, hidden_states
+
+    config, rows = model.config, []
+    for sequences in (1, 8, 32):
+        pool = KVPool(
+            num_layers=config.num_layers, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim,
+            num_pages=sequences * (CONTEXT // 16 + 1), page_size=16, dtype=model.dtype, device="cuda",
+        )  # fmt: skip
+        pool.kv.normal_()
+        runner = GpuRunner(model, pool)
+        for queries in (1, 8):
+            work = []
+            for _ in range(sequences):
+                sequence = Sequence(pool)
+                sequence.log += [7] * CONTEXT
+                sequence.table.append(CONTEXT - queries)
+                work.append((sequence, queries))
+            batch = RaggedBatch.build(work)
+            shape = Shape.of(batch, model, runner.multiprocessors)
+            inputs = Inputs.views(Inputs.pack(batch, shape, runner.pages).cuda(), shape, runner.pages)
+
+            def eagerly(inputs=inputs, shape=shape, runner=runner, pool=pool):
+                return runner.model.lm_head(hidden_states(runner.model, pool, inputs, shape))
+
+            tokens = sequences * queries
+            flops = sequences * config.flops(queries, CONTEXT, logit_rows=queries)
+            floor = 1000 * bound.floor_s(flops, config.bytes_read(sequences * CONTEXT, model.dtype))
+            graph = step_ms(lambda runner=runner, batch=batch: runner.logits(batch))
+            eager = step_ms(eagerly)
+            rows.append(
+                {"what": f"decode, {name}", "sequences": sequences, "tokens": tokens, "floor ms": floor,
+                 "graph ms": graph, "eager ms": eager, "share of floor": floor / graph}
+            )  # fmt: skip
+            for sequence, _ in work:
+                sequence.table.truncate(0)
+    return rows
+
+
+def workflow(trace: str, model: Model, tokenizer, eos_ids: list[int]) -> list[dict]:
+    """A trace replayed in each configuration: seconds of its turns."""
+    rows = []
+    for name, (kind, speculation) in CONFIGURATIONS.items():
+        engine = kind(model, tokenizer, eos_ids=eos_ids, speculation=speculation)
+        for repeat in range(2):  # the first captures graphs and compiles
+            turns = [turn for _, turn in replay(engine, read_trace(ROOT / "data/traces" / f"{trace}-0.jsonl"),
+                                                tenant=f"repeat {repeat}")]  # fmt: skip
+        seconds = [turn.stats.total_s for turn in turns]
+        rows.append(
+            {"what": f"{trace}, {name}", "turns": len(turns), "total s": sum(seconds),
+             "median turn s": statistics.median(seconds), "forwarded": sum(turn.stats.forwarded for turn in turns)}
+        )  # fmt: skip
+    return rows
+
+
+def gpu(dtype: str = "bfloat16") -> pd.DataFrame:
+    """Decode steps of two models, and two traces in four configurations. Raises `BadValue` where there is no GPU."""
+    if not torch.cuda.is_available():
+        raise BadValue(
+            "this benchmark runs whole models on a GPU and needs an NVIDIA one that torch can use"
+        )
+    precision = getattr(torch, dtype)
+    bound = measure_gpu(precision)
+    model, tokenizer, eos_ids = load_model(None, dtype, "cuda")
+    rows = decode("default model", model, bound)
+    for trace in tqdm(("agentic", "coding"), unit="trace"):
+        rows += workflow(trace, model, tokenizer, eos_ids)
+    del model
+    torch.cuda.empty_cache()
+    rows += decode("8B, random weights", random_model(replace(LLAMA_8B, max_positions=8192), precision), bound)
+    table = pd.DataFrame(rows).set_index("what")
+    table.attrs = {"gpu": torch.cuda.get_device_name(), "copy GB/s": round(bound.bytes_per_s / 1e9)}
+    return table

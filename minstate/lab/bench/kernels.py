@@ -1,0 +1,151 @@
+"""Paged attention on a GPU, beside the shortest time it could take and what torch offers. Needs an NVIDIA GPU.
+
+The bounds are measured on the same GPU: bandwidth of a plain copy, arithmetic of a large matrix product. Between two
+runs `triton.testing.do_bench` overwrites the L2 cache, so every run reads its keys from memory.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from tqdm import tqdm
+
+from minstate.errors import BadValue
+from minstate.lab.roofline import Roofline
+
+PAGE_SIZE = 16
+MOST_BYTES = 16e9  # of K and V in one case
+
+
+@dataclass(frozen=True)
+class Case:
+    """So many sequences, all alike; the shape is that of Llama 3 8B and Qwen3 8B."""
+
+    batch: int
+    queries: int
+    context: int  # tokens, the query tokens included
+    heads: int = 32
+    kv_heads: int = 8
+    head_dim: int = 128
+
+    def flops(self) -> int:
+        """Multiply-adds, counted as two, of q kᵀ and of the weights with v; causal."""
+        keys_read = self.queries * self.context - self.queries * (self.queries - 1) // 2
+        return 4 * self.batch * keys_read * self.heads * self.head_dim
+
+    def bytes_moved(self, dtype: torch.dtype) -> int:
+        """K and V once, q in, o out: what has to be moved however clever the kernel."""
+        numbers = 2 * self.kv_heads * self.context + 2 * self.heads * self.queries
+        return self.batch * numbers * self.head_dim * dtype.itemsize
+
+
+def cases() -> list[Case]:
+    """Decode at contexts of 1k to 128k and batches of 1 to 64, eight tokens to verify, and chunks of a prompt."""
+    contexts, batches = (1024, 4096, 16_384, 65_536, 131_072), (1, 4, 16, 64)
+    decodes = [Case(batch, queries, context) for context in contexts for batch in batches for queries in (1, 8)]
+    chunks = [Case(1, queries, context) for context in contexts for queries in (512, 2048) if queries <= context]
+    return [case for case in decodes + chunks if case.bytes_moved(torch.bfloat16) < MOST_BYTES]
+
+
+def kernels(dtype: str = "bfloat16") -> pd.DataFrame:
+    """For each case the milliseconds of our kernel and of torch's, and the share of the bound that ours reaches.
+
+    Raises `BadValue` where there is no GPU, and AssertionError where two kernels disagree.
+    """
+    if not torch.cuda.is_available():
+        raise BadValue("this benchmark times GPU kernels and needs an NVIDIA GPU that torch can use: none was found")
+    precision = getattr(torch, dtype)
+    bound = measure_gpu(precision)
+    rows = [measure(case, precision, bound) for case in tqdm(cases(), unit="case")]
+    table = pd.DataFrame(rows).set_index(["batch", "queries", "context"])
+    table.attrs = {
+        "gpu": torch.cuda.get_device_name(),
+        "copy GB/s": round(bound.bytes_per_s / 1e9),
+        "TFLOP/s": round(bound.flops_per_s / 1e12),
+    }
+    return table
+
+
+def measure_gpu(dtype: torch.dtype) -> Roofline:
+    """The bandwidth of a copy, reads and writes counted, and the arithmetic of a square matrix product."""
+    size = 8192
+    a, b = torch.randn(2, size, size, device="cuda", dtype=dtype)
+    source = torch.empty(2**30, device="cuda", dtype=torch.uint8)
+    target = torch.empty_like(source)
+    return Roofline(
+        flops_per_s=2 * size**3 / (milliseconds(lambda: a @ b) / 1000),
+        bytes_per_s=2 * source.nbytes / (milliseconds(lambda: target.copy_(source)) / 1000),
+    )
+
+
+def measure(case: Case, dtype: torch.dtype, bound: Roofline) -> dict[str, float]:
+    """One row of the table."""
+    # Imported here: the predictions above are of use without triton, too.
+    from minstate_kernels.paged_attention import paged_attention
+    from minstate_kernels.tiles import busy_programs, split_count
+
+    pages = -(-case.context // PAGE_SIZE)
+    kv = torch.randn(2, case.kv_heads, case.batch * pages * PAGE_SIZE, case.head_dim, device="cuda", dtype=dtype)
+    q = torch.randn(case.batch * case.queries, case.heads, case.head_dim, device="cuda", dtype=dtype)
+    table = torch.randperm(case.batch * pages, device="cuda").view(case.batch, pages).int()
+    starts = torch.arange(0, len(q) + 1, case.queries, device="cuda").int()
+    contexts = torch.full((case.batch,), case.context, device="cuda").int()
+    programs = busy_programs(tuple(q.shape), dtype, case.kv_heads, sequences=case.batch, max_queries=case.queries)
+    multiprocessors = torch.cuda.get_device_properties("cuda").multi_processor_count
+    splits = split_count(programs, case.context, multiprocessors)
+
+    def ours():
+        return paged_attention(
+            q, kv, starts, contexts, table, page_size=PAGE_SIZE, max_queries=case.queries, splits=splits
+        )
+
+    def gathered():
+        """K and V `[2, B, H_kv, context, D]`, contiguous."""
+        return kv.unflatten(2, (-1, PAGE_SIZE))[:, :, table].movedim(1, 2).flatten(3, 4)[..., : case.context, :]
+
+    keys, values = gathered()
+    queries = q.unflatten(0, (case.batch, case.queries)).transpose(1, 2)
+    causal = None if case.queries == 1 else causal_lower_right(case.queries, case.context)
+
+    def sdpa(k, v):
+        return F.scaled_dot_product_attention(queries, k, v, attn_mask=causal, enable_gqa=True)
+
+    flex = flex_of(case)
+    others: dict[str, Callable[[], torch.Tensor]] = {
+        "SDPA, pages gathered": lambda: sdpa(*gathered()),
+        "SDPA, contiguous": lambda: sdpa(keys, values),
+        "FlexAttention, contiguous": lambda: flex(queries, keys, values),
+    }
+    expected = sdpa(keys, values).transpose(1, 2).flatten(0, 1)
+    torch.testing.assert_close(ours(), expected, atol=2e-2, rtol=2e-2)
+    ms = milliseconds(ours)
+    floor = 1000 * bound.floor_s(case.flops(), case.bytes_moved(dtype))
+    return {
+        "batch": case.batch, "queries": case.queries, "context": case.context, "splits": splits,
+        "ms": ms, "floor ms": floor, "share of bound": floor / ms, "GB/s": case.bytes_moved(dtype) / ms / 1e6,
+        **{name: milliseconds(other) for name, other in others.items()},
+    }  # fmt: skip
+
+
+def flex_of(case: Case) -> Callable[..., torch.Tensor]:
+    """Compiled FlexAttention of one case's shape."""
+    history = case.context - case.queries
+    mask = create_block_mask(
+        lambda b, h, query, key: key <= query + history, None, None, case.queries, case.context, device="cuda"
+    )
+    compiled = torch.compile(flex_attention, dynamic=False)
+    return lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=True)
+
+
+def milliseconds(work: Callable[[], object]) -> float:
+    """The median of repeated runs, each with a cold L2 cache."""
+    from triton.testing import do_bench
+
+    ms = do_bench(work, return_mode="median")
+    assert math.isfinite(ms)
+    return ms

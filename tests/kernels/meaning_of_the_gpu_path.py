@@ -1,0 +1,98 @@
+"""The layers by kernels say what `Model.forward` says, padded or not; on a GPU, as a graph too."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import tiny
+
+from minstate.attention import TorchAttention
+from minstate.batch import RaggedBatch, Sequence
+from minstate.gpu import GpuRunner, Inputs, Shape, hidden_states
+from minstate.model import Model
+from minstate.paged_kv import KVPool
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WORK = [(1, 0), (5, 0), (1, 3), (9, 2)]  # of each sequence: tokens of its log, and a draft behind them
+
+
+def models(family):
+    """The reference, on the CPU, and the same model where the kernels run; float32."""
+    hf = tiny.hf_model(family, torch.float32)
+    weights = {name: tensor.detach() for name, tensor in hf.state_dict().items()}
+    config = tiny.ModelConfig.from_hf(hf.config.to_dict())
+    return Model(config, weights), Model(config, {name: tensor.to(DEVICE) for name, tensor in weights.items()})
+
+
+def pool_of(model, num_pages=32, page_size=8):
+    config = model.config
+    pool = KVPool(
+        num_layers=config.num_layers, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim,
+        num_pages=num_pages, page_size=page_size, dtype=model.dtype, device=model.device,
+    )  # fmt: skip
+    pool.kv.fill_(torch.nan)
+    return pool
+
+
+def batches(pool):
+    """A first pass over all but the end of some logs, and a second one of all kinds of work at once."""
+    sequences = []
+    for number, (count, _) in enumerate(WORK):
+        sequence = Sequence(pool)
+        sequence.log += [3 + (7 * i + 31 * number) % 200 for i in range(11 * (number % 3) + count)]
+        sequences.append(sequence)
+    history = [(one, len(one.log) - count) for one, (count, _) in zip(sequences, WORK, strict=True)]
+    yield RaggedBatch.build([(one, count) for one, count in history if count])
+    drafts = [[50 + i for i in range(drafted)] for _, drafted in WORK]
+    yield RaggedBatch.build([(one, count) for one, (count, _) in zip(sequences, WORK, strict=True)], drafts)
+
+
+@pytest.mark.parametrize("family, padded", [*((family, True) for family in tiny.FAMILIES), ("llama", False)])
+def test_the_layers_by_kernels_say_what_the_model_says(family, padded):
+    reference, model = models(family)
+    pools = pool_of(reference), pool_of(model)
+    for theirs, ours in zip(batches(pools[0]), batches(pools[1]), strict=True):
+        expected = reference.forward(theirs, TorchAttention(pools[0], theirs))
+        shape = Shape.of(ours, model, multiprocessors=4)
+        if not padded:
+            exact = len(ours.token_ids), len(ours.context_len), int(ours.query_start.diff().max())
+            shape = Shape(*exact, splits=1)
+        flat = Inputs.pack(ours, shape, pages=16).to(DEVICE)
+        x = hidden_states(model, pools[1], Inputs.views(flat, shape, 16), shape)
+        logits = model.lm_head(x[ours.logit_rows.to(DEVICE)]).cpu()
+        torch.testing.assert_close(logits, expected, atol=2e-5, rtol=2e-5)
+
+
+def test_small_batches_are_padded_to_few_shapes_and_large_ones_not_at_all():
+    _, model = models("llama")
+    pool = pool_of(model, num_pages=256)
+    shapes = set()
+    for sequences in range(1, 17):
+        batch = RaggedBatch.build([(_started(pool, 4), 1) for _ in range(sequences)])
+        shapes.add(Shape.of(batch, model, multiprocessors=132))
+    assert {shape[:3] for shape in shapes} == {(n, n, 1) for n in (1, 2, 4, 8, 16)}
+    large = Shape.of(RaggedBatch.build([(_started(pool, 300), 300)]), model, multiprocessors=132)
+    assert (large.tokens, large.sequences, large.max_queries) == (300, 1, 512)
+
+
+def _started(pool, tokens):
+    sequence = Sequence(pool)
+    sequence.log += range(3, 3 + tokens) if tokens < 200 else [5] * tokens
+    return sequence
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="graphs need a GPU")
+def test_graphs_say_what_the_model_says_and_are_captured_once():
+    reference, model = models("llama")
+    pools = pool_of(reference), pool_of(model)
+    runner = GpuRunner(model, pools[1])
+    captured = []
+    for _ in range(2):
+        for theirs, ours in zip(batches(pools[0]), batches(pools[1]), strict=True):
+            expected = reference.forward(theirs, TorchAttention(pools[0], theirs))
+            torch.testing.assert_close(runner.logits(ours).cpu(), expected, atol=2e-5, rtol=2e-5)
+        captured.append(list(runner.graphs))
+    assert captured[0] == captured[1]

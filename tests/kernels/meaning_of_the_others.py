@@ -1,0 +1,106 @@
+"""What the small kernels compute, against float64: in Triton's interpreter, or on a GPU where there is one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pools import DEVICE, ERROR
+
+from minstate.model import ModelConfig, rotary_table, rotate
+from minstate_kernels.append_kv import append_kv
+from minstate_kernels.copy_pages import copy_pages
+from minstate_kernels.rms_norm import rms_norm
+from minstate_kernels.silu_mul import silu_mul
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+SHAPE = dict(
+    num_layers=1, hidden_size=1, mlp_size=1, num_heads=1, num_kv_heads=1, vocab_size=1, max_positions=300, norm_eps=0.0,
+    rope_theta=1e4, rope_scaling=None, tied_embeddings=True,
+)  # fmt: skip
+
+
+def random(*shape, dtype, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype).to(DEVICE)
+
+
+def close(got, expected):
+    error = ERROR[got.dtype]
+    torch.testing.assert_close(got.double(), expected, atol=error, rtol=error)
+
+
+@DTYPES
+@settings(max_examples=12)
+@given(
+    tokens=st.integers(1, 5),
+    heads=st.sampled_from([(1, 1), (9, 3), (4, 2), (16, 1)]),
+    head_dim=st.sampled_from([8, 64, 80, 256]),
+    seed=st.integers(0, 2**32),
+)
+def test_rotary_embedding_and_where_keys_and_values_go(dtype, tokens, heads, head_dim, seed):
+    heads, kv_heads = heads
+    cos, sin = (table.to(dtype).to(DEVICE) for table in rotary_table(ModelConfig(**SHAPE, head_dim=head_dim)))
+    generator = torch.Generator().manual_seed(seed)
+    positions = torch.randint(0, 300, (tokens,), generator=generator).to(DEVICE)
+    slots = torch.randperm(40, generator=generator)[:tokens].to(DEVICE)
+    slots[-1] = -1  # padding
+    qkv = random(tokens, heads + 2 * kv_heads, head_dim, dtype=dtype, seed=seed)
+    kv = random(2, kv_heads, 40, head_dim, dtype=dtype, seed=1)
+    after = kv.double()
+    turned = rotate(qkv.double(), cos[positions, None].double(), sin[positions, None].double())
+    q, k = turned[:, :heads], turned[:, heads : heads + kv_heads]
+    after[0][:, slots[:-1]] = k[:-1].transpose(0, 1)
+    after[1][:, slots[:-1]] = qkv[:-1, heads + kv_heads :].double().transpose(0, 1)
+    close(append_kv(qkv, cos, sin, positions, slots, kv), q)
+    close(kv, after)
+
+
+@DTYPES
+@settings(max_examples=12)
+@given(
+    page_size=st.sampled_from([8, 16, 96]),
+    head_dim=st.sampled_from([8, 64, 80]),
+    counts=st.lists(st.integers(0, 96), min_size=0, max_size=4),
+    seed=st.integers(0, 2**32),
+)
+def test_pages_are_copied_up_to_their_count_and_nothing_else_is_touched(dtype, page_size, head_dim, counts, seed):
+    pages = torch.randperm(2 * len(counts) + 1, generator=torch.Generator().manual_seed(seed))
+    copies = [
+        (source, target, min(count, page_size))
+        for source, target, count in zip(pages[: len(counts)], pages[len(counts) :], counts, strict=False)
+    ]
+    kv = random(3, 2, 2, len(pages) * page_size, head_dim, dtype=dtype)
+    expected = kv.clone().unflatten(3, (-1, page_size))
+    for source, target, count in copies:
+        expected[:, :, :, target, :count] = expected[:, :, :, source, :count]
+    copy_pages(kv, torch.tensor(copies, dtype=torch.int32, device=DEVICE).view(-1, 3), page_size)
+    assert torch.equal(kv, expected.flatten(3, 4))
+
+
+@DTYPES
+@settings(max_examples=12)
+@given(tokens=st.integers(1, 5), size=st.sampled_from([8, 48, 576, 2048]), seed=st.integers(0, 2**32))
+def test_norms_and_the_residual_before_them(dtype, tokens, size, seed):
+    x, weight = random(tokens, size, dtype=dtype, seed=seed), random(size, dtype=dtype)
+    close(rms_norm(x, weight, 1e-5), F.rms_norm(x.double(), (size,), weight.double(), 1e-5))
+    residual = random(tokens, size, dtype=dtype, seed=1)
+    total = residual + x
+    close(rms_norm(x, weight, 1e-5, residual), F.rms_norm(total.double(), (size,), weight.double(), 1e-5))
+    close(residual, total.double())
+
+
+@DTYPES
+def test_norms_of_heads_each_with_its_weights(dtype):
+    x, weight = random(7, 5, 64, dtype=dtype), random(3, 64, dtype=dtype)
+    x = x[:, :3]  # the heads of q and k, beside those of v
+    close(rms_norm(x, weight, 1e-5), F.rms_norm(x.double(), (64,), None, 1e-5) * weight.double())
+
+
+@DTYPES
+@settings(max_examples=12)
+@given(tokens=st.integers(1, 4), size=st.sampled_from([8, 48, 1536]), spread=st.sampled_from([1, 20]))
+def test_the_gate_of_the_mlp(dtype, tokens, size, spread):
+    gate_up = random(tokens, 2 * size, dtype=dtype)
+    gate_up[:, :size] *= spread
+    gate, up = gate_up.double().chunk(2, dim=-1)
+    close(silu_mul(gate_up), F.silu(gate) * up)

@@ -1,0 +1,78 @@
+"""Random ragged batches over a pool where all that nobody may read is NaN, and what attention says of them."""
+
+from dataclasses import dataclass
+
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ERROR = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # of numbers around 1
+WILD = 2**30  # a page id that would crash whoever followed it
+
+
+@dataclass
+class Ragged:
+    """The arguments of `paged_attention`, and float64 copies of what they mean."""
+
+    q: torch.Tensor
+    kv: torch.Tensor
+    query_start: torch.Tensor
+    context_len: torch.Tensor
+    page_table: torch.Tensor
+    page_size: int
+    expected: torch.Tensor  # [T, H, D] float64
+
+
+def ragged(
+    sequences: list[tuple[int, int]],
+    *,
+    group: int,
+    kv_heads: int = 2,
+    head_dim: int = 64,
+    page_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+    spread: float = 1.0,
+    seed: int = 0,
+) -> Ragged:
+    """For each sequence (tokens of history, query tokens): keys and values in pages of random order.
+
+    NaN: slots without a token, and what lies beside q's heads. Page tables continue with wild ids.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    heads = kv_heads * group
+    contexts = [history + queries for history, queries in sequences]
+    needed = [-(-context // page_size) for context in contexts]
+    free = torch.randperm(sum(needed) + 3, generator=generator)
+    kv = torch.full((2, kv_heads, len(free) * page_size, head_dim), torch.nan, dtype=dtype)
+    page_table = torch.full((len(sequences), max(needed) + 2), WILD, dtype=torch.int32)
+    q = torch.full((sum(queries for _, queries in sequences), heads + 1, head_dim), torch.nan, dtype=dtype)
+    expected, begin = [], 0
+    for i, ((history, queries), context) in enumerate(zip(sequences, contexts, strict=True)):
+        pages, free = free[: needed[i]], free[needed[i] :]
+        page_table[i, : needed[i]] = pages
+        token = torch.arange(context)
+        slots = pages[token // page_size] * page_size + token % page_size
+        k, v = torch.randn(2, kv_heads, context, head_dim, generator=generator).to(dtype)
+        mine = (spread * torch.randn(queries, heads, head_dim, generator=generator)).to(dtype)
+        kv[0][:, slots], kv[1][:, slots] = k, v
+        q[begin : begin + queries, :heads] = mine
+        begin += queries
+        expected.append(attention(mine, k, v, history))
+    starts = [0, *torch.tensor([queries for _, queries in sequences]).cumsum(0).tolist()]
+    return Ragged(
+        q.to(DEVICE)[:, :heads],
+        kv.to(DEVICE),
+        torch.tensor(starts, dtype=torch.int32, device=DEVICE),
+        torch.tensor(contexts, dtype=torch.int32, device=DEVICE),
+        page_table.to(DEVICE),
+        page_size,
+        torch.cat(expected),
+    )
+
+
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, history: int) -> torch.Tensor:
+    """softmax(q kᵀ / √D) v in float64: query i reads the keys up to `history + i`."""
+    q, k, v = q.double().transpose(0, 1), k.double(), v.double()
+    group = len(q) // len(k)
+    scores = q @ k.repeat_interleave(group, 0).transpose(1, 2) / q.shape[-1] ** 0.5
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(history + 1)
+    return (scores.masked_fill(later, -torch.inf).softmax(-1) @ v.repeat_interleave(group, 0)).transpose(0, 1)
