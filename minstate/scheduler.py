@@ -232,7 +232,9 @@ class Scheduler:
                 heard = share.producing and not request.error
                 said.append(request.verdicts[-1].said if heard else ())
                 request.sequence.speculator.learn(proposed, said[-1])
-            settle(allotment, shares, [len(tokens) for tokens in said])
+            # A draft is not to blame for a turn that failed: what it was sure to save was not saved either.
+            prices = [0.0 if part.request.error else price for part, price in zip(work, allotment.prices, strict=True)]
+            settle(allotment._replace(prices=prices), shares, [len(tokens) for tokens in said])
             self._drafting = None
 
     def _with_drafts(self, work: list[Work], budget: int) -> list[Work]:

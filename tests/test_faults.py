@@ -8,7 +8,7 @@ import signal
 import pytest
 from tiny import engine
 
-from minstate import OutOfPages, Sampling
+from minstate import CostTable, OutOfPages, Sampling, Speculation
 from minstate.grammar import Constraint
 from minstate.guard import interrupted_later
 from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
@@ -184,6 +184,22 @@ def test_ctrl_c_pressed_twice_is_heard_at_once():
         signal.raise_signal(signal.SIGINT)
         pytest.fail("the second was not heard")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("number", [5, 20, 40, 60, 80])
+def test_a_fault_while_drafts_are_checked_does_not_overdraw_the_ledger(number):
+    """What the grammar forces is sure to save passes, so it may be drafted on no allowance; unless the turn fails."""
+    dear = CostTable((1, 64), (0, 10000), ((1.0, 40.0), (1.0, 40.0)))
+    e = small_engine(speculation=Speculation(dear))
+    session = e.open()
+    with faults(e, nth("sampling", number)), pytest.raises(InjectedFault):
+        handle = e.submit(session, token_ids=[41] * 9, max_new_tokens=99, tools=[TOOL], tool_choice="required")
+        while not handle.done:
+            e.step()
+            e.check()
+        raise handle.error
+    e.check()
+    assert session.send(token_ids=[41] * 9, max_new_tokens=99, tools=[TOOL], tool_choice="required").stats.accepted
 
 
 @pytest.mark.parametrize("number", [1, 2])
