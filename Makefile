@@ -5,13 +5,14 @@ PY := $(VENV)/bin/python
 # Spinning OpenMP threads collapse as soon as anything else wants a core.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help run test lab weights clean
+.PHONY: help run test lab site weights clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run      set up what is missing, then compare naive and stateful turns (notebook 00) into out/"
 	@echo "make test     set up what is missing, then lint, tests and notebooks"
 	@echo "make lab      set up what is missing, then open the course in JupyterLab"
+	@echo "make site     set up what is missing, then write the executed course as web pages into out/site/"
 	@echo "make weights  the environment and the default model, nothing else"
 	@echo "make clean    remove the environment, out/ and caches; the weights stay in data/weights"
 	@echo "Another Python (3.11 or newer): make run PYTHON=python3.12"
@@ -25,12 +26,17 @@ test: weights
 	@$(PY) -m ruff check .
 	@echo "== tests"
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 tests
-	@echo "== notebooks"
-	@$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120 notebooks/*.ipynb
+	@echo "== notebooks, with their exercises solved"
+	@$(PY) -m minstate.lab.solutions
+	@$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120 out/solved/*.ipynb
 
 lab: weights
 	@echo "== JupyterLab on notebooks/ (stop it with Ctrl-C)"
 	@$(PY) -m jupyterlab notebooks
+
+site: $(VENV)/.installed
+	@echo "== the course as web pages"
+	@$(PY) -m minstate.lab.site
 
 weights: $(VENV)/.installed
 	@echo "== weights"

@@ -17,6 +17,13 @@ def test_a_right_answer_is_told_so(capsys):
     assert "correct, in 2 of 2 cases" in capsys.readouterr().out
 
 
+def test_none_may_be_the_right_answer(capsys):
+    check(lambda x: x or None, ((0,), None), ((3,), 3))
+    assert "correct, in 2 of 2 cases" in capsys.readouterr().out
+    with pytest.raises(AssertionError):
+        check(lambda x: x, ((0,), None))
+
+
 @pytest.mark.parametrize("answer", [lambda x: x, lambda x: None, 7])
 def test_a_wrong_answer_fails_with_the_case_and_a_hint(answer):
     with pytest.raises(AssertionError, match=r"for \(1\) you give .* but it is 2\. Count again"):
