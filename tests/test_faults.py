@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import itertools
+import json
 import signal
 
 import pytest
@@ -231,6 +232,7 @@ def test_when_nobody_has_a_page_the_last_turn_says_so_and_the_engine_goes_on():
 def test_a_soak_with_faults_says_what_the_undisturbed_run_says(seed):
     outcome = soak(120, seed)
     assert set(outcome.faults) == set(SEAMS) and outcome.failed and outcome.preempted and outcome.recomputed
+    assert json.loads(json.dumps(outcome.counts()))["faults"] == outcome.faults
     assert outcome.accepted and {"fork", "rollback", "close", "expect", "file"} <= set(outcome.happenings)
 
 

@@ -68,6 +68,11 @@ class Outcome:
     accepted: int = 0  # tokens of drafts
     lost_pages: int = 0
 
+    def counts(self) -> dict:
+        """All but the answers, as JSON has it."""
+        counted = {name: value for name, value in vars(self).items() if name != "answers"}
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in counted.items()}
+
 
 def script(turns: int, seed: int = 0) -> list[Round]:
     """Rounds with so many turns in all."""

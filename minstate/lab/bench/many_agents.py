@@ -1,7 +1,6 @@
 """Many agents on one engine: throughput and latency, what a shrinking pool costs, and a soak with faults."""
 
 import time
-from dataclasses import asdict
 from functools import cache
 
 import pandas as pd
@@ -164,7 +163,7 @@ def many_agents() -> pd.DataFrame:
         figure.savefig(RESULTS / f"{name}.png", dpi=120)
     table.attrs = {
         "pool under pressure": pressure.round(4).to_dict("records"),
-        "soak": {name: value for name, value in asdict(soaked).items() if name != "answers"},
+        "soak": soaked.counts(),
         "bookkeeping": own.round(4).to_dict("records"),
     }
     return table.set_index(["agents", "configuration"])
