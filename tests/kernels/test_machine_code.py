@@ -12,8 +12,7 @@ triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from machine_code import Compiled, launches  # noqa: E402
-
+from minstate.lab.machine_code import Compiled, launches  # noqa: E402
 from minstate_kernels.append_kv import append_kv  # noqa: E402
 from minstate_kernels.copy_pages import copy_pages  # noqa: E402
 from minstate_kernels.merge_splits import merge_splits  # noqa: E402
