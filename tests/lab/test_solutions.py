@@ -26,7 +26,9 @@ def small_notebook():
         new_code_cell(STUB, id="stub", outputs=[untouched], execution_count=2),
         new_code_cell(
             "print(open('number.txt').read())",
-            id="rest", outputs=[new_output("stream", text="138\n")], execution_count=3,
+            id="rest",
+            outputs=[new_output("stream", text="138\n")],
+            execution_count=3,
         ),
     ]
     kernel = {"name": "python3", "display_name": "Python 3"}

@@ -112,9 +112,7 @@ def workflow(trace: str, model: Model, tokenizer, eos_ids: list[int]) -> list[di
 def gpu(dtype: str = "bfloat16") -> pd.DataFrame:
     """Decode steps of two models, and two traces in four configurations. Raises `BadValue` where there is no GPU."""
     if not torch.cuda.is_available():
-        raise BadValue(
-            "this benchmark runs whole models on a GPU and needs an NVIDIA one that torch can use"
-        )
+        raise BadValue("this benchmark runs whole models on a GPU and needs an NVIDIA one that torch can use")
     precision = getattr(torch, dtype)
     bound = measure_gpu(precision)
     model, tokenizer, eos_ids = load_model(None, dtype, "cuda")
