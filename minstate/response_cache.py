@@ -39,11 +39,8 @@ class ResponseCache:
             return session.send(messages, token_ids=ids, **options)
         log = session.sequence.log
         keep, new, said = self.engine.read_input(session.said, log, messages, ids)
-        asked = {
-            **options,
-            "sampling": sampling.for_fork(session.lineage),
-            "tools": options.get("tools", session.said.tools),
-        }
+        tools = session.said.tools if options.get("tools") is None else options["tools"]
+        asked = {**options, "sampling": sampling.for_fork(session.lineage), "tools": tools}
         seen = hashlib.sha256(array("q", [*log[:keep], *new]).tobytes()).digest()
         key = session.tenant, seen, len(new), repr(sorted(asked.items()))
         turn = self._turns.pop(key, None)

@@ -1,5 +1,7 @@
 """The response cache answers exact repeats, says what the model would say, and shares between tenants nothing."""
 
+from dataclasses import replace
+
 import pytest
 from tiny import engine
 
@@ -62,6 +64,17 @@ def test_what_may_be_answered_otherwise_is_no_repeat(other):
     cache, first, second = two_sessions()
     cache.send(first, **ASK)
     assert cache.send(second, **{**ASK, **other}).stats.steps and cache.hits == 0
+
+
+def test_sessions_with_other_tools_are_answered_apart_though_none_are_named():
+    e = engine()
+    cache, free = ResponseCache(e), {**ASK, "tools": None, "max_new_tokens": 8}
+    plain, armed = e.open(), e.open()
+    for session in (plain, armed):
+        session.send(token_ids=[4], max_new_tokens=1)
+    armed.said = replace(armed.said, tools=({"name": "f", "parameters": {}},))
+    cache.send(plain, **free)
+    assert cache.send(armed, **free).stats.steps and cache.hits == 0
 
 
 def test_tenants_hear_nothing_of_each_other():

@@ -9,6 +9,7 @@ from templates import byte_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from minstate import CostTable, Engine, Sampling, Speculation
+from minstate.lab.small import poison
 from minstate.lab.template_styles import CHAT as SPECIAL
 from minstate.lab.template_styles import CHATML
 from minstate.model import Model, ModelConfig
@@ -104,16 +105,7 @@ def engine(
     """An engine whose unwritten and freed pages hold NaN: whoever reads one says nonsense."""
     network = model(family, positions=positions)
     e = cls(network, tokenizer(), eos_ids=[2], page_size=page_size, num_pages=num_pages, **settings)
-    pages = e.pool.kv.unflatten(3, (-1, page_size))
-    pages.fill_(torch.nan)
-    allocator, release = e.pool.allocator, e.pool.allocator.release
-
-    def release_and_poison(released):
-        released = list(released)
-        release(released)
-        pages[:, :, :, [page for page in released if allocator.owners[page] == 0]] = torch.nan
-
-    allocator.release = release_and_poison
+    poison(e)
     return e
 
 
