@@ -8,6 +8,7 @@ import json
 from datetime import date
 
 from minstate.lab.bench import RESULTS
+from minstate.lab.bench.ablation import ablation
 from minstate.lab.bench.agentic_turns import agentic_turns
 from minstate.lab.bench.cpu_steps import cpu_steps
 from minstate.lab.bench.gpu import gpu
@@ -24,6 +25,7 @@ from minstate.lab.measure import machine
 BENCHMARKS = {
     benchmark.__name__: benchmark
     for benchmark in (
+        ablation,
         agentic_turns,
         cpu_steps,
         gpu,
