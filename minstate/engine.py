@@ -27,7 +27,7 @@ from minstate.errors import (
     UnsupportedModel,
     UnsupportedSchema,
 )
-from minstate.forward import forward, gpu_runner
+from minstate.forward import Scores, forward, gpu_runner
 from minstate.grammar import Constraint, Grammars, call_opening, grammar_of
 from minstate.guard import entry
 from minstate.messages import Message, normalise_tools
@@ -302,8 +302,8 @@ class Engine:
                 return late
             handles = [self._handles[part.request] for part in work]
             rows = [(1 + len(part.draft)) * (part.request.remaining == 0) for part in work]
-            logits = forward(self._logits, batch, rows)
-            turns = [self._hear(*each) for each in zip(handles, work, logits, strict=True)]
+            scores = forward(self.logits, batch, rows)
+            turns = [self._hear(*each) for each in zip(handles, work, scores, strict=True)]
             self.scheduler.settle(work)
             for handle, turn in zip(handles, turns, strict=True):
                 if handle.error:
@@ -401,22 +401,22 @@ class Engine:
             self._give_up(handle)
         return late
 
-    def _logits(self, batch: RaggedBatch) -> torch.Tensor:
-        """Logits `[R, vocab]` of the batch, in the host's memory: whoever samples reads them there."""
+    def logits(self, batch: RaggedBatch) -> torch.Tensor:
+        """A forward pass: logits `[R, vocab]`, on the model's device."""
         if self._gpu:
-            return self._gpu.logits(batch).cpu()
+            return self._gpu.logits(batch)
         return self.model.forward(batch, TorchAttention(self.pool, batch))
 
-    def _hear(self, handle: Handle, part: Work, logits: torch.Tensor | Exception) -> Turn | None:
+    def _hear(self, handle: Handle, part: Work, scores: Scores | Exception) -> Turn | None:
         """What the pass says to one turn; the turn, if that ends it. What goes wrong is the turn's `error`."""
         request, sequence = part.request, part.request.sequence
-        if isinstance(logits, Exception):
-            request.error = logits
+        if isinstance(scores, Exception):
+            request.error = scores
         turn = None
         request.account(part.count, len(part.draft), self.model)
         if request.remaining == 0 and not request.error:
             try:
-                turn = handle.hear(logits, part.draft, self.tokenizer, self.eos_ids)
+                turn = handle.hear(scores, part.draft, self.tokenizer, self.eos_ids)
             except Exception as error:
                 request.error = error
         if not request.error:

@@ -1,6 +1,7 @@
 """A forward pass for several turns at once, of which none should suffer from another; and where it is computed."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -10,21 +11,32 @@ from minstate.model import Model
 from minstate.paged_kv import KVPool
 
 
+class Scores(NamedTuple):
+    """What a pass says to one sequence."""
+
+    logits: torch.Tensor  # [rows, vocab], where they were computed: whoever samples from them fetches them
+    best: list[int]  # the arg-max of each row
+
+
 def forward(
     logits_of: Callable[[RaggedBatch], torch.Tensor], batch: RaggedBatch, rows: list[int]
-) -> list[torch.Tensor | Exception]:
-    """For each sequence of the batch: its `rows[b]` rows of logits `[rows, vocab]`, or the exception that it meets.
+) -> list[Scores | Exception]:
+    """For each sequence of the batch: the scores of its `rows[b]` rows, or the exception that it meets.
+
+    The one moment of a step in which the host waits for a GPU is that in which it reads the arg-maxes.
 
     If the pass fails, each sequence is tried alone: nobody else can tell whose fault it was. Slots are written twice
     then, with the same keys and values.
     """
     try:
-        return list(logits_of(batch).split(rows))
+        logits = logits_of(batch)
+        best = logits.argmax(-1).cpu()
+        return [Scores(mine, ids.tolist()) for mine, ids in zip(logits.split(rows), best.split(rows), strict=True)]
     except Exception as error:
         if len(rows) == 1:
             return [error]
         alone = (forward(logits_of, batch.alone(place), rows[place : place + 1]) for place in range(len(rows)))
-        return [logits for (logits,) in alone]
+        return [scores for (scores,) in alone]
 
 
 def gpu_runner(model: Model, pool: KVPool):

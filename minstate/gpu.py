@@ -144,6 +144,7 @@ class GpuRunner:
 
     def logits(self, batch: RaggedBatch) -> torch.Tensor:
         """Logits `[R, vocab]` of the batch's `logit_rows`, on the device; valid until the next call."""
+        self.pool.make_copies()
         shape = Shape.of(batch, self.model, self.multiprocessors)
         rows = batch.logit_rows.to(self.device, non_blocking=True)
         if shape.tokens > MOST_TOKENS:

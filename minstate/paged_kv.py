@@ -99,6 +99,9 @@ class KVPool:
     """The keys and values of all pages: `kv[layer, 0 for K or 1 for V, kv_head, slot, head_dim]`.
 
     Heads come before slots, so that adjacent pages of one head are one stretch of memory.
+
+    collect  copies of pages wait until somebody needs `kv`, and are then made by one launch of a kernel: on a GPU,
+             where a copy takes less time than its launch
     """
 
     def __init__(
@@ -111,28 +114,52 @@ class KVPool:
         page_size: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        collect: bool | None = None,
     ):
         if page_size < 1:
             raise BadValue(f"page_size must be at least 1 token, not {page_size}")
         shape = (num_layers, 2, num_kv_heads, max(0, num_pages) * page_size, head_dim)
         try:
             # Not zeroed: the operating system lends memory only for what is written. Nothing unwritten is ever read.
-            self.kv = torch.empty(shape, dtype=dtype, device=device)
+            self._kv = torch.empty(shape, dtype=dtype, device=device)
         except RuntimeError as error:
             size = math.prod(shape) * dtype.itemsize / 1e9
             raise OutOfPages(f"no {size:,.0f} GB for {num_pages} KV pages: build the engine with fewer") from error
         self.allocator = PageAllocator(num_pages)
         self.page_size = page_size
+        self._collect = self._kv.is_cuda if collect is None else collect
+        self._copies: dict[int, int] = {}  # those that wait: target page -> source page
+
+    @property
+    def kv(self) -> torch.Tensor:
+        """The tensor, with all copies made."""
+        self.make_copies()
+        return self._kv
 
     @property
     def bytes_per_page(self) -> int:
         """Bytes of K and V of one page, all layers."""
-        return self.kv.nbytes // self.allocator.num_pages
+        return self._kv.nbytes // self.allocator.num_pages
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy one page's K and V, all layers."""
-        pages = self.kv.unflatten(3, (-1, self.page_size))
-        pages[:, :, :, target] = pages[:, :, :, source]
+        if not self._collect:
+            pages = self._kv.unflatten(3, (-1, self.page_size))
+            pages[:, :, :, target] = pages[:, :, :, source]
+            return
+        if source in self._copies or target in self._copies or target in self._copies.values():
+            self.make_copies()  # those that wait run in any order, so none may depend on another
+        self._copies[target] = source
+
+    def make_copies(self) -> None:
+        """Make those that wait."""
+        if not self._copies:
+            return
+        from minstate_kernels.copy_pages import copy_pages
+
+        rows = [(source, target, self.page_size) for target, source in self._copies.items()]
+        self._copies.clear()
+        copy_pages(self._kv, torch.tensor(rows, dtype=torch.int32).to(self._kv.device), self.page_size)
 
 
 class PageTable:

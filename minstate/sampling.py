@@ -68,7 +68,8 @@ def choose(
 ) -> int:
     """The token for `position` of its sequence, from logits `[vocab]`; `best` is their arg-max, if it is known.
 
-    A `constraint` excludes tokens before anything else does. Its mask is made only where it matters.
+    A `constraint` excludes tokens before anything else does. Its mask is made only where it matters, and logits on a
+    GPU are fetched only there, and where noise decides.
     """
     if constraint and constraint.forced:
         return constraint.forced[0]
@@ -76,6 +77,7 @@ def choose(
         best = int(logits.argmax()) if best is None else best
         if constraint is None or constraint.allows(best):
             return best
+    logits = logits.cpu()
     if constraint:
         logits = logits.masked_fill(~torch.from_numpy(constraint.mask(len(logits))), -torch.inf)
     if sampling.temperature == 0:

@@ -9,6 +9,7 @@ import torch
 from tokenizers.decoders import DecodeStream
 
 from minstate.chat import Transcript
+from minstate.forward import Scores
 from minstate.messages import ToolCall, parse_tool_calls
 from minstate.sampling import choose
 from minstate.scheduler import Request
@@ -121,14 +122,14 @@ class Handle:
         if not self.done:
             self.session.engine.abort(self)
 
-    def hear(self, logits: torch.Tensor, draft: Sequence[Guess], tokenizer, eos_ids: Collection[int]) -> Turn | None:
+    def hear(self, scores: Scores, draft: Sequence[Guess], tokenizer, eos_ids: Collection[int]) -> Turn | None:
         """Say what comes next: the accepted part of the draft, and one token more. Returns the turn if that ends it.
 
-        logits  `[1 + len(draft), vocab]`: behind the log's end, and behind each token of the draft
+        scores  a row behind the log's end, and one behind each token of the draft
         """
-        best, first, reason = logits.argmax(-1).tolist(), len(self.tokens), ""
+        first, reason = len(self.tokens), ""
         for place in range(1 + len(draft)):
-            token = self._next(logits[place], best[place])
+            token = self._next(scores.logits[place], scores.best[place])
             self._take(token, tokenizer)
             reason = self._finish_reason(tokenizer, eos_ids)
             if reason or place == len(draft) or draft[place].token_id != token:

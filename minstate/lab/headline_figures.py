@@ -1,12 +1,15 @@
 """The course's last figures: what each mechanism is worth."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from minstate.lab import figures
+from minstate.lab.cost_fit import CostFit
 
 LOOK = {
     "naive": figures.NAIVE,
@@ -15,6 +18,18 @@ LOOK = {
     "+ prompt lookup": {"facecolor": figures.SKY, "hatch": "\\\\"},
     "+ grammar": {"facecolor": figures.PURPLE, "hatch": "xx"},
 }
+MECHANISM = {  # by itself, as a step of a waterfall
+    "prefix reuse": LOOK["prefix reuse"],
+    "state": LOOK["stateful"],
+    "prompt lookup": LOOK["+ prompt lookup"],
+    "grammar": LOOK["+ grammar"],
+}
+ANSWERS = {  # three ways to ask what one of several mechanisms is worth
+    "alone": ("added to nothing", {"facecolor": figures.ORANGE, "hatch": "//"}),
+    "shapley": ("averaged over all orders (Shapley)", {"facecolor": figures.BLUE}),
+    "last": ("added to all others", {"facecolor": figures.SKY, "hatch": ".."}),
+}
+COLORS = (figures.ORANGE, figures.BLUE, figures.GREEN, figures.PURPLE)
 
 
 def ladders(measured: Mapping[str, pd.DataFrame], tables: Mapping[str, pd.DataFrame]) -> Figure:
@@ -57,3 +72,127 @@ def _totals(axis, table: pd.DataFrame) -> None:
     axis.set(xlabel="seconds, first tokens and (pale) the others", xlim=(0, 1.2 * table["total s"].max()))
     axis.grid(True, axis="x")
     axis.grid(False, axis="y")
+
+
+def old_shares(played: Mapping[str, pd.DataFrame], claimed: tuple[float, float]) -> Figure:
+    """How much of each prompt the last turn had already, in %, and the range that is claimed for it.
+
+    played  by workload, a session's turns: `turn`, `n` and `reused`
+    """
+    figure, (left, right) = figures.new_figure(2, width=9.6, height=3.6, width_ratios=[3, 2])
+    lines = {name: (color, mark) for name, color, mark in zip(played, COLORS, "so^D", strict=False)}
+    with mpl.rc_context(figures.STYLE):
+        low, high = (100 * share for share in claimed)
+        left.axhspan(low, high, facecolor="none", edgecolor=figures.GREY, hatch="//", linewidth=0, label="claimed")
+        for name, turns in played.items():
+            color, mark = lines[name]
+            later = turns[turns["turn"] > 1]
+            label = f"{name}, {len(turns)} turns"
+            left.plot(later["turn"], 100 * later["reused"] / later["n"], mark + "-", color=color, label=label, ms=4)
+            right.plot(turns["turn"], turns["n"], "-", color=color, lw=2)
+            right.plot(turns["turn"], turns["delta"], mark, color=color, ms=4)
+            right.annotate(" n", (turns["turn"].iloc[-1], turns["n"].iloc[-1]), color=color, va="center")
+        left.set(xlabel="turn", ylabel="% of the prompt", title="Old tokens in the prompt", ylim=(70, 101))
+        left.legend(loc="lower right", fontsize=8.5)
+        right.set(xlabel="turn", ylabel="tokens", title="n (lines) and Δ (marks)", ylim=0)
+    return figure
+
+
+def fit_curves(turns: pd.DataFrame, fit: CostFit) -> Figure:
+    """Seconds until the first token, and milliseconds of each other one, as measured and as fitted.
+
+    turns  of the configurations naive and stateful
+    """
+    figure, (left, right) = figures.new_figure(2, width=9.6, height=3.6, width_ratios=[3, 2])
+    at = np.linspace(turns["n"].min(), turns["n"].max(), 100)
+    with mpl.rc_context(figures.STYLE):
+        for name, color, mark in (("naive", figures.ORANGE, "s"), ("stateful", figures.BLUE, "o")):
+            mine = turns[turns["configuration"] == name]
+            left.plot(mine["n"], mine["prefill_s"], mark, color=color, ms=4, alpha=0.7, label=f"{name}, measured")
+            said = 1000 * mine["decode_s"] / (mine["generated"] - 1)
+            right.plot(mine["n"], said, mark, color=color, ms=4, alpha=0.7, label=f"{name}, measured")
+        left.plot(at, fit.prefill_s(at, at), color=figures.ORANGE, lw=2, label="fitted, all n forwarded")
+        new = mine[mine["turn"] > 1]["delta"]
+        low, middle, high = (fit.prefill_s(at, float(new.quantile(q))) for q in (0.1, 0.5, 0.9))
+        left.fill_between(at, low, high, color=figures.SKY, alpha=0.5, lw=0)
+        left.plot(at, middle, color=figures.BLUE, lw=2, label=f"fitted, Δ = {new.median():.0f} of them")
+        right.plot(at, 1000 * fit.decode_s(at, 2), color=figures.INK, lw=2, label="fitted")
+        left.set(xlabel="n, tokens of the prompt", ylabel="seconds", title="Until the first token", ylim=0)
+        right.set(xlabel="n, tokens of the prompt", ylabel="ms a token", title="Each token after it", ylim=0)
+        left.legend(fontsize=8.5)
+        right.legend(fontsize=8.5, loc="lower right")
+    return figure
+
+
+def three_answers(saved: Mapping[str, pd.DataFrame]) -> Figure:
+    """What each mechanism saves of naive's seconds, in %, by three ways of asking.
+
+    saved  by workload, a row for each mechanism, in %: `alone`, `shapley`, `last`, and `from`, `to` around `shapley`
+    """
+    figure, axes = figures.new_figure(len(saved), width=9.6, height=3.6, sharey=True)
+    with mpl.rc_context(figures.STYLE):
+        for axis, (workload, table) in zip(axes, saved.items(), strict=True):
+            places = np.arange(len(table))
+            for i, (column, (label, look)) in enumerate(ANSWERS.items()):
+                at = places + 0.27 * (i - 1)
+                axis.barh(at, table[column], 0.25, label=label, edgecolor="white", **look)
+                if column == "shapley":
+                    away = [table[column] - table["from"], table["to"] - table[column]]
+                    axis.errorbar(table[column], at, xerr=np.maximum(away, 0), fmt="none", ecolor=figures.INK, lw=1)
+            axis.axvline(0, color=figures.INK, lw=0.8)
+            axis.set_yticks(places, table.index)
+            axis.set(xlabel="% of naive's seconds saved", title=workload)
+            axis.grid(True, axis="x")
+            axis.grid(False, axis="y")
+        axes[0].invert_yaxis()
+        axes[-1].legend(fontsize=8.5, loc="lower right")
+    return figure
+
+
+def waterfall(order: Sequence[str], seconds: Mapping[frozenset, float], workload: str = "") -> Figure:
+    """What each mechanism takes off when they are added in this order. `seconds`: of every subset of them."""
+    figure, (axis,) = figures.new_figure(width=7.6, height=3.2)
+    left = [seconds[frozenset(order[:count])] for count in range(len(order) + 1)]  # after so many of them
+    end = len(order) + 1
+    with mpl.rc_context(figures.STYLE):
+        axis.bar(0, left[0], 0.6, edgecolor="white", **figures.NAIVE)
+        axis.bar(end, left[-1], 0.6, edgecolor="white", facecolor=figures.INK)
+        tops = [(0, left[0], f"{left[0]:,.0f}"), (end, left[-1], f"{left[-1]:,.0f}")]
+        for place, (name, before, after) in enumerate(zip(order, left, left[1:], strict=False), 1):
+            look = {"edgecolor": figures.INK, "lw": 0.6, **MECHANISM[name]}
+            axis.bar(place, abs(before - after), 0.6, bottom=min(before, after), **look)
+            axis.plot([place - 1.3, place + 0.3], [before, before], color=figures.INK, lw=0.6)
+            tops.append((place, max(before, after), f"{after - before:+,.1f}"))
+        axis.plot([end - 1.3, end + 0.3], [left[-1]] * 2, color=figures.INK, lw=0.6)
+        for place, top, text in tops:
+            axis.annotate(text, (place, top), (0, 2), textcoords="offset points", ha="center", fontsize=9)
+        axis.set_xticks(range(end + 1), ["naive", *(f"+ {name}" for name in order), "all"], fontsize=9)
+        axis.set(ylabel="seconds", title=f"{workload}, mechanisms in this order", ylim=(0, 1.12 * max(left)))
+    return figure
+
+
+def peer_bars(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Seconds that each engine takes for a whole conversation: a panel for each workload, the fastest on top."""
+    figure, axes = figures.new_figure(len(tables), width=9.6, height=4.2)
+    with mpl.rc_context(figures.STYLE):
+        for axis, (workload, table) in zip(axes, tables.items(), strict=True):
+            table = table.sort_values("total s")
+            for place, (name, row) in enumerate(table.iterrows()):
+                ours = name.startswith("minstate")
+                guesses = "lookup" in name or "ngram" in name
+                keeps = not name.endswith("stateless")
+                look = {"facecolor": figures.BLUE if ours else figures.GREY if keeps else "white"}
+                hatch = "\\\\" if guesses else "" if keeps else "//"
+                axis.barh(place, row["total s"], 0.75, edgecolor=figures.INK, lw=0.5, hatch=hatch, **look)
+                axis.annotate(f" {row['total s']:.0f}", (row["total s"], place), va="center", fontsize=8)
+            axis.set_yticks(range(len(table)), table.index, fontsize=8)
+            axis.invert_yaxis()
+            axis.set(xlabel="seconds", title=workload, xlim=(0, 1.12 * table["total s"].max()))
+            axis.grid(True, axis="x")
+            axis.grid(False, axis="y")
+        looks = {"minstate": {"facecolor": figures.BLUE}, "others": {"facecolor": figures.GREY}}
+        looks |= {"with prompt lookup": {"facecolor": "white", "hatch": "\\\\"}}
+        looks |= {"keeps nothing": {"facecolor": "white", "hatch": "//"}}
+        marks = [Patch(edgecolor=figures.INK, label=name, **look) for name, look in looks.items()]
+        axes[0].legend(handles=marks, fontsize=8, loc="upper right")
+    return figure

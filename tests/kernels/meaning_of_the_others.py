@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pools import DEVICE, ERROR
 
 from minstate.model import ModelConfig, rotary_table, rotate
+from minstate.paged_kv import KVPool, PageTable
 from minstate_kernels.append_kv import append_kv
 from minstate_kernels.copy_pages import copy_pages
 from minstate_kernels.rms_norm import rms_norm
@@ -75,6 +76,46 @@ def test_pages_are_copied_up_to_their_count_and_nothing_else_is_touched(dtype, p
         expected[:, :, :, target, :count] = expected[:, :, :, source, :count]
     copy_pages(kv, torch.tensor(copies, dtype=torch.int32, device=DEVICE).view(-1, 3), page_size)
     assert torch.equal(kv, expected.flatten(3, 4))
+
+
+@settings(max_examples=40)
+@given(copies=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.booleans()), max_size=8))
+def test_copies_that_a_pool_collects_are_as_if_made_at_once(copies):
+    def in_any_order(kv, rows, page_size):
+        sources, targets, _ = rows.T.tolist()
+        assert len(set(targets)) == len(targets) and not set(sources) & set(targets)
+        copy_pages(kv, rows, page_size)
+
+    size = dict(num_layers=1, num_kv_heads=1, head_dim=8, num_pages=5, page_size=2, device=DEVICE)
+    pools = [KVPool(**size, collect=collect) for collect in (False, True)]
+    for pool in pools:
+        pool.kv.copy_(torch.arange(80.0, device=DEVICE).view(1, 1, 1, 10, 8).expand(1, 2, 1, 10, 8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minstate_kernels.copy_pages.copy_pages", in_any_order)
+        for source, target, read in copies:
+            if source != target:
+                for pool in pools:
+                    pool.copy_page(source, target)
+            if read:
+                assert torch.equal(pools[0].kv, pools[1].kv)
+        assert torch.equal(pools[0].kv, pools[1].kv)
+
+
+def test_the_pages_that_many_forks_copy_take_one_launch(monkeypatch):
+    launches = []
+    monkeypatch.setattr(
+        "minstate_kernels.copy_pages.copy_pages", lambda *args: (launches.append(len(args[1])), copy_pages(*args))
+    )
+    pool = KVPool(num_layers=2, num_kv_heads=1, head_dim=8, num_pages=16, page_size=4, device=DEVICE, collect=True)
+    parent = PageTable(pool)
+    pool.kv[:, :, :, parent.append(6)] = 1.0
+    forks = [parent.fork() for _ in range(5)]
+    slots = [fork.append(1) for fork in forks]
+    assert launches == []
+    pool.kv[:, :, :, [slot for new in slots for slot in new]] = 2.0
+    assert launches == [5]
+    for fork in forks:
+        assert pool.kv[0, 0, 0, fork.slots, 0].tolist() == [1.0] * 6 + [2.0]
 
 
 @DTYPES

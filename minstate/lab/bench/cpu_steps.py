@@ -7,7 +7,6 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from minstate.attention import TorchAttention
 from minstate.batch import RaggedBatch, Sequence
 from minstate.engine import Engine
 from minstate.lab.bench import ROOT
@@ -57,8 +56,7 @@ def prefilled(engine: Engine, context: int) -> Sequence:
     sequence = Sequence(engine.pool)
     sequence.log = engine.tokenizer.encode(text)[:context]
     while sequence.kv_len < context:
-        batch = RaggedBatch.build([(sequence, min(512, context - sequence.kv_len))])
-        engine.model.forward(batch, TorchAttention(engine.pool, batch))
+        engine.logits(RaggedBatch.build([(sequence, min(512, context - sequence.kv_len))]))
     return sequence
 
 
@@ -66,8 +64,7 @@ def _forward_s(engine: Engine, sequence: Sequence, context: int, queries: int) -
     """Seconds of a pass over the last `queries` tokens, with everything that prepares it."""
     sequence.table.truncate(context - queries)
     start = time.perf_counter()
-    batch = RaggedBatch.build([(sequence, queries)])
-    engine.model.forward(batch, TorchAttention(engine.pool, batch))
+    engine.logits(RaggedBatch.build([(sequence, queries)]))
     return time.perf_counter() - start
 
 

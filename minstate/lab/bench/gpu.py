@@ -9,17 +9,20 @@ import torch
 from tqdm import tqdm
 
 from minstate.batch import RaggedBatch, Sequence
+from minstate.costs import CostTable
 from minstate.engine import Engine
 from minstate.errors import BadValue
 from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
 from minstate.lab.bench import ROOT
 from minstate.lab.bench.kernels import measure_gpu
+from minstate.lab.calibrate import calibrate
 from minstate.lab.hardware import LLAMA_8B
 from minstate.lab.roofline import Roofline
 from minstate.lab.trace_replay import replay
 from minstate.lab.traces import read_trace
 from minstate.model import Model, ModelConfig
 from minstate.paged_kv import KVPool
+from minstate.speculation import Speculation
 from minstate.weights import load_model
 
 CONTEXT = 4096  # tokens of each sequence
@@ -93,10 +96,11 @@ def decode(name: str, model: Model, bound: Roofline) -> list[dict]:
     return rows
 
 
-def workflow(trace: str, model: Model, tokenizer, eos_ids: list[int]) -> list[dict]:
+def workflow(trace: str, model: Model, tokenizer, eos_ids: list[int], costs: CostTable) -> list[dict]:
     """A trace replayed in each configuration: seconds of its turns."""
     rows = []
-    for name, (kind, speculation) in CONFIGURATIONS.items():
+    for name, (kind, speculates) in CONFIGURATIONS.items():
+        speculation = Speculation(costs) if speculates else False
         engine = kind(model, tokenizer, eos_ids=eos_ids, speculation=speculation)
         for repeat in range(2):  # the first captures graphs and compiles
             turns = [turn for _, turn in replay(engine, read_trace(ROOT / "data/traces" / f"{trace}-0.jsonl"),
@@ -117,11 +121,16 @@ def gpu(dtype: str = "bfloat16") -> pd.DataFrame:
     bound = measure_gpu(precision)
     model, tokenizer, eos_ids = load_model(None, dtype, "cuda")
     rows = decode("default model", model, bound)
+    costs = calibrate(dtype, device="cuda")
     for trace in tqdm(("agentic", "coding"), unit="trace"):
-        rows += workflow(trace, model, tokenizer, eos_ids)
+        rows += workflow(trace, model, tokenizer, eos_ids, costs)
     del model
     torch.cuda.empty_cache()
     rows += decode("8B, random weights", random_model(replace(LLAMA_8B, max_positions=8192), precision), bound)
     table = pd.DataFrame(rows).set_index("what")
-    table.attrs = {"gpu": torch.cuda.get_device_name(), "copy GB/s": round(bound.bytes_per_s / 1e9)}
+    table.attrs = {
+        "gpu": torch.cuda.get_device_name(),
+        "copy GB/s": round(bound.bytes_per_s / 1e9),
+        "ms of a pass": {"tokens": costs.tokens, "contexts": costs.contexts, "ms": costs.ms},
+    }
     return table

@@ -1,0 +1,162 @@
+"""Pictures of what is predicted: a turn on other machines, its price, and its way from one to another."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure
+
+from minstate.lab.figures import BLUE, GREEN, INK, NAIVE, ORANGE, PURPLE, SKY, STATEFUL, STYLE, new_figure
+from minstate.lab.hardware import MODELS
+from minstate.lab.machines import LINKS, Machine, decode_s, move_s
+
+WAYS = {  # how a turn may be served
+    "naive": NAIVE,
+    "stateful": STATEFUL,
+    "with drafts": {"facecolor": SKY, "hatch": "\\\\"},
+}
+LINK_STYLES = dict(zip(LINKS, ((ORANGE, "--"), (GREEN, "-."), (BLUE, ":"), (PURPLE, (0, (5, 1)))), strict=True))
+LENGTHS = (1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 142_000)
+
+
+def seconds_of(
+    machine: Machine, model: str, n: int, delta: int, generated: int, chance: float
+) -> dict[str, tuple[float, float]]:
+    """Seconds until the first token and for the others, by way of serving."""
+    config = MODELS[model]
+    said, drafted = (decode_s(machine, config, n, generated, chance=each) for each in (0.0, chance))
+    all_of_it, new = (machine.prefill_s(config, n, p) for p in (n, min(delta, n)))
+    return {"naive": (all_of_it, said), "stateful": (new, said), "with drafts": (new, drafted)}
+
+
+def turn_on(machine: Machine, name: str, model: str, n: int, delta: int, generated: int, chance: float) -> Figure:
+    """A turn served in three ways, in seconds, and how the gain depends on the length of the conversation."""
+    figure, (left, right) = new_figure(2, width=9.6, height=3.6)
+    seconds = seconds_of(machine, model, n, delta, generated, chance)
+    whole = sum(seconds["naive"])
+    with mpl.rc_context(STYLE):
+        for place, (way, (first, others)) in enumerate(seconds.items()):
+            left.barh(place, first, 0.7, edgecolor="white", **WAYS[way])
+            left.barh(place, others, 0.7, left=first, edgecolor="white", alpha=0.4, **WAYS[way])
+            text = f" {whole / (first + others):.1f} ×"
+            left.annotate(text, (first + others, place), va="center", fontsize=9)
+        left.set_yticks(range(len(seconds)), list(seconds))
+        left.invert_yaxis()
+        left.set(xlabel="seconds: first token, and (pale) the others", xlim=(0, 1.15 * whole))
+        left.set_title(f"{model}, {name}")
+        left.grid(True, axis="x")
+        left.grid(False, axis="y")
+        _gain(right, machine, model, (n, delta, generated), chance)
+        right.set(title="Gain over naive, by the length", ylabel="times faster")
+        right.legend(fontsize=8.5, loc="upper left")
+    return figure
+
+
+def _gain(axis, machine: Machine, model: str, turn: tuple[int, int, int], chance: float) -> None:
+    here, delta, generated = turn
+    lengths = [n for n in LENGTHS if n >= delta]
+    gains = {way: [] for way in WAYS}
+    for n in [*lengths, here]:
+        seconds = seconds_of(machine, model, n, delta, generated, chance)
+        for way, parts in seconds.items():
+            gains[way].append(sum(seconds["naive"]) / sum(parts))
+    axis.plot(lengths, [n / delta for n in lengths], "--", color=INK, lw=1.2, label="n / Δ, tokens")
+    for way, mark in (("with drafts", "^"), ("stateful", "o")):
+        color = WAYS[way]["facecolor"]
+        axis.plot(lengths, gains[way][:-1], color=color, lw=2, label=f"{way}, seconds")
+        axis.plot(here, gains[way][-1], mark, color=color, markeredgecolor=INK)
+    axis.set(xscale="log", yscale="log", xlabel="n, tokens of the prompt", ylim=(0.8, None))
+    axis.set_xticks(lengths[::2], [f"{n / 1000:.0f}k" for n in lengths[::2]])
+    axis.minorticks_off()
+
+
+def gains(machines: Mapping[str, Machine], delta: int, lengths_said: Sequence[int]) -> Figure:
+    """How many times faster a stateful turn is than a naive one, predicted: a panel a model, a line for each answer."""
+    figure, axes = new_figure(len(machines), width=11, height=3.6, sharey=True)
+    looks = list(zip((BLUE, GREEN, ORANGE), "o^s", strict=True))
+    with mpl.rc_context(STYLE):
+        for axis, (model, machine) in zip(axes, machines.items(), strict=True):
+            lengths = [n for n in LENGTHS if n >= delta]
+            axis.plot(lengths, [n / delta for n in lengths], "--", color=INK, lw=1.2, label="n / Δ, tokens")
+            for (color, mark), generated in zip(looks, lengths_said, strict=False):
+                both = [seconds_of(machine, model, n, delta, generated, 0.0) for n in lengths]
+                gain = [sum(one["naive"]) / sum(one["stateful"]) for one in both]
+                label = f"{generated} token{'s' * (generated > 1)} said"
+                axis.plot(lengths, gain, mark + "-", color=color, lw=2, ms=5, label=label)
+            axis.set(xscale="log", yscale="log", xlabel="n, tokens of the prompt", title=model, ylim=(0.8, None))
+            axis.set_xticks(lengths[::2], [f"{n / 1000:.0f}k" for n in lengths[::2]])
+            axis.set_yticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
+            axis.minorticks_off()
+        axes[0].set_ylabel("times faster (predicted)")
+        axes[0].legend(fontsize=8.5, loc="upper left")
+    return figure
+
+
+def turn_prices(table: pd.DataFrame, dollars_an_hour: float) -> Figure:
+    """GPU-seconds of a turn, predicted, by way of serving: a panel a model. On the right, what they cost.
+
+    table  rows: (model, n); columns: the ways
+    """
+    models = list(table.index.unique(0))
+    figure, axes = new_figure(len(models), width=11, height=3.8)
+    width = 0.8 / len(table.columns)
+    with mpl.rc_context(STYLE):
+        for axis, model in zip(axes, models, strict=True):
+            rows = table.loc[model]
+            for i, way in enumerate(table.columns):
+                at = [place + (i - (len(table.columns) - 1) / 2) * width for place in range(len(rows))]
+                axis.bar(at, rows[way], width, label=way, edgecolor="white", **WAYS[way])
+                for x, height in zip(at, rows[way], strict=True):
+                    axis.annotate(f"{height:.2g}", (x, height), (0, 1), textcoords="offset points", ha="center", size=7)
+            axis.set_xticks(range(len(rows)), [f"{n / 1000:.0f}k" for n in rows.index])
+            axis.set(yscale="log", xlabel="n, tokens of the prompt", title=model)
+            axis.set_ylim(0.6 * rows.to_numpy().min(), 2.5 * rows.to_numpy().max())
+            cents = axis.secondary_yaxis("right", functions=_scale(100 * dollars_an_hour / 3600))
+            if axis is axes[-1]:
+                cents.set_ylabel(f"cents a turn, at ${dollars_an_hour:g} a GPU hour")
+        axes[0].set_ylabel("GPU-seconds a turn (predicted)")
+        axes[0].legend(fontsize=8.5, loc="upper left")
+    return figure
+
+
+def _scale(factor: float) -> tuple:
+    return (lambda y: y * factor), (lambda y: y / factor)
+
+
+def waiting(table: pd.DataFrame, limit_s: float) -> Figure:
+    """Simulated: how long 19 in 20 first tokens take at most, over the number of agents. Columns: policies."""
+    figure, (axis,) = new_figure(width=7.2, height=3.6)
+    looks = {"naive": (ORANGE, "s-"), "prefix reuse": (GREEN, "^-"), "stateful": (BLUE, "o--")}
+    with mpl.rc_context(STYLE):
+        for policy, (color, style) in looks.items():
+            axis.plot(table.index, table[policy], style, color=color, lw=2, ms=5, label=policy)
+        axis.axhline(limit_s, color=INK, ls=":", lw=1)
+        axis.annotate(
+            "served: at most this long", (table.index[0], limit_s), (0, 3), textcoords="offset points", size=8
+        )
+        axis.set(xscale="log", yscale="log", xlabel="agents at once", ylabel="seconds, 95th percentile")
+        axis.set_title("Predicted wait for a first token")
+        axis.set_xticks(list(table.index), [str(agents) for agents in table.index])
+        axis.minorticks_off()
+        axis.legend(fontsize=8.5)
+    return figure
+
+
+def moving(machines: Mapping[str, Machine]) -> Figure:
+    """Seconds to have the K/V of n tokens on another machine: computed again, or sent over each link. All predicted."""
+    figure, axes = new_figure(len(machines), width=11, height=3.8, sharey=True)
+    with mpl.rc_context(STYLE):
+        for axis, (model, machine) in zip(axes, machines.items(), strict=True):
+            config = MODELS[model]
+            again = [machine.prefill_s(config, n, n) for n in LENGTHS]
+            axis.plot(LENGTHS, again, color=INK, lw=2.6, label="computed again")
+            for name, bytes_per_s in LINKS.items():
+                color, style = LINK_STYLES[name]
+                seconds = [move_s(config, n, bytes_per_s) for n in LENGTHS]
+                axis.plot(LENGTHS, seconds, ls=style, color=color, lw=2, label=f"sent: {name}")
+            axis.set(xscale="log", yscale="log", xlabel="n, tokens of the session", title=model)
+            axis.set_xticks(LENGTHS[::2], [f"{n / 1000:.0f}k" for n in LENGTHS[::2]])
+            axis.minorticks_off()
+        axes[0].set_ylabel("seconds (predicted)")
+        axes[-1].legend(fontsize=8, loc="lower right")
+    return figure
