@@ -1,5 +1,6 @@
 """Gains are shared out as Shapley's axioms say, and costs are fitted as they were made."""
 
+from itertools import pairwise
 from math import isclose
 
 import numpy as np
@@ -45,7 +46,7 @@ def test_an_interval_holds_what_the_samples_come_from():
 def test_every_combination_of_mechanisms_has_a_name_of_its_own():
     names = [name_of(some) for some in subsets(MECHANISMS)]
     assert len(set(names)) == 2 ** len(MECHANISMS) and set(LADDER) < set(names)
-    assert all(frozenset(smaller) < larger for smaller, larger in zip(LADDER.values(), list(LADDER.values())[1:]))
+    assert all(smaller < larger for smaller, larger in pairwise(LADDER.values()))
 
 
 def test_pairs_are_counted_as_a_mask_would():

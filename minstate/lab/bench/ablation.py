@@ -114,7 +114,7 @@ def ladder(turns: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("configuration")
 
 
-def share_out(turns: pd.DataFrame) -> list[dict]:
+def shares(turns: pd.DataFrame) -> list[dict]:
     """For seconds, tokens forwarded and passes: what each mechanism saves of naive's in a conversation, with 95 %."""
     names, repeats = {some: name_of(some) for some in subsets(MECHANISMS)}, turns["repeat"].nunique()
     rows = []
@@ -163,7 +163,7 @@ def ablation(
     table = pd.concat(tables, names=["workload"])
     undrafted = pd.concat(turns[turns["configuration"].isin(list(LADDER)[:3])] for turns in measured.values())
     table.attrs = {
-        "share_out": {workload: share_out(turns) for workload, turns in measured.items()} if not only else {},
+        "share_out": {workload: shares(turns) for workload, turns in measured.items()} if not only else {},
         "fit": asdict(CostFit.of(undrafted)),
         "turns": {workload: turns.round(4).to_dict("list") for workload, turns in measured.items()},
     }
