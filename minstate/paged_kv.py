@@ -159,7 +159,9 @@ class KVPool:
 
         rows = [(source, target, self.page_size) for target, source in self._copies.items()]
         self._copies.clear()
-        copy_pages(self._kv, torch.tensor(rows, dtype=torch.int32).to(self._kv.device), self.page_size)
+        copy_pages(
+            self._kv, torch.tensor(rows, dtype=torch.int32).to(self._kv.device, non_blocking=True), self.page_size
+        )
 
 
 class PageTable:
