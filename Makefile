@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 # Spinning OpenMP threads collapse as soon as anything else wants a core.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help run test lab site weights clean
+.PHONY: help run test lab bench site weights clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make test     set up what is missing, then lint, tests and notebooks"
 	@echo "make lab      set up what is missing, then open the course in JupyterLab"
 	@echo "make site     set up what is missing, then write the executed course as web pages into out/site/"
+	@echo "make bench    set up what is missing, then measure the headline anew into data/results/ (hours)"
 	@echo "make weights  the environment and the default model, nothing else"
 	@echo "make clean    remove the environment, out/ and caches; the weights stay in data/weights"
 	@echo "Another Python (3.11 or newer): make run PYTHON=python3.12"
@@ -33,6 +34,13 @@ test: weights
 lab: weights
 	@echo "== JupyterLab on notebooks/ (stop it with Ctrl-C)"
 	@$(PY) -m jupyterlab notebooks
+
+bench: weights
+	@echo "== what each mechanism is worth, and other engines beside minstate: hours, on a machine that does nothing else"
+	@GOMP_SPINCOUNT=10000 $(PY) -m minstate.lab.bench ablation dtype=float32
+	@GOMP_SPINCOUNT=10000 $(PY) -m minstate.lab.bench ablation dtype=bfloat16 only=ladder
+	@GOMP_SPINCOUNT=10000 $(PY) -m minstate.lab.bench peers workload=agentic dtype=float32 repeats=1
+	@GOMP_SPINCOUNT=10000 $(PY) -m minstate.lab.bench peers workload=coding dtype=float32 repeats=1
 
 site: $(VENV)/.installed
 	@echo "== the course as web pages"
