@@ -21,7 +21,7 @@ import triton.language as tl
 HEADS_AT_ONCE = 8  # of one program: some KiB, enough to hide a launch's cost for long prompts, and to spread a decode
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions", "token_slots"])  # parts of a flat tensor, which begin anywhere
 def append_kv_kernel(
     qkv_at, cos_at, sin_at, positions, token_slots, q_at, kv_at, slots,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,

@@ -71,7 +71,9 @@ def _read_keys(
     return highest, w * shrink + tl.sum(p, 1), a
 
 
-@triton.jit(do_not_specialize=["sequences"])
+# The parts of a flat tensor (`minstate.gpu.Inputs`) begin anywhere, and are read by single numbers: specialised on what
+# divides their addresses, one kernel would be compiled several times over, and be none the faster.
+@triton.jit(do_not_specialize=["query_start", "context_len", "page_table", "sequences"])
 def attention_kernel(
     q_at, q_stride, kv, slots, out_at, lse_at, query_start, context_len, page_table, table_stride, sequences, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,

@@ -148,8 +148,10 @@ class Chat:
         """A conversation that begins with `messages` and knows `tools`. Raises `BadMessage`."""
         empty = isinstance(messages, list | tuple) and not messages
         said = Transcript(() if empty else normalise(messages), normalise_tools(tools))
-        if said.messages or said.tools:
+        if said.messages:
             self.encode(self.render(said.messages, said.tools, reply=False))
+        elif said.tools:  # many templates refuse to render no message at all
+            self.encode(signatures(said.tools))
         return said
 
     def read(self, said: Transcript, log: list[int], messages) -> Continuation:

@@ -8,7 +8,7 @@ from minstate.errors import BadMessage, BadValue
 
 def require_positive(name: str, value) -> None:
     """Raises `BadValue` unless it is a whole number from 1 up."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
         raise BadValue(f"{name} must be a whole number from 1 up, not {value!r}")
 
 

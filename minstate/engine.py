@@ -1,6 +1,7 @@
 """The engine owns model, pool and scheduler, and moves every turn on, one forward pass at a time."""
 
 import math
+import sys
 import threading
 import time
 import weakref
@@ -30,7 +31,7 @@ from minstate.errors import (
 from minstate.forward import Scores, forward, gpu_runner
 from minstate.grammar import Constraint, Grammars, call_opening, grammar_of
 from minstate.guard import entry
-from minstate.messages import Message, normalise_tools
+from minstate.messages import Message, Messages, normalise_tools
 from minstate.model import Model
 from minstate.paged_kv import KVPool
 from minstate.prefix_cache import PrefixCache
@@ -110,7 +111,7 @@ class Engine:
     ) -> "Engine":
         """Load a model: a Hugging Face folder, a Hub id, or by default `MINSTATE_MODEL` or the fetched SmolLM2.
 
-        dtype     "float32", "bfloat16" or "float64"; by default float32 on a CPU, bfloat16 on a GPU
+        dtype     "float32", "bfloat16", or on a CPU "float64"; by default float32 on a CPU, bfloat16 on a GPU
         device    "cpu", or "cuda": model and K/V are on the GPU, and the kernels in `kernels/` compute
         settings  page_size, num_pages, token_budget, prefix_cache, speculation, as for `Engine`
 
@@ -142,16 +143,12 @@ class Engine:
         nothing = isinstance(messages, list | tuple) and not messages and not tools
         said = Transcript() if nothing else self.chat.open(messages, tools)
         sequence = Sequence(self.pool)
-        tree = self.cache.tree
-        self.cache.enter(sequence, tree.root(tenant) if self.prefix_cache else tree.private_root())
         if self.scheduler.speculation:
             corpus = self._corpora.of(tenant) if self.prefix_cache else Corpus()
             sequence.speculator = Speculator(self.scheduler.speculation, corpus)
-        if said.tools:
-            with suppress(UnsupportedModel, UnsupportedSchema):  # whoever asks for a constraint will be told
-                self.grammars  # noqa: B018  takes most of a second, which should not be in a turn
-                for tool in said.tools if sequence.speculator else ():
-                    sequence.speculator.corpus.add_once(self.chat.encode(call_opening(tool)))
+        self.prepare_tools(sequence, said.tools)
+        tree = self.cache.tree
+        self.cache.enter(sequence, tree.root(tenant) if self.prefix_cache else tree.private_root())
         return self.adopt(tenant, sequence, said)
 
     @entry
@@ -165,12 +162,21 @@ class Engine:
         session = self.open(tenant=tenant)
         session.said, session.lineage, session.forks = said, tuple(seeds["lineage"]), seeds["forks"]
         session.sequence.log += log
+        self.prepare_tools(session.sequence, said.tools)
         try:
             self.cache.fill(session.sequence, kv)
         except BaseException:
             session.close()
             raise
         return session
+
+    def prepare_tools(self, sequence: Sequence, tools: Messages) -> None:
+        """What a session's tools make necessary once: grammars, and how calls begin, which speculation may guess."""
+        if tools:
+            with suppress(UnsupportedModel, UnsupportedSchema):  # whoever asks for a constraint will be told
+                self.grammars  # noqa: B018  takes most of a second, which should not be in a turn
+                for tool in tools if sequence.speculator else ():
+                    sequence.speculator.corpus.add_once(self.chat.encode(call_opening(tool)))
 
     def adopt(self, tenant: str, sequence: Sequence, said: Transcript, lineage: tuple[int, ...] = ()) -> Session:
         """A session around `sequence`: for `open` and `Session.fork`."""
@@ -202,9 +208,10 @@ class Engine:
         replay          the answer, where it is given, as ids, text or message: all the work is done, logits included,
                         and `stats.agreed` counts the tokens that the model itself would have chosen
         max_new_tokens  the answer's length at most, in tokens
-        tools           JSON schemas of the tools that may be called, the session's if not given
+        tools           JSON schemas of the tools that may be called, the session's if not given. They constrain the
+                        answer; the model is told of those that were passed to `open` or `Session.sync`
         tool_choice     "auto": text, and calls that fit their schemas; "required" or a tool's name: one such call, and
-                        nothing else; "none": no call; None: nothing is enforced
+                        nothing else, unless `max_new_tokens` cuts it off; "none": no call; None: nothing is enforced
         response_format  instead: a JSON schema that the whole answer fits
         logprobs        whether `Turn.logprobs` is wanted
         timeout_s       seconds after which the turn is given up between two steps; `send` then raises `TurnTimeout`
@@ -228,6 +235,7 @@ class Engine:
         require_positive("max_new_tokens", max_new_tokens)
         if not isinstance(timeout_s, int | float) or not timeout_s > 0:
             raise BadValue(f"timeout_s must be a number of seconds above 0, not {timeout_s!r}")
+        deadline = self.clock() + min(timeout_s, sys.float_info.max)
         if replay is not None:
             if not replay:
                 raise BadMessage("replay needs at least one token id")
@@ -264,7 +272,7 @@ class Engine:
             session.restore(undo)
             raise
         self._requests_made += 1
-        handle = Handle(session, request, said, undo, started_s, self.clock() + timeout_s)
+        handle = Handle(session, request, said, undo, started_s, deadline)
         session.running = handle
         self._handles[request] = handle
         self.scheduler.submit(request)
@@ -275,8 +283,9 @@ class Engine:
         """One forward pass for all running turns; returns those that it ended: with a `turn`, or with an `error`.
 
         An exception in one turn's sampling, grammar or drafts ends that turn, and the others go on. If the forward pass
-        fails, it is tried for each turn alone, and ends those that fail again. What nobody can be blamed for, such as
-        a KeyboardInterrupt, aborts all turns that took part and are not done, and is raised again.
+        fails, it is tried for each turn alone, and ends those that fail again. Ctrl-C waits for the end of a step, and
+        leaves its turns running. What nobody can be blamed for (Ctrl-C pressed twice, for one) aborts all turns that
+        took part and are not done, and is raised again.
         """
         self.require_owner()
         late = self._give_up_late()
@@ -325,7 +334,10 @@ class Engine:
             self._in_step = False
 
     def run(self) -> list[Handle]:
-        """Step until nothing runs; returns the turns that ended, in that order: with a `turn`, or with an `error`."""
+        """Step until nothing runs; returns the turns that ended, in that order: with a `turn`, or with an `error`.
+
+        After Ctrl-C turns are still running: `run` again, or abort their handles.
+        """
         finished = []
         while self._handles:
             finished += self.step()

@@ -45,11 +45,6 @@ class EvictionOrder(Generic[Item, Rank]):
             heapq.heappop(self._heap)
         return self._heap[0][2] if self._heap else None
 
-    def clear(self) -> None:
-        """Take everything out."""
-        self._present.clear()
-        self._heap.clear()
-
     def __contains__(self, item: Item) -> bool:
         return item in self._present
 

@@ -1,6 +1,7 @@
 """A forward pass for several turns at once, of which none should suffer from another; and where it is computed."""
 
 from collections.abc import Callable
+from traceback import clear_frames
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,7 @@ def forward(
         best = logits.argmax(-1).cpu()
         return [Scores(mine, ids.tolist()) for mine, ids in zip(logits.split(rows), best.split(rows), strict=True)]
     except Exception as error:
+        clear_frames(error.__traceback__)  # what the pass still holds: memory may be what it lacked
         if len(rows) == 1:
             return [error]
         alone = (forward(logits_of, batch.alone(place), rows[place : place + 1]) for place in range(len(rows)))

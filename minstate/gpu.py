@@ -27,7 +27,7 @@ from minstate_kernels.silu_mul import silu_mul
 from minstate_kernels.tiles import busy_programs, split_count
 
 MOST_TOKENS = 256  # of a batch that runs as a graph: beyond, arithmetic takes longer than starting it
-MOST_GRAPHS = 32
+MOST_GRAPHS = 64  # a lone sequence, with and without drafts, needs 48 up to a context of 32k
 
 
 class Shape(NamedTuple):
@@ -140,13 +140,17 @@ class GpuRunner:
         self.pages = -(-model.config.max_positions // pool.page_size)
         self.multiprocessors = torch.cuda.get_device_properties(self.device).multi_processor_count
         self.graphs: OrderedDict[Shape, Graph] = OrderedDict()  # the last used last
-        self._memory = torch.cuda.graph_pool_handle()
+        # cuBLAS has a workspace for each stream. torch frees it when a graph that was captured there is dropped, though
+        # other graphs go on using it (pytorch#193402). On a stream where our graphs are captured, and nothing else ever
+        # runs, it lies in the memory that they share, which is not unmapped while one of them is left.
+        self._memory, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.device)
 
+    @torch.inference_mode()
     def logits(self, batch: RaggedBatch) -> torch.Tensor:
         """Logits `[R, vocab]` of the batch's `logit_rows`, on the device; valid until the next call."""
-        self.pool.make_copies()
         shape = Shape.of(batch, self.model, self.multiprocessors)
         rows = batch.logit_rows.to(self.device, non_blocking=True)
+        self.pool.make_copies()
         if shape.tokens > MOST_TOKENS:
             flat = Inputs.pack(batch, shape, self.pages).pin_memory().to(self.device, non_blocking=True)
             x = hidden_states(self.model, self.pool, Inputs.views(flat, shape, self.pages), shape)
@@ -170,14 +174,10 @@ class GpuRunner:
         def run() -> torch.Tensor:
             return self.model.lm_head(hidden_states(self.model, self.pool, views, shape))
 
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side), torch.inference_mode():
-            for _ in range(2):
-                run()
-        torch.cuda.current_stream().wait_stream(side)
+        for _ in range(2):
+            run()
         graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode(), torch.cuda.graph(graph, pool=self._memory):
+        with torch.cuda.graph(graph, pool=self._memory, stream=self._stream):
             logits = run()
         return Graph(graph, inputs, logits)
 

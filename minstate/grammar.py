@@ -130,13 +130,16 @@ def function_of(tool: Message) -> tuple[str, Mapping[str, Any]]:
     parameters = function.get("parameters") or {"type": "object", "properties": {}} if name else None
     if not isinstance(name, str) or not isinstance(parameters, Mapping):
         raise UnsupportedSchema(f"a tool needs a name and a schema of its parameters: {tool!r:.200}")
+    properties, required = parameters.get("properties", {}), parameters.get("required", [])
+    if not isinstance(properties, Mapping) or not isinstance(required, list | tuple):
+        raise UnsupportedSchema(f"in a schema, properties are an object and required is a list: {tool!r:.200}")
     return name, parameters
 
 
 def call_opening(tool: Message) -> str:
     """How a call of the tool begins, as far as that is known: up to the first value, if an argument is required."""
     name, parameters = function_of(tool)
-    first = next(iter(parameters.get("properties") or {}), None)
+    first = next(iter(parameters.get("properties", {})), None)
     opening = f"{OPEN}{BEFORE_NAME}{_json(name)}, {ARGUMENTS}{{"
     return opening + f"{_json(first)}: " if first in parameters.get("required", ()) else opening
 

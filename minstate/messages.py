@@ -70,7 +70,10 @@ def normalise_tools(tools: Any) -> tuple[Message, ...]:
     """Tools as a tuple of JSON schemas. Raises `BadMessage`."""
     if not tools:
         return ()
-    if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
+    well_formed = isinstance(tools, list | tuple) and all(
+        isinstance(tool, Mapping) and isinstance(tool.get("function", tool), Mapping) for tool in tools
+    )
+    if not well_formed:
         raise BadMessage(f"tools must be a list of JSON schemas: got {tools!r:.200}")
     signatures(tools)
     return tuple(tools)
@@ -113,6 +116,10 @@ def _normalise_one(message: Message, where: int) -> Message:
     require(bool(content or calls) or role in ("assistant", "tool"), f"({role}) is empty")
     normal = {**message, "content": content}
     normal.pop("tool_calls", None)
+    try:
+        json.dumps({key: value for key, value in normal.items() if key not in ("role", "content")})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadMessage(f"message {where} ({role}) holds what JSON cannot: {error}") from error
     if calls:
         normal["tool_calls"] = [_normalise_call(call, where) for call in calls]
     return normal

@@ -4,6 +4,7 @@ Covers Llama (SmolLM2 is one), Qwen2 (biases on q, k, v) and Qwen3 (per-head nor
 of pages: it hands q, k, v to `attend(layer, q, k, v)`, which `attention.py` provides.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -203,6 +204,7 @@ class Model:
             if tensors[name].shape != shape:
                 raise DamagedWeights(f"{name} is {list(tensors[name].shape)}, the configuration says {list(shape)}")
         self.config = config
+        self.fingerprint = _fingerprint(config, tensors)
         self.embedding = tensors["model.embed_tokens.weight"]
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
         self.layers = [Layer.of(config, tensors, i) for i in range(config.num_layers)]
@@ -230,6 +232,16 @@ class Model:
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
         return F.rms_norm(x, x.shape[-1:], weight, self.config.norm_eps)
+
+
+def _fingerprint(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> str:
+    """Tells one model from another: its configuration, and a sample of every tensor, in its precision."""
+    digest = hashlib.sha256(str(config).encode())
+    for name in config.tensor_shapes():
+        tensor = tensors[name]
+        sample = tensor.flatten()[:: max(1, tensor.numel() // 64)]
+        digest.update(f"{name} {tensor.dtype}".encode() + sample.double().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _rotary_share(config: dict, rope: dict) -> float:

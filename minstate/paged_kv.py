@@ -98,10 +98,8 @@ class PageAllocator:
 class KVPool:
     """The keys and values of all pages: `kv[layer, 0 for K or 1 for V, kv_head, slot, head_dim]`.
 
-    Heads come before slots, so that adjacent pages of one head are one stretch of memory.
-
-    collect  copies of pages wait until somebody needs `kv`, and are then made by one launch of a kernel: on a GPU,
-             where a copy takes less time than its launch
+    Heads come before slots, so that adjacent pages of one head are one stretch of memory. On a GPU copies of pages wait
+    until somebody needs `kv`, and are then made by one launch of a kernel: a launch takes longer than a copy.
     """
 
     def __init__(
@@ -114,7 +112,6 @@ class KVPool:
         page_size: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        collect: bool | None = None,
     ):
         if page_size < 1:
             raise BadValue(f"page_size must be at least 1 token, not {page_size}")
@@ -127,8 +124,8 @@ class KVPool:
             raise OutOfPages(f"no {size:,.0f} GB for {num_pages} KV pages: build the engine with fewer") from error
         self.allocator = PageAllocator(num_pages)
         self.page_size = page_size
-        self._collect = self._kv.is_cuda if collect is None else collect
-        self._copies: dict[int, int] = {}  # those that wait: target page -> source page
+        self._collect = self._kv.is_cuda
+        self._copies: dict[int, tuple[int, int, int]] = {}  # those that wait, by target: source, target, tokens
 
     @property
     def kv(self) -> torch.Tensor:
@@ -141,15 +138,17 @@ class KVPool:
         """Bytes of K and V of one page, all layers."""
         return self._kv.nbytes // self.allocator.num_pages
 
-    def copy_page(self, source: int, target: int) -> None:
-        """Copy one page's K and V, all layers."""
+    def copy_page(self, source: int, target: int, tokens: int | None = None) -> None:
+        """Copy K and V of a page, or of its first `tokens`, in all layers."""
+        tokens = self.page_size if tokens is None else tokens
         if not self._collect:
             pages = self._kv.unflatten(3, (-1, self.page_size))
-            pages[:, :, :, target] = pages[:, :, :, source]
+            pages[:, :, :, target, :tokens] = pages[:, :, :, source, :tokens]
             return
-        if source in self._copies or target in self._copies or target in self._copies.values():
+        sources = {source for source, *_ in self._copies.values()}
+        if target in sources or not self._copies.keys().isdisjoint((source, target)):
             self.make_copies()  # those that wait run in any order, so none may depend on another
-        self._copies[target] = source
+        self._copies[target] = source, target, tokens
 
     def make_copies(self) -> None:
         """Make those that wait."""
@@ -157,11 +156,9 @@ class KVPool:
             return
         from minstate_kernels.copy_pages import copy_pages
 
-        rows = [(source, target, self.page_size) for target, source in self._copies.items()]
-        self._copies.clear()
-        copy_pages(
-            self._kv, torch.tensor(rows, dtype=torch.int32).to(self._kv.device, non_blocking=True), self.page_size
-        )
+        rows = torch.tensor(list(self._copies.values()), dtype=torch.int32)
+        copy_pages(self._kv, rows.to(self._kv.device, non_blocking=True), self.page_size)
+        self._copies.clear()  # only now: a pass that failed for want of memory is tried again, and needs them
 
 
 class PageTable:

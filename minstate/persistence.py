@@ -23,15 +23,6 @@ from minstate.paged_kv import KVPool
 FORMAT = "minstate-session-1"
 
 
-def fingerprint(model: Model) -> str:
-    """Tells one model from another: its configuration, its precision, and a sample of its weights."""
-    digest = hashlib.sha256(f"{model.config} {model.dtype}".encode())
-    norms = [norm for layer in model.layers for norm in (layer.attention_norm, layer.mlp_norm)]
-    for tensor in (*norms, model.norm, model.embedding[:: max(1, len(model.embedding) // 64)]):
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
-
-
 def write(
     path: Path, model: Model, pool: KVPool, slots: list[int], log: list[int], said: Transcript, seeds: dict
 ) -> None:
@@ -39,7 +30,7 @@ def write(
     tensors = {"log": torch.tensor(log, dtype=torch.int32), "kv": pool.kv[:, :, :, slots].contiguous().cpu()}
     header = {
         "format": FORMAT,
-        "model": fingerprint(model),
+        "model": model.fingerprint,
         "said": json.dumps(vars(said)),
         "seeds": json.dumps(seeds),
     }
@@ -71,7 +62,7 @@ def read(path: Path, model: Model, pool: KVPool) -> tuple[list[int], torch.Tenso
     checksum = header.pop("checksum", None)
     if tensors.keys() != {"log", "kv"} or checksum != _checksum(tensors, header):
         raise UnreadableSession(f"{path} is damaged: its checksum is not that of its content")
-    if header["model"] != fingerprint(model):
+    if header["model"] != model.fingerprint:
         raise UnreadableSession(f"{path} was written with another model, or in another precision: open a new session")
     layers, two, heads, _, dim = pool.kv.shape
     log, kv = tensors["log"].tolist(), tensors["kv"]

@@ -11,7 +11,7 @@
 """
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -78,6 +78,8 @@ class PrefixCache:
     def peek(self, sequence: Sequence) -> int:
         """Tokens of an idle sequence's log that a turn would find, by whole pages of others or of its own."""
         self.refresh(sequence)
+        # Meanwhile others, a fork for one, may have extended the node in which the sequence's place lies.
+        sequence.node = self.tree.ending_at(sequence.node, sequence.table.borrowed_tokens)
         found = self.tree.match(sequence.node, sequence.log, len(sequence.log) - 1)
         return max(sequence.kv_len, found.at)
 
@@ -100,7 +102,8 @@ class PrefixCache:
         try:
             known = sequence.kv_len
             if tokens > known:
-                self.pool.kv[:, :, :, sequence.table.append(tokens - known)] = kv[:, :, :, known:]
+                slots = sequence.table.append(tokens - known)
+                self.pool.kv[:, :, :, slots] = kv[:, :, :, known:]
                 self.publish(sequence)
         except BaseException:
             self.end(sequence, 0)
@@ -189,6 +192,8 @@ class PrefixCache:
         sequences, running = list(sequences), set(running)
         if running != self._active:
             raise BrokenInvariant("the sequences that are in use are not those of running turns")
+        if +self.tree.users != Counter(sequence.root for sequence in sequences):
+            raise BrokenInvariant("the sequences under the tree's roots are not those that are open")
         self.tree.check(sequence.node for sequence in running)
         owned = [node.pages for node in self.tree.nodes()]
         self.pool.allocator.check([*owned, *(sequence.table.own_pages for sequence in sequences)])
@@ -250,7 +255,7 @@ class PrefixCache:
         if gain > 0:
             with suppress(OutOfPages):  # then it is computed
                 table.append(gain)
-                self.pool.copy_page(head.page, table.pages[-1])
+                self.pool.copy_page(head.page, table.pages[-1], head.count)
 
     def _find_head(self, sequence: Sequence) -> tuple[Head | None, int]:
         """The page to copy, and how many tokens more than our own it has."""

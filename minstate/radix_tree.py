@@ -209,21 +209,16 @@ class RadixTree:
         self.unlock(node)
         return locked
 
-    def touch(self, node: Node) -> int:
-        """`node` is in use now. Returns the time, in ticks."""
+    def touch(self, node: Node) -> None:
+        """`node` is in use now."""
         node.last_used = self._tick()
         self._queue(node)
-        return node.last_used
 
     def ending_at(self, node: Node, at: int) -> Node:
         """The node that ends at the place (node, at): what concerns that place and not what lies behind it."""
         return self._split(node, at) if at < node.end else node
 
     # Evicting.
-
-    @property
-    def num_evictable(self) -> int:
-        return self.num_pages - self.num_locked
 
     def expect(self, node: Node, when: float) -> None:
         """Somebody will come back to the end of `node`: spare it, and so all above it, while there is anything else.

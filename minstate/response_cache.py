@@ -18,7 +18,9 @@ from minstate.sampling import Sampling
 from minstate.session import Session
 from minstate.turn import Turn
 
-NO_WORK = dict.fromkeys(["agreed", "drafted", "accepted", "forced", "forwarded", "steps", "flops", "kv_bytes_read"], 0)
+NO_WORK = dict.fromkeys(
+    ["agreed", "drafted", "accepted", "forced", "forwarded", "steps", "preempted", "flops", "kv_bytes_read"], 0
+)
 
 
 class ResponseCache:
@@ -35,7 +37,7 @@ class ResponseCache:
         session.require_idle()
         ids = None if token_ids is None else list(token_ids)
         sampling = options.get("sampling", GREEDY)
-        if "replay" in options or not isinstance(sampling, Sampling):
+        if options.get("replay") is not None or not isinstance(sampling, Sampling):
             return session.send(messages, token_ids=ids, **options)
         log = session.sequence.log
         keep, new, said = self.engine.read_input(session.said, log, messages, ids)
@@ -59,4 +61,4 @@ class ResponseCache:
         context, total_s = max(0, keep - 1), time.perf_counter() - started_s
         counts = {"context": context, "delta": prompt_length - context, "reused": prompt_length}
         stats = replace(turn.stats, **NO_WORK, **counts, ttft_s=total_s, total_s=total_s)
-        return replace(turn, stats=stats)
+        return replace(turn, stats=stats, verdicts=())

@@ -5,10 +5,10 @@ arXiv 2308.16369), and drafts beside them. Reads no clock: the same requests giv
                   ▲                  │
                   └─────preempt──────┘
 
-Who waits is admitted when there is room for its prompt: first whoever has the longest prefix in the cache, as in SGLang
-(arXiv 2312.07104), but each step of waiting counts as `AGEING` tokens of prefix, so everybody's turn comes. Nobody
-overtakes the first in this order. If pages run out all the same, the youngest running turn goes back to wait; the
-oldest never does, so there is always one that ends.
+Who waits is admitted when there is room for its prompt and the beginning of its answer: first whoever has the longest
+prefix in the cache, as in SGLang (arXiv 2312.07104), but each step of waiting counts as `AGEING` tokens of prefix, so
+everybody's turn comes. Nobody overtakes the first in this order. If pages run out all the same, the youngest running
+turn goes back to wait; the oldest never does, so there is always one that ends.
 """
 
 from collections import deque
@@ -27,7 +27,7 @@ from minstate.sampling import Sampling
 from minstate.speculation import Allotment, Guess, Share, Speculation, Verdict, allot, settle
 
 AGEING = 256  # tokens of cached prefix that a step of waiting makes up for
-GROWTH = 64  # new tokens for which a turn is kept room when another one is admitted
+GROWTH = 64  # new tokens for which a turn is kept room when it or another one is admitted
 REMEMBERED = 2**14  # events of the timeline
 Batch = TypeVar("Batch")
 
@@ -134,7 +134,7 @@ class Scheduler:
         return min(self.waiting, key=lambda one: (-one.cached - AGEING * one.waited, one.number), default=None)
 
     def admit(self) -> None:
-        """Turns that wait run as soon as there is room for their logs, beside what running ones need soon."""
+        """Turns that wait run as soon as there is room for their logs and the next `GROWTH` tokens of everybody."""
         while request := self.next_waiting():
             promised = sum(other.pages_soon(other.sequence.kv_len) for other in self.running)
             if self.running and promised + request.pages_soon(request.cached) > self.cache.num_available:

@@ -78,7 +78,10 @@ class Session:
         return handle.turn
 
     def stream(self, messages=None, **options) -> "TokenStream":
-        """As `send`, one token at a time. Leaving the stream early aborts the turn: the session is as before it."""
+        """As `send`, one token at a time.
+
+        A stream that is closed, left as a `with` block, or dropped aborts the turn: the session is as before it.
+        """
         with self._aborting():
             return TokenStream(self.engine.submit(self, messages, **options))
 
@@ -105,6 +108,9 @@ class Session:
     def rollback(self, mark: Mark) -> None:
         """Forget everything after `mark`; its K/V before the mark stays. Later marks become stale.
 
+        A mark inside a page that belongs to the tree leaves `resident` at that page's beginning; the next turn copies
+        the rest of it.
+
         Raises `StaleMark` for a mark of another session, or one that an earlier rollback has passed.
         """
         self.require_idle()
@@ -119,8 +125,7 @@ class Session:
 
         `tools` are the session's own if not given. Raises `BadMessage`.
         """
-        given = self.engine.chat.open(messages, self.said.tools if tools is None else tools)
-        return find_drift(self.engine.chat, self.sequence.log, self.said, given)
+        return self._drift(self._history(messages, tools))
 
     @entry
     def sync(self, messages, tools=None) -> Drift:
@@ -130,9 +135,11 @@ class Session:
         next turn: `send([])` answers them. Raises `BadMessage`, and what `rollback` raises.
         """
         self.require_idle()
-        drift = self.drift(messages, tools)
+        given = self._history(messages, tools)
+        drift = self._drift(given)
+        self.engine.prepare_tools(self.sequence, given.tools)
         self.cut(drift.at)
-        self.said = self.engine.chat.open(messages, self.said.tools if tools is None else tools)
+        self.said = given
         return drift
 
     def cut(self, length: int) -> tuple[list[int], list[Mark]]:
@@ -140,6 +147,7 @@ class Session:
 
         Returns what `restore` needs to take it back.
         """
+        self.require_idle()
         undo = self.sequence.log[length:], self._marks
         self.engine.cache.rollback(self.sequence, length)
         self._marks = [mark for mark in self._marks if mark.length <= length]
@@ -179,6 +187,12 @@ class Session:
             self.running.abort()
         if self._open.detach():
             self.engine.cache.release(self.sequence)
+
+    def _history(self, messages, tools) -> Transcript:
+        return self.engine.chat.open(messages, self.said.tools if tools is None else tools)
+
+    def _drift(self, given: Transcript) -> Drift:
+        return find_drift(self.engine.chat, self.sequence.log, self.said, given)
 
     @contextmanager
     def _aborting(self) -> Iterator[None]:

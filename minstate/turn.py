@@ -9,6 +9,7 @@ import torch
 from tokenizers.decoders import DecodeStream
 
 from minstate.chat import Transcript
+from minstate.errors import BrokenInvariant
 from minstate.forward import Scores
 from minstate.messages import ToolCall, parse_tool_calls
 from minstate.sampling import choose
@@ -25,6 +26,9 @@ class TurnStats:
 
     With `log` the session's token ids before the turn, `context + delta` is the whole prompt. A session that is still
     resident prefills `delta`, less what is `shared`; the naive baseline prefills `context + delta`.
+
+    A turn that is `preempted` may lose what it has computed: what it then computes twice is in `forwarded`, and in none
+    of the counts above it.
     """
 
     context: int  # max(0, len(log) - 1): tokens that had been forwarded before
@@ -37,6 +41,7 @@ class TurnStats:
     forced: int  # generated tokens to which the grammar left no alternative
     forwarded: int  # query tokens of all forward passes, rejected drafts included
     steps: int  # forward passes
+    preempted: int  # how often it was put back to wait, when pages ran out
     flops: int
     kv_bytes_read: int
     ttft_s: float  # seconds until the first token
@@ -54,7 +59,7 @@ class TurnStats:
 
     @property
     def prefilled(self) -> int:
-        """Tokens forwarded before the first new token could be chosen."""
+        """Tokens to forward before the first new token could be chosen, once each."""
         return self.delta + self.recomputed - self.shared
 
     @property
@@ -150,6 +155,8 @@ class Handle:
             constraint.advance(token)
             if constraint.ended and request.sampling.ignore_eos:
                 request.constraint = None  # what follows is free
+        elif constraint and request.replay is None:
+            raise BrokenInvariant(f"token {token} was chosen, which the grammar does not allow")
         elif constraint:  # a given output that does not fit: the rest of it may be anything
             request.constraint = None
         if request.logprobs is not None:
@@ -187,6 +194,7 @@ class Handle:
             forced=request.forced,
             forwarded=request.forwarded,
             steps=request.steps,
+            preempted=request.preempted,
             flops=request.flops,
             kv_bytes_read=request.kv_bytes_read,
             ttft_s=self._first_token_s - self._started_s,
@@ -211,11 +219,17 @@ class Handle:
             return "stop"
         if request.constraint and request.constraint.ended:
             return "stop"
-        if tokenizer.convert_ids_to_tokens(token) in sampling.stop:  # special tokens do not show in the text
+        if sampling.stop and _special(tokenizer, token) in sampling.stop:  # special tokens do not show in the text
             return "stop"
         if any(stop in self._text for stop in sampling.stop if isinstance(stop, str)):
             return "stop"
         return "length" if len(request.generated) == request.max_new_tokens else ""
+
+
+def _special(tokenizer, token: int) -> str | None:
+    """How a special token is spelt; None for any other, which is spelt otherwise in the vocabulary than in text."""
+    added = tokenizer.added_tokens_decoder.get(token)
+    return added.content if added and added.special else None
 
 
 class TokenStream:

@@ -103,6 +103,8 @@ def load_model(
     """
     if device not in ("cpu", "cuda"):
         raise BadValue(f"device must be 'cpu' or 'cuda', not {device!r}")
+    if device == "cuda" and dtype == "float64":
+        raise BadValue("device='cuda' computes in float32 or bfloat16, not in float64: its kernels sum in float32")
     if device == "cuda" and not torch.cuda.is_available():
         raise BadValue("device='cuda' needs an NVIDIA GPU and a torch that can use it; this one finds none")
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")

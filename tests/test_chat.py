@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from minstate import BadMessage, UnsupportedModel
 from minstate.chat import Chat, Transcript
+from minstate.lab.small import byte_tokenizer, small_engine
+from minstate.lab.template_styles import STYLES
 from minstate.messages import ToolCall, normalise, parse_tool_calls
 from minstate.weights import find_model, read_tokenizer
 
@@ -223,3 +225,16 @@ def test_templates_that_cannot_be_used_are_refused(template, says):
     else:
         with pytest.raises(UnsupportedModel, match=says):
             Chat(tokenizer)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_session_may_open_with_tools_and_no_message(style):
+    template, special = STYLES[style]
+    e = small_engine(eos_ids=[len(special) - 1], num_pages=512)
+    e.tokenizer = byte_tokenizer(template, special)
+    tool = {"name": "look_up_a_thing", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+    session = e.open(tools=[tool])
+    session.send("Is it raining?", max_new_tokens=2, tool_choice=None)
+    assert "look_up_a_thing" in e.tokenizer.decode(session.token_ids)
+    with pytest.raises(BadMessage, match="lone surrogate"):
+        e.open(tools=[{**tool, "description": "\ud800"}])

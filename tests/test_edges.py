@@ -4,6 +4,7 @@ import copy
 import gc
 import json
 
+import numpy as np
 import pytest
 import torch
 from tiny import engine, hf_model, model, tokenizer
@@ -17,8 +18,10 @@ from minstate import (
     MinstateError,
     OutOfPages,
     Sampling,
+    SessionBusy,
     StaleMark,
     TurnStats,
+    UnsupportedSchema,
 )
 from minstate.attention import TorchAttention
 from minstate.batch import RaggedBatch, Sequence
@@ -267,7 +270,7 @@ def test_a_run_of_pages_is_read_in_place():
 
 def test_stats_tell_lost_from_found():
     def stats(context, delta, reused):
-        return TurnStats(context, delta, reused, 1, 0, 0, 0, 0, 1, 1, 1, 1, 0.1, 0.2)
+        return TurnStats(context, delta, reused, 1, 0, 0, 0, 0, 1, 1, 0, 1, 1, 0.1, 0.2)
 
     lost, found = stats(10, 3, 4), stats(10, 3, 12)
     assert (lost.recomputed, lost.shared, lost.prefilled) == (6, 0, 9)
@@ -420,3 +423,75 @@ def test_a_stateless_history_that_drifts_is_as_before_after_an_error(how):
     e.check()
     assert session.token_ids == before
     session.rollback(mark)
+
+
+def test_a_time_out_beyond_all_numbers_is_none_and_a_clock_that_fails_changes_nothing():
+    session = engine().open()
+    assert session.send(token_ids=[5], max_new_tokens=1, timeout_s=10**400).stats.generated == 1
+    broken = engine(clock=lambda: 1 / 0).open()
+    with pytest.raises(ZeroDivisionError):
+        broken.send(token_ids=[5], max_new_tokens=1)
+    assert broken.token_ids == []
+
+
+@pytest.mark.parametrize(
+    "parameters", [{"properties": {"a": {}}, "required": True}, {"properties": ["a"]}, {"properties": None}]
+)
+@pytest.mark.parametrize("speculation", [False, True])
+def test_a_malformed_schema_is_for_the_turn_that_wants_it_enforced(parameters, speculation):
+    e = engine(positions=4096, num_pages=600, speculation=speculation)
+    session = e.open(tools=[{"name": "f", "parameters": {"type": "object", **parameters}}])
+    with pytest.raises(UnsupportedSchema, match="properties are an object"):
+        session.send("hi", max_new_tokens=2)
+    assert session.send("hi", max_new_tokens=2, tool_choice=None, sampling=GREEDY).stats.generated == 2
+    e.check()
+
+
+def test_a_session_that_could_not_be_opened_leaves_no_root_behind(monkeypatch):
+    e = engine(prefix_cache=False)
+    monkeypatch.setattr(Engine, "prepare_tools", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        e.open()
+    assert not e.cache.tree.private
+    e.check()
+
+
+def test_a_message_that_is_no_json_and_a_tool_that_is_none_are_refused():
+    e = engine(positions=4096, num_pages=600)
+    with pytest.raises(BadMessage, match="what JSON cannot"):
+        e.open().send({"role": "user", "content": "x", "when": object()})
+    with pytest.raises(BadMessage, match="must be a list of JSON schemas"):
+        e.open(tools=[{"type": "function", "function": "f"}])
+
+
+def test_a_stop_string_means_text_and_special_tokens_and_not_how_the_vocabulary_spells_bytes():
+    e = engine()
+    (byte,) = (i for i, spelt in enumerate(e.tokenizer.convert_ids_to_tokens(range(256))) if spelt == "Á")
+    for token, reason in [(byte, "length"), (e.tokenizer.convert_tokens_to_ids("<|im_start|>"), "stop")]:
+        handle = e.submit(e.open(), token_ids=[5], max_new_tokens=2, sampling=Sampling(stop=("Á", "<|im_start|>")))
+        handle._take(token, e.tokenizer)
+        assert handle._finish_reason(e.tokenizer, e.eos_ids) == ("stop" if reason == "stop" else "")
+        handle.abort()
+
+
+def test_a_log_in_the_middle_of_a_turn_is_not_cut():
+    e = engine()
+    session = e.open()
+    e.submit(session, token_ids=[5, 6, 7], max_new_tokens=4)
+    e.step()
+    with pytest.raises(SessionBusy):
+        session.cut(1)
+    e.run()
+    e.check()
+
+
+def test_a_choice_that_the_grammar_forbids_is_not_said(monkeypatch):
+    e = engine(positions=4096, num_pages=600)
+    monkeypatch.setattr("minstate.turn.choose", lambda *_: 5)
+    with pytest.raises(BrokenInvariant, match="which the grammar does not allow"):
+        e.open().send("one", response_format={"type": "integer"}, max_new_tokens=8)
+    e.check()
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert engine().open().send(token_ids=[5], max_new_tokens=np.int64(2), sampling=GREEDY).stats.generated == 2

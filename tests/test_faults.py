@@ -5,11 +5,15 @@ import copy
 import itertools
 import json
 import signal
+import weakref
 
 import pytest
+import torch
 from tiny import engine
 
 from minstate import CostTable, OutOfPages, Sampling, Speculation
+from minstate.batch import RaggedBatch, Sequence
+from minstate.forward import forward
 from minstate.grammar import Constraint
 from minstate.guard import interrupted_later
 from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
@@ -69,6 +73,23 @@ def test_a_fault_in_sampling_ends_one_turn_and_no_other(number):
     assert len(failed) == 1 and failed[0].aborted and failed[0].session.token_ids == []
     for handle, i in zip(handles, (5, 6, 7), strict=True):
         assert handle in failed or handle.turn.token_ids == alone([i] * 9, 6)
+
+
+def test_when_turns_are_tried_alone_nothing_holds_the_memory_of_the_pass_that_failed():
+    held = []
+
+    def fails(batch):
+        assert not any(activations() is not None for activations in held)
+        activations = torch.zeros(len(batch.token_ids))
+        held.append(weakref.ref(activations))
+        raise MemoryError("for the test")
+
+    pool = engine().pool
+    sequences = [Sequence(pool) for _ in range(3)]
+    for sequence in sequences:
+        sequence.log += [5] * 4
+    errors = forward(fails, RaggedBatch.build([(sequence, 4) for sequence in sequences]), [1, 1, 1])
+    assert len(held) == 4 and [str(error) for error in errors] == ["for the test"] * 3
 
 
 def test_a_step_returns_the_turns_that_it_ended_with_an_answer_or_with_an_error():

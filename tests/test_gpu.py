@@ -13,6 +13,11 @@ def test_a_device_that_is_none_is_refused():
         Engine.from_pretrained(device="tpu")
 
 
+def test_a_precision_that_the_kernels_do_not_have_is_refused():
+    with pytest.raises(BadValue, match="not in float64"):
+        Engine.from_pretrained(device="cuda", dtype="float64")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_one_that_is_asked_for_is_missed():
     with pytest.raises(BadValue, match="needs an NVIDIA GPU"):

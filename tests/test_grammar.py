@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from tiny import VOCABULARY, drafting, engine, tokenizer
 
-from minstate import BadValue, BrokenInvariant, Engine, Sampling, UnsupportedModel, UnsupportedSchema
+from minstate import BadMessage, BadValue, BrokenInvariant, Engine, Sampling, UnsupportedModel, UnsupportedSchema
 from minstate.grammar import Grammars, call_opening, function_of
 from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
 from minstate.messages import parse_tool_calls
@@ -283,7 +283,7 @@ def test_a_schema_that_cannot_be_enforced_is_refused_before_anything_happens(sch
         ({"tools": [{"name": ""}]}, UnsupportedSchema),
         ({"tools": [{"name": 7}]}, UnsupportedSchema),
         ({"tools": [{"name": "x", "parameters": ["a"]}]}, UnsupportedSchema),
-        ({"tools": [{"function": "x"}]}, UnsupportedSchema),
+        ({"tools": [{"function": "x"}]}, BadMessage),
         ({"tool_choice": {"type": "function", "function": {"name": "look"}}}, BadValue),
         ({"tool_choice": ["look"]}, BadValue),
         ({"response_format": {"enum": ["\ud800"]}}, (BadValue, UnsupportedSchema)),

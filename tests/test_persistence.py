@@ -4,9 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import IDS, SAMPLINGS, engine
+from tiny import IDS, SAMPLINGS, engine, hf_model
 
-from minstate import OutOfPages, Sampling, SessionBusy, UnreadableSession, persistence
+from minstate import Engine, OutOfPages, Sampling, SessionBusy, UnreadableSession, persistence
+from minstate.grammar import call_opening
+from minstate.model import Model
 
 FREE = Sampling(ignore_eos=True)
 
@@ -140,3 +142,38 @@ def test_a_failed_save_leaves_the_old_file(saved, monkeypatch, seam):
     assert saved.read_bytes() == before and [path.name for path in saved.parent.iterdir()] == ["s"]
     session.save(saved)
     assert saved.read_bytes() != before
+
+
+def test_a_session_of_a_model_that_differs_in_one_kind_of_weight_is_refused(saved):
+    """As a merged adapter does: embedding and norms are the same."""
+    e = engine()
+    hf = hf_model("llama", torch.float64)
+    tensors = {name: tensor.detach().clone() for name, tensor in hf.state_dict().items()}
+    same = Engine(Model(e.model.config, tensors), e.tokenizer, page_size=4, num_pages=64)
+    assert same.model.fingerprint == e.model.fingerprint
+    for name in tensors:
+        other = {**tensors, name: tensors[name] + 1e-3}
+        if name in e.model.config.tensor_shapes():
+            assert Model(e.model.config, other).fingerprint != e.model.fingerprint, name
+    changed = {name: tensor + 0.1 * ("q_proj" in name) for name, tensor in tensors.items()}
+    with pytest.raises(UnreadableSession, match="another model"):
+        Engine(Model(e.model.config, changed), e.tokenizer, page_size=4, num_pages=64).load(saved)
+
+
+def test_what_tools_make_necessary_is_done_for_a_loaded_and_a_synced_session_too(tmp_path):
+    tools = [{"name": "look", "parameters": {"type": "object", "properties": {}}}]
+    opened = engine(positions=4096, num_pages=600, speculation=True)
+    session = opened.open([{"role": "system", "content": "short"}], tools)
+    session.send("hi", max_new_tokens=4, sampling=FREE)
+    session.save(tmp_path / "s")
+    known = call_opening(tools[0])
+
+    def guessable(e, one):
+        tokens = one.sequence.speculator.corpus.tokens  # documents lie between what are no ids
+        return known in e.tokenizer.decode([max(0, token) for token in tokens])
+
+    loading, syncing = (engine(positions=4096, num_pages=600, speculation=True) for _ in range(2))
+    synced = syncing.open()
+    synced.sync(session.messages, tools)
+    assert guessable(opened, session) and guessable(loading, loading.load(tmp_path / "s"))
+    assert guessable(syncing, synced)

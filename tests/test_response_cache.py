@@ -131,3 +131,11 @@ def test_no_engine_and_no_foil_uses_it_by_itself():
     for kind in (type(engine()), NaiveEngine):
         e = engine(kind)
         assert all(e.open().send(**ASK).stats.steps for _ in range(2))
+
+
+def test_an_answer_from_memory_has_no_drafts_and_replay_none_is_no_replay():
+    e = engine(speculation=True)
+    cache, ask = ResponseCache(e), {"token_ids": [5, 6] * 20, "max_new_tokens": 20, "sampling": FREE, "replay": None}
+    first = cache.send(e.open(), **ask)
+    again = cache.send(e.open(), **ask)
+    assert cache.hits == 1 and first.verdicts and again.verdicts == () and again.stats.drafted == 0

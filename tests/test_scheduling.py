@@ -225,3 +225,27 @@ def test_bookkeeping_grows_with_the_batch_and_not_with_idle_sessions():
         e.step()
     assert e.cache.tree.nodes_visited - visited < 10
     assert tiny.VOCABULARY > 105
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_what_a_turn_would_find_does_not_depend_on_what_a_fork_has_put_behind_it(forked):
+    e = engine(page_size=8)
+    session = e.open()
+    session.send(token_ids=range(20, 41), max_new_tokens=4, sampling=FREE)
+    if forked:
+        session.fork().send(token_ids=range(50, 130), max_new_tokens=4, sampling=FREE)
+    assert e.cache.peek(session.sequence) == session.resident == 24
+    e.check()
+
+
+def test_what_is_computed_again_after_a_preemption_is_counted_apart():
+    e = engine(num_pages=48, page_size=4, token_budget=2)
+    first, second = e.open(), e.open()
+    e.submit(first, token_ids=range(10, 20), max_new_tokens=150, sampling=FREE)
+    for _ in range(5):
+        e.step()
+    handle = e.submit(second, token_ids=range(30, 130), max_new_tokens=10, sampling=FREE)
+    e.run()
+    stats = handle.turn.stats
+    assert stats.preempted >= 1 and (stats.prefilled, stats.recomputed) == (100, 0)
+    assert stats.forwarded > stats.prefilled + stats.generated - 1

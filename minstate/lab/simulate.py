@@ -60,7 +60,7 @@ class Pages:
     def __init__(self, num_pages: int, page_size: int):
         self.allocator, self.page_size = AnyPage(num_pages), page_size
 
-    def copy_page(self, source: int, target: int) -> None:
+    def copy_page(self, source: int, target: int, tokens: int | None = None) -> None:
         """Nothing to copy."""
 
 
@@ -335,7 +335,8 @@ class Simulation:
         tally.generated += turn.output
         tally.forwarded += request.forwarded
         tally.reused += request.reused
-        tally.recomputed += max(0, context - request.reused)
+        once = request.prompt_length - request.reused + turn.output - 1
+        tally.recomputed += max(0, context - request.reused) + request.forwarded - once  # the latter: after preemption
         tally.preempted += request.preempted
 
 

@@ -96,3 +96,22 @@ def test_graphs_say_what_the_model_says_and_are_captured_once():
             torch.testing.assert_close(runner.logits(ours).cpu(), expected, atol=2e-5, rtol=2e-5)
         captured.append(list(runner.graphs))
     assert captured[0] == captured[1]
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="graphs need a GPU")
+def test_a_graph_goes_on_when_others_are_dropped(monkeypatch):
+    """Those of another runner, whose memory is then given back, and those of its own that were not used for longest."""
+    monkeypatch.setattr("minstate.gpu.MOST_GRAPHS", 2)
+    reference, model = models("llama")
+    work = [[(_started(pool, 1 + i), 1 + i) for i in range(4)] for pool in (pool_of(reference), pool_of(model))]
+    theirs, ours = (RaggedBatch.build(each) for each in work)
+    expected = reference.forward(theirs, TorchAttention(work[0][0][0].table.pool, theirs))
+    other, runner = (GpuRunner(model, work[1][0][0].table.pool) for _ in range(2))
+    for each in (other, runner):
+        torch.testing.assert_close(each.logits(ours).cpu(), expected, atol=2e-5, rtol=2e-5)
+    del other, each
+    for place in (0, 1, 3):
+        torch.cuda.empty_cache()
+        runner.logits(ours.alone(place))
+        torch.testing.assert_close(runner.logits(ours).cpu(), expected, atol=2e-5, rtol=2e-5)
+    assert len(runner.graphs) == 2

@@ -78,27 +78,50 @@ def test_pages_are_copied_up_to_their_count_and_nothing_else_is_touched(dtype, p
     assert torch.equal(kv, expected.flatten(3, 4))
 
 
+def collecting(**size):
+    """A pool that collects copies, as one on a GPU does."""
+    pool = KVPool(**size, num_kv_heads=1, head_dim=8, device=DEVICE)
+    pool._collect = True
+    return pool
+
+
+PAGE = st.integers(0, 4)
+
+
 @settings(max_examples=40)
-@given(copies=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.booleans()), max_size=8))
+@given(copies=st.lists(st.tuples(PAGE, PAGE, st.sampled_from([None, 1]), st.booleans()), max_size=8))
 def test_copies_that_a_pool_collects_are_as_if_made_at_once(copies):
     def in_any_order(kv, rows, page_size):
         sources, targets, _ = rows.T.tolist()
         assert len(set(targets)) == len(targets) and not set(sources) & set(targets)
         copy_pages(kv, rows, page_size)
 
-    size = dict(num_layers=1, num_kv_heads=1, head_dim=8, num_pages=5, page_size=2, device=DEVICE)
-    pools = [KVPool(**size, collect=collect) for collect in (False, True)]
+    pools = [collecting(num_layers=1, num_pages=5, page_size=2) for _ in range(2)]
+    pools[0]._collect = False
     for pool in pools:
         pool.kv.copy_(torch.arange(80.0, device=DEVICE).view(1, 1, 1, 10, 8).expand(1, 2, 1, 10, 8))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("minstate_kernels.copy_pages.copy_pages", in_any_order)
-        for source, target, read in copies:
+        for source, target, tokens, read in copies:
             if source != target:
                 for pool in pools:
-                    pool.copy_page(source, target)
+                    pool.copy_page(source, target, tokens)
             if read:
                 assert torch.equal(pools[0].kv, pools[1].kv)
         assert torch.equal(pools[0].kv, pools[1].kv)
+
+
+def test_a_copy_that_fails_is_made_when_the_pages_are_wanted_again(monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    pool = collecting(num_layers=1, num_pages=2, page_size=2)
+    pool.kv.copy_(torch.arange(4.0, device=DEVICE)[:, None].expand(1, 2, 1, 4, 8))
+    pool.copy_page(0, 1)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr("minstate_kernels.copy_pages.copy_pages", fail)
+        pool.make_copies()
+    assert pool.kv[0, 0, 0, :, 0].tolist() == [0.0, 1.0, 0.0, 1.0]
 
 
 def test_the_pages_that_many_forks_copy_take_one_launch(monkeypatch):
@@ -106,7 +129,7 @@ def test_the_pages_that_many_forks_copy_take_one_launch(monkeypatch):
     monkeypatch.setattr(
         "minstate_kernels.copy_pages.copy_pages", lambda *args: (launches.append(len(args[1])), copy_pages(*args))
     )
-    pool = KVPool(num_layers=2, num_kv_heads=1, head_dim=8, num_pages=16, page_size=4, device=DEVICE, collect=True)
+    pool = collecting(num_layers=2, num_pages=16, page_size=4)
     parent = PageTable(pool)
     pool.kv[:, :, :, parent.append(6)] = 1.0
     forks = [parent.fork() for _ in range(5)]

@@ -147,7 +147,7 @@ def ablation(
 ) -> pd.DataFrame:
     """The replayed turns of these traces with all combinations of mechanisms; `only=ladder` adds them one by one.
 
-    Leaves the figure beside the table.
+    Leaves a figure for each trace beside the table.
     """
     costs, first = CostTable.default(dtype), Engine.from_pretrained(dtype=dtype, num_pages=1)
     chosen = list(LADDER.values()) if only == "ladder" else subsets(MECHANISMS)
@@ -168,5 +168,7 @@ def ablation(
         "turns": {workload: turns.round(4).to_dict("list") for workload, turns in measured.items()},
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    headline_figures.ladders(measured, tables).savefig(RESULTS / f"ablation_{dtype}.png", dpi=120)
+    for workload, turns in measured.items():
+        figure = headline_figures.ladders({workload: turns}, {workload: tables[workload]})
+        figure.savefig(RESULTS / f"ablation_{workload}_{dtype}.png", dpi=110)
     return table

@@ -1,5 +1,6 @@
 """Whole models on a GPU, beside the time in which it could read their weights. Needs an NVIDIA GPU."""
 
+import gc
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -125,6 +126,7 @@ def gpu(dtype: str = "bfloat16") -> pd.DataFrame:
     for trace in tqdm(("agentic", "coding"), unit="trace"):
         rows += workflow(trace, model, tokenizer, eos_ids, costs)
     del model
+    gc.collect()  # engines and their caches refer to each other
     torch.cuda.empty_cache()
     rows += decode("8B, random weights", random_model(replace(LLAMA_8B, max_positions=8192), precision), bound)
     table = pd.DataFrame(rows).set_index("what")

@@ -122,7 +122,8 @@ def measure(case: Case, dtype: torch.dtype, bound: Roofline) -> dict[str, float]
         "FlexAttention, contiguous": lambda: flex(queries, keys, values),
     }
     expected = sdpa(keys, values).transpose(1, 2).flatten(0, 1)
-    torch.testing.assert_close(ours(), expected, atol=2e-2, rtol=2e-2)
+    error = 2e-2 * float(expected.abs().max())  # a mean of many values is small
+    torch.testing.assert_close(ours(), expected, atol=error, rtol=2e-2)
     ms = milliseconds(ours)
     floor = 1000 * bound.floor_s(case.flops(), case.bytes_moved(dtype))
     return {
@@ -138,6 +139,7 @@ def flex_of(case: Case) -> Callable[..., torch.Tensor]:
     mask = create_block_mask(
         lambda b, h, query, key: key <= query + history, None, None, case.queries, case.context, device="cuda"
     )
+    torch.compiler.reset()  # shapes compiled before count, and from the ninth on it would not be compiled any more
     compiled = torch.compile(flex_attention, dynamic=False)
     return lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=True)
 
