@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -33,30 +34,33 @@ COLORS = (figures.ORANGE, figures.BLUE, figures.GREEN, figures.PURPLE)
 
 
 def ladders(measured: Mapping[str, pd.DataFrame], tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """For each workload: seconds of every turn without any mechanism and with all, and of the whole conversation.
+    """For each workload, in a row: seconds of every turn, and of the conversation, as mechanisms are added one by one.
 
     measured  by workload, the rows of `bench.ablation.measure`; the medians of repeats are shown
     tables    by workload, those of `bench.ablation.ladder`
     """
-    figure, axes = figures.new_figure(2 * len(measured), width=13, height=3.6, width_ratios=[3, 2] * len(measured))
     with mpl.rc_context(figures.STYLE):
-        for (workload, turns), left, right in zip(measured.items(), axes[::2], axes[1::2], strict=True):
+        figure, axes = plt.subplots(
+            len(measured), 2, figsize=(9.6, 3.6 * len(measured)), squeeze=False, width_ratios=[3, 2]
+        )
+        for (workload, turns), (left, right) in zip(measured.items(), axes, strict=True):
             _turns(left, turns)
-            left.set_title(f"{turns['turn'].max()} turns ({workload})")
+            left.set_title(f"{turns['turn'].max()} turns of {'an' if workload[0] in 'aeio' else 'a'} {workload} agent")
             _totals(right, tables[workload])
-        axes[0].set_ylabel("seconds a turn")
+    plt.close(figure)
     return figure
 
 
 def _turns(axis, turns: pd.DataFrame) -> None:
-    """Seconds over turns, a line for each step of the ladder."""
+    """Seconds over turns, a line for each step of the ladder; what lies between the first and the last is saved."""
     seconds = turns.groupby(["configuration", "turn"])["total_s"].median()
+    naive, best = seconds["naive"], seconds["+ grammar"]
+    axis.fill_between(naive.index, naive, best, color=figures.ORANGE, alpha=0.12, lw=0)
     for name, look in LOOK.items():
-        mine = seconds[name]
-        style = {"lw": 2.2} if name in ("naive", "+ grammar") else {"lw": 1}
-        axis.plot(mine.index, mine, color=look["facecolor"], label=name, **style)
-    axis.set(xlabel="turn", ylim=0)
-    axis.legend(fontsize=8)
+        ends = name in ("naive", "stateful", "+ grammar")
+        axis.plot(naive.index, seconds[name], color=look["facecolor"], label=name, lw=2.4 if ends else 1.2)
+    axis.set(xlabel="turn", ylabel="seconds a turn", ylim=0)
+    axis.legend(fontsize=9, loc="upper left")
 
 
 def _totals(axis, table: pd.DataFrame) -> None:
@@ -69,7 +73,8 @@ def _totals(axis, table: pd.DataFrame) -> None:
         axis.annotate(f" {row['times faster']:.1f} ×", (row["total s"], place), va="center", fontsize=9)
     axis.set_yticks(range(len(LOOK)), list(LOOK), fontsize=9)
     axis.invert_yaxis()
-    axis.set(xlabel="seconds, first tokens and (pale) the others", xlim=(0, 1.2 * table["total s"].max()))
+    axis.set(xlabel="seconds of all turns", xlim=(0, 1.22 * table["total s"].max()))
+    axis.set_title("until the first tokens, and (pale) the others", fontsize=9, fontweight="normal")
     axis.grid(True, axis="x")
     axis.grid(False, axis="y")
 
@@ -171,28 +176,31 @@ def waterfall(order: Sequence[str], seconds: Mapping[frozenset, float], workload
     return figure
 
 
-def peer_bars(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """Seconds that each engine takes for a whole conversation: a panel for each workload, the fastest on top."""
-    figure, axes = figures.new_figure(len(tables), width=9.6, height=4.2)
+def peer_bars(tables: Mapping[str, pd.DataFrame], stateless: Sequence[str]) -> Figure:
+    """Seconds that each engine takes for a whole conversation, a panel for each workload: the first one's order.
+
+    stateless  the configurations that keep nothing between turns
+    """
+    figure, axes = figures.new_figure(len(tables), width=9.6, height=4.2, sharey=True)
+    names = list(next(iter(tables.values())).sort_values("total s").index)
+    marks = {"minstate": (figures.BLUE, ""), "other engines": (figures.GREY, "")}
+    marks |= {"drafts from the prompt": ("white", "\\\\"), "keeps nothing": ("white", "//")}
     with mpl.rc_context(figures.STYLE):
         for axis, (workload, table) in zip(axes, tables.items(), strict=True):
-            table = table.sort_values("total s")
-            for place, (name, row) in enumerate(table.iterrows()):
-                ours = name.startswith("minstate")
-                guesses = "lookup" in name or "ngram" in name
-                keeps = not name.endswith("stateless")
-                look = {"facecolor": figures.BLUE if ours else figures.GREY if keeps else "white"}
-                hatch = "\\\\" if guesses else "" if keeps else "//"
-                axis.barh(place, row["total s"], 0.75, edgecolor=figures.INK, lw=0.5, hatch=hatch, **look)
-                axis.annotate(f" {row['total s']:.0f}", (row["total s"], place), va="center", fontsize=8)
-            axis.set_yticks(range(len(table)), table.index, fontsize=8)
-            axis.invert_yaxis()
+            for place, name in enumerate(names):
+                seconds = table["total s"].get(name, 0.0)
+                color = figures.BLUE if name.startswith("minstate") else figures.GREY
+                hatch = "\\\\" * ("lookup" in name or "ngram" in name) + "//" * (name in stateless)
+                axis.barh(place, seconds, 0.75, facecolor=color, edgecolor=figures.INK, lw=0.5, hatch=hatch)
+                axis.annotate(f" {seconds:.0f}", (seconds, place), va="center", fontsize=8)
             axis.set(xlabel="seconds", title=workload, xlim=(0, 1.12 * table["total s"].max()))
             axis.grid(True, axis="x")
             axis.grid(False, axis="y")
-        looks = {"minstate": {"facecolor": figures.BLUE}, "others": {"facecolor": figures.GREY}}
-        looks |= {"with prompt lookup": {"facecolor": "white", "hatch": "\\\\"}}
-        looks |= {"keeps nothing": {"facecolor": "white", "hatch": "//"}}
-        marks = [Patch(edgecolor=figures.INK, label=name, **look) for name, look in looks.items()]
-        axes[0].legend(handles=marks, fontsize=8, loc="upper right")
+        axes[0].set_yticks(range(len(names)), names, fontsize=8)
+        axes[0].invert_yaxis()
+        handles = [
+            Patch(edgecolor=figures.INK, label=name, facecolor=color, hatch=hatch)
+            for name, (color, hatch) in marks.items()
+        ]
+        axes[-1].legend(handles=handles, fontsize=8, loc="upper right")
     return figure

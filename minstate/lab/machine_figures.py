@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from minstate.lab.figures import BLUE, GREEN, INK, NAIVE, ORANGE, PURPLE, SKY, STATEFUL, STYLE, new_figure
 from minstate.lab.hardware import MODELS
-from minstate.lab.machines import LINKS, Machine, decode_s, move_s
+from minstate.lab.machines import LINKS, DataSheet, Machine, decode_s, move_s
 
 WAYS = {  # how a turn may be served
     "naive": NAIVE,
@@ -17,6 +17,7 @@ WAYS = {  # how a turn may be served
 }
 LINK_STYLES = dict(zip(LINKS, ((ORANGE, "--"), (GREEN, "-."), (BLUE, ":"), (PURPLE, (0, (5, 1)))), strict=True))
 LENGTHS = (1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 142_000)
+TICKS = (1_000, 8_000, 32_000, 142_000)
 
 
 def seconds_of(
@@ -66,11 +67,11 @@ def _gain(axis, machine: Machine, model: str, turn: tuple[int, int, int], chance
         axis.plot(lengths, gains[way][:-1], color=color, lw=2, label=f"{way}, seconds")
         axis.plot(here, gains[way][-1], mark, color=color, markeredgecolor=INK)
     axis.set(xscale="log", yscale="log", xlabel="n, tokens of the prompt", ylim=(0.8, None))
-    axis.set_xticks(lengths[::2], [f"{n / 1000:.0f}k" for n in lengths[::2]])
+    axis.set_xticks(TICKS, [f"{n / 1000:.0f}k" for n in TICKS])
     axis.minorticks_off()
 
 
-def gains(machines: Mapping[str, Machine], delta: int, lengths_said: Sequence[int]) -> Figure:
+def gains(machines: Mapping[str, DataSheet], delta: int, lengths_said: Sequence[int]) -> Figure:
     """How many times faster a stateful turn is than a naive one, predicted: a panel a model, a line for each answer."""
     figure, axes = new_figure(len(machines), width=11, height=3.6, sharey=True)
     looks = list(zip((BLUE, GREEN, ORANGE), "o^s", strict=True))
@@ -83,8 +84,9 @@ def gains(machines: Mapping[str, Machine], delta: int, lengths_said: Sequence[in
                 gain = [sum(one["naive"]) / sum(one["stateful"]) for one in both]
                 label = f"{generated} token{'s' * (generated > 1)} said"
                 axis.plot(lengths, gain, mark + "-", color=color, lw=2, ms=5, label=label)
-            axis.set(xscale="log", yscale="log", xlabel="n, tokens of the prompt", title=model, ylim=(0.8, None))
-            axis.set_xticks(lengths[::2], [f"{n / 1000:.0f}k" for n in lengths[::2]])
+            axis.set(xscale="log", yscale="log", xlabel="n, tokens of the prompt", ylim=(0.8, None))
+            axis.set_title(f"{model} on {machine.hardware.name}")
+            axis.set_xticks(TICKS, [f"{n / 1000:.0f}k" for n in TICKS])
             axis.set_yticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
             axis.minorticks_off()
         axes[0].set_ylabel("times faster (predicted)")
@@ -107,7 +109,14 @@ def turn_prices(table: pd.DataFrame, dollars_an_hour: float) -> Figure:
                 at = [place + (i - (len(table.columns) - 1) / 2) * width for place in range(len(rows))]
                 axis.bar(at, rows[way], width, label=way, edgecolor="white", **WAYS[way])
                 for x, height in zip(at, rows[way], strict=True):
-                    axis.annotate(f"{height:.2g}", (x, height), (0, 1), textcoords="offset points", ha="center", size=7)
+                    axis.annotate(
+                        f"{float(f'{height:.2g}'):g}",
+                        (x, height),
+                        (0, 1),
+                        textcoords="offset points",
+                        ha="center",
+                        size=7,
+                    )
             axis.set_xticks(range(len(rows)), [f"{n / 1000:.0f}k" for n in rows.index])
             axis.set(yscale="log", xlabel="n, tokens of the prompt", title=model)
             axis.set_ylim(0.6 * rows.to_numpy().min(), 2.5 * rows.to_numpy().max())
@@ -123,26 +132,31 @@ def _scale(factor: float) -> tuple:
     return (lambda y: y * factor), (lambda y: y / factor)
 
 
-def waiting(table: pd.DataFrame, limit_s: float) -> Figure:
-    """Simulated: how long 19 in 20 first tokens take at most, over the number of agents. Columns: policies."""
-    figure, (axis,) = new_figure(width=7.2, height=3.6)
+def waiting(served: pd.DataFrame, limit_s: float) -> Figure:
+    """Simulated, over the number of agents: how long 19 in 20 first tokens take at most, and what is computed again.
+
+    served  rows of `Tally.row`, indexed by policy and number of agents
+    """
+    figure, (left, right) = new_figure(2, width=9.6, height=3.6)
     looks = {"naive": (ORANGE, "s-"), "prefix reuse": (GREEN, "^-"), "stateful": (BLUE, "o--")}
     with mpl.rc_context(STYLE):
         for policy, (color, style) in looks.items():
-            axis.plot(table.index, table[policy], style, color=color, lw=2, ms=5, label=policy)
-        axis.axhline(limit_s, color=INK, ls=":", lw=1)
-        axis.annotate(
-            "served: at most this long", (table.index[0], limit_s), (0, 3), textcoords="offset points", size=8
-        )
-        axis.set(xscale="log", yscale="log", xlabel="agents at once", ylabel="seconds, 95th percentile")
-        axis.set_title("Predicted wait for a first token")
-        axis.set_xticks(list(table.index), [str(agents) for agents in table.index])
-        axis.minorticks_off()
-        axis.legend(fontsize=8.5)
+            mine, look = served.loc[policy], {"color": color, "lw": 2, "ms": 5, "label": policy}
+            left.plot(mine.index, mine["p95 to first token (s)"], style, **look)
+            right.plot(mine.index, 100 * mine["recomputed share"], style, **look)
+        left.axhline(limit_s, color=INK, ls=":", lw=1)
+        left.annotate("served means: at most this", (mine.index[0], limit_s), (0, 3), textcoords="offset points")
+        left.set(yscale="log", ylabel="seconds, 95th percentile", title="Wait for a first token (predicted)")
+        right.set(ylabel="% of prompt tokens", title="Computed again (simulated)", ylim=(-2, 102))
+        for axis in (left, right):
+            axis.set(xscale="log", xlabel="agents at once")
+            axis.set_xticks(list(mine.index), [str(agents) for agents in mine.index])
+            axis.minorticks_off()
+        right.legend(fontsize=8.5, loc="center left")
     return figure
 
 
-def moving(machines: Mapping[str, Machine]) -> Figure:
+def moving(machines: Mapping[str, DataSheet]) -> Figure:
     """Seconds to have the K/V of n tokens on another machine: computed again, or sent over each link. All predicted."""
     figure, axes = new_figure(len(machines), width=11, height=3.8, sharey=True)
     with mpl.rc_context(STYLE):
@@ -154,8 +168,9 @@ def moving(machines: Mapping[str, Machine]) -> Figure:
                 color, style = LINK_STYLES[name]
                 seconds = [move_s(config, n, bytes_per_s) for n in LENGTHS]
                 axis.plot(LENGTHS, seconds, ls=style, color=color, lw=2, label=f"sent: {name}")
-            axis.set(xscale="log", yscale="log", xlabel="n, tokens of the session", title=model)
-            axis.set_xticks(LENGTHS[::2], [f"{n / 1000:.0f}k" for n in LENGTHS[::2]])
+            axis.set(xscale="log", yscale="log", xlabel="n, tokens of the session")
+            axis.set_title(f"{model} on {machine.hardware.name}")
+            axis.set_xticks(TICKS, [f"{n / 1000:.0f}k" for n in TICKS])
             axis.minorticks_off()
         axes[0].set_ylabel("seconds (predicted)")
         axes[-1].legend(fontsize=8, loc="lower right")
