@@ -54,7 +54,7 @@ class Engine:
     prefix_cache  whether sessions of one tenant share what they have in common; if not, a session shares with its own
                   forks only
     speculation   whether several tokens are guessed and checked in one pass; a `Speculation` says how. The output is
-                  the same either way
+                  the same either way, but for rounding at near-ties, which bfloat16 has many of
     clock         seconds, for `timeout_s` and `Session.expect`; nothing else that the engine decides reads it
     """
 

@@ -11,6 +11,8 @@ behind an accepted token are those of a pass that had been given that token, sin
 behind it. By induction every token equals the unspeculated one, greedy or sampled. (The rule of the paper above
 accepts a guess x with probability min(1, p(x)/q(x)) = p(x), as q is 1 there, and otherwise draws from p without x:
 that has the distribution p too. Choosing first and comparing then *is* that rule, with the noise drawn only once.)
+What this leaves is rounding: a token's logits may differ in their last digits from those of a pass over it alone. In
+float32 that has to meet a near-tie to show; in bfloat16 near-ties are common, and a reply may part from the other.
 
 **How much to draft.** As much as gives the most tokens per cost: `allot`. What a pass costs is in a table, measured
 once (`costs.CostTable`); how surely a guess is right is estimated from what became of the guesses so far

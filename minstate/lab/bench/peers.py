@@ -2,7 +2,8 @@
 
 Each configuration is a process of its own, in its engine's own environment (`CONTRIBUTING.md` says how to make one),
 and answers `generate(token_ids, count)`; `peers/` holds what runs there. Configurations take turns, in an order that
-changes from turn to turn. All choose greedily and go on from what they said themselves: in float32 they say the same.
+changes from turn to turn. All choose greedily and go on from what they said themselves. Rounding differs between
+engines, so at a near-tie they part; `turns that say the same` is the share of turns in which one says what ours says.
 """
 
 import json
