@@ -34,7 +34,7 @@ class SessionClosed(MinstateError, RuntimeError):
 
 
 class StaleMark(MinstateError, ValueError):
-    """The mark belongs to another session, or the session was rolled back to before it."""
+    """The mark belongs to another session, or the log was cut before it: by `rollback`, `sync`, or another history."""
 
 
 class UnreadableSession(MinstateError, ValueError):
