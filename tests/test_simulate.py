@@ -155,6 +155,7 @@ def test_the_search_finds_the_most_agents(limit):
 
     most, row = most_agents(serve, Target(), steps=1.0)
     assert most == limit and (not limit or row["agents"] == limit)
+    assert most_agents(serve, Target(), steps=1.0, most=50)[0] == min(limit, 50)
     assert most_agents(lambda agents: {}, Target()) == (0, {})
 
 

@@ -73,16 +73,22 @@ class Target:
 
 
 TARGET = Target()
+MOST = 512  # agents that are tried: the time that a simulation takes grows faster than their number
 
 
-def most_agents(serve: Callable[[int], dict], target: Target, *, steps: float = 1.2) -> tuple[int, dict]:
+def most_agents(
+    serve: Callable[[int], dict], target: Target, *, steps: float = 1.2, most: int = MOST
+) -> tuple[int, dict]:
     """The largest number of agents that meets `target`, and its row, to within a factor `steps`: growing, then halving.
 
-    `serve` gives the row for a number of agents. Returns 0 and an empty row if not even one is served.
+    `serve` gives the row for a number of agents. Returns 0 and an empty row if not even one is served; where `most`
+    are, there may be room for more.
     """
     good, row, bad = 0, {}, 1
     while target.met(found := serve(bad)):
-        good, row, bad = bad, found, 2 * bad
+        good, row, bad = bad, found, min(2 * bad, most)
+        if good == most:
+            break
     while good and bad > good + 1 and bad > steps * good:
         middle = round((good * bad) ** 0.5)
         middle = min(max(middle, good + 1), bad - 1)
@@ -102,6 +108,8 @@ def agents_per_gpu(
     **settings,
 ) -> pd.DataFrame:
     """Predicted: how many agents a GPU serves at once, by model and policy. Their sub-agents come on top.
+
+    Where it is `MOST`, there may be room for more.
 
     little    besides, the number at which no larger share of the prompts is recomputed than this
     settings  of `serve_agents`

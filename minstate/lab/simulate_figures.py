@@ -4,6 +4,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
+from minstate.lab.capacity import MOST
 from minstate.lab.figures import BLUE, INK, NAIVE, ORANGE, PURPLE, SKY, STATEFUL, STYLE, new_figure
 
 CURVES = {"LRU": (ORANGE, "s--"), "hints": (BLUE, "o-"), "clairvoyance": (PURPLE, "D:")}
@@ -36,8 +37,9 @@ def agents_bars(table: pd.DataFrame) -> Figure:
             heights = [table.loc[(*case, policy), "agents per GPU"] for case in cases]
             at = [place + (i - 1) * width for place in range(len(cases))]
             axes.bar(at, heights, width, label=policy, edgecolor="white", **look)
-            for x, height in zip(at, heights, strict=True):
-                text = f"{height:.3g}"
+            for x, height, case in zip(at, heights, cases, strict=True):
+                more = "≥ " * (table.loc[(*case, policy), "agents"] == MOST)
+                text = f"{more}{height:.3g}"
                 axes.annotate(text, (x, max(height, 0.1)), (0, 2), textcoords="offset points", ha="center", fontsize=8)
         labels = [f"{model} on {gpus} GPU{'s' * (gpus > 1)}\nlogs up to {longest:,}" for model, longest, gpus in cases]
         axes.set_xticks(range(len(cases)), labels, fontsize=8.5)

@@ -6,7 +6,7 @@ import time
 import pandas as pd
 
 from minstate.lab.bench import RESULTS
-from minstate.lab.capacity import TARGET, Case, agents_per_gpu
+from minstate.lab.capacity import MOST, TARGET, Case, agents_per_gpu
 from minstate.lab.eviction import compare_eviction
 from minstate.lab.hardware import LLAMA_8B, LLAMA_70B, SMOLLM2_135M, h100
 from minstate.lab.simulate import STATEFUL, serve_arrivals
@@ -72,6 +72,7 @@ def simulate(sessions: int = 10_000, compared: int = 60) -> pd.DataFrame:
             "p95 to first token (s)": TARGET.first_s,
             "p95 between tokens (ms)": 1000 * TARGET.between_s,
             "recomputing little": "at most 2 % of the prompts",
+            "agents that were tried": f"up to {MOST}",
         },
         "seconds taken": time.perf_counter() - started_s + many["seconds taken"],
     }
