@@ -29,9 +29,12 @@ def step(configuration: str, context: int, dtype: str) -> float:
 
 def quotable() -> set[str]:
     """What may be quoted, as it is written."""
-    turns = {f"{result('agentic_turns')['rows'][-1]['ratio']:.1f} ×"}
+    columns = ("times faster", "median turn", "last turn")
+    turns = {f"{row[name]:.1f} ×" for row in result("ablation_float32")["rows"] for name in columns}
+    turns |= {f"{row['total s']:.0f} s" for row in result("ablation_float32")["rows"]}
     files = [path.stem for path in (ROOT / "data" / "results").glob("peers_steps_*.json")]
     steps = {f"{row['median step_ms']:.0f} ms" for name in files for row in result(name)["rows"]}
+    steps |= {f"{row['prompt tokens/s']:.0f} tokens a second" for name in files for row in result(name)["rows"]}
     files = [path.stem for path in (ROOT / "data" / "results").glob("peers_*_float32.json")]
     totals = {f"{row['total s']:.0f} s" for name in files for row in result(name)["rows"] if "total s" in row}
     faster = {f"{row['times faster']:.1f} ×" for row in result("speculation")["rows"]}
@@ -53,11 +56,17 @@ def test_speeds_come_from_the_results(page):
 
 def test_the_readme_quotes_the_right_ones():
     text = " ".join((ROOT / "README.md").read_text().split())
-    ours, vllm, openvino = (
-        f"{step(name, 1024, 'float32'):.0f} ms"
-        for name in ("minstate, stateful", "vllm, prefix caching", "openvino, prefix caching")
+    engines = ("minstate, stateful", "vllm, prefix caching", "openvino, prefix caching")
+    (ours, vllm, openvino), (ours_later, *later) = (
+        [f"{step(name, context, 'float32'):.0f} ms" for name in engines] for context in (1024, 6144)
     )
     assert f"in {ours}; vLLM takes {vllm} and OpenVINO {openvino}" in text
+    assert f"Behind 6,144 it is {ours_later}, {later[0]} and {later[1]}" in text
+    rows = result("peers_steps_float32")["rows"]
+    rates = {(row["configuration"], row["context"]): row["prompt tokens/s"] for row in rows}
+    for context, form in [(1024, "(vLLM {}, OpenVINO {})"), (6144, "({}, {})")]:
+        ours, *others = (f"{rates[name, context]:.0f}" for name in engines)
+        assert f"at {ours} tokens a second {form.format(*others)}" in text
 
 
 def test_the_readme_quotes_what_six_turns_take_elsewhere():
@@ -72,16 +81,16 @@ def test_the_readme_quotes_what_six_turns_take_elsewhere():
     names += ["openvino, prefix caching and prompt lookup", "llama_cpp, prompt lookup"]
     ours, vllm, openvino, llama_cpp = (total[name] for name in names)
     assert f"on all sides {ours} (vLLM {vllm}, OpenVINO {openvino}, llama.cpp {llama_cpp})" in text
+    rows = {row["configuration"]: row["turns that say the same"] for row in result("peers_agentic_float32")["rows"]}
+    assert rows["vllm, prefix caching"] == rows["openvino, prefix caching"] == pytest.approx(1 / 6, abs=1e-3)
+    assert rows["llama_cpp, prefix kept"] == pytest.approx(2 / 6, abs=1e-3) and rows["transformers, cache kept"] == 1
 
 
-def speculated(dtype: str, workload: str) -> dict:
-    """What all kinds of drafts together gain."""
+def speculated(dtype: str, workload: str, configuration: str = "prompt lookup, corpus, grammar") -> dict:
+    """What drafts gain: by default, all kinds of them together."""
+    case = dtype, workload, configuration
     rows = result("speculation")["rows"]
-    (row,) = (
-        row
-        for row in rows
-        if (row["dtype"], row["workload"]) == (dtype, workload) and "grammar" in row["configuration"]
-    )
+    (row,) = (row for row in rows if (row["dtype"], row["workload"], row["configuration"]) == case)
     return row
 
 
@@ -91,11 +100,21 @@ def test_the_readme_quotes_what_speculation_gains():
     for dtype in ("bfloat16", "float32"):
         first, second, third = (f"{speculated(dtype, name)['times faster']:.1f} ×" for name in workloads)
         assert f"in {dtype} {first}, {second} and {third}" in text
+        gains = [speculated(dtype, name, "prompt lookup")["times faster"] for name in workloads]
+        assert "in {}{} {:.1f} ×, {:.1f} × and {:.1f} ×".format(dtype, "," * (dtype == "bfloat16"), *gains) in text
     first, second, third = (f"{speculated('bfloat16', name)['tokens a pass']:.1f}" for name in workloads)
     assert (
-        f"{first} tokens a pass on 35 turns of a coding agent, {second} on 6 turns" in text
+        f"{first} tokens a pass are said on 35 turns of a coding agent, {second} on 6 turns" in text
         and f"{third} on random" in text
     )
+
+
+def test_the_readme_says_where_outputs_differ():
+    same = {
+        dtype: speculated(dtype, "written calls")["turns with the same output"] for dtype in ("float32", "bfloat16")
+    }
+    assert same == {"float32": 1, "bfloat16": 6 / 8}
+    assert "two of eight replies" in " ".join((ROOT / "README.md").read_text().split())
 
 
 def test_results_say_how_they_were_measured():

@@ -25,10 +25,21 @@ def test_links_lead_somewhere(target):
 
 
 def test_figures_are_the_measured_ones():
-    rows = json.loads((ROOT / "data" / "results" / "agentic_turns.json").read_text())["rows"]
-    naive = sum(row["forwarded, naive"] for row in rows)
-    stateful = sum(row["forwarded, stateful"] for row in rows)
-    assert f"{naive:,} tokens" in README and f"{stateful:,} with it" in README
-    assert f"{rows[-1]['ratio']:.1f} × faster" in README
-    share = [row["reused share"] for row in rows[1:]]
-    assert f"{min(share):.0%} to {max(share):.0%}".replace("%", " %") in README
+    record = json.loads((ROOT / "data" / "results" / "ablation_float32.json").read_text())
+    rows = {(row["workload"], row["configuration"]): row for row in record["rows"]}
+    for name in ("naive", "prefix reuse", "stateful", "+ prompt lookup", "+ grammar"):
+        cells = []
+        for workload in ("agentic", "coding"):
+            row = rows[workload, name]
+            faster = "" if name == "naive" else f", {row['times faster']:.1f} ×"
+            cells += [f"{row['forwarded']:,}", f"{row['total s']:.0f} s{faster}"]
+        assert f" | {' | '.join(cells)} |" in README
+    best = rows["coding", "+ grammar"]
+    text = " ".join(README.split())
+    assert (
+        f"is {best['last turn']:.1f} × faster than without memory, the median one {best['median turn']:.1f} ×" in text
+    )
+    turns = record["turns"]["coding"]
+    parts = zip(turns["configuration"], turns["turn"], turns["reused"], turns["n"], strict=True)
+    share = [100 * reused / n for name, turn, reused, n in parts if name == "stateful" and turn > 1]
+    assert f"{min(share):.0f} % to {max(share):.0f} % of each prompt after the first" in text

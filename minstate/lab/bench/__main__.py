@@ -9,7 +9,6 @@ from datetime import date
 
 from minstate.lab.bench import RESULTS
 from minstate.lab.bench.ablation import ablation
-from minstate.lab.bench.agentic_turns import agentic_turns
 from minstate.lab.bench.cpu_steps import cpu_steps
 from minstate.lab.bench.gpu import gpu
 from minstate.lab.bench.kernels import kernels
@@ -26,7 +25,6 @@ BENCHMARKS = {
     benchmark.__name__: benchmark
     for benchmark in (
         ablation,
-        agentic_turns,
         cpu_steps,
         gpu,
         kernels,
