@@ -84,11 +84,11 @@ def old_shares(played: Mapping[str, pd.DataFrame], claimed: tuple[float, float])
 
     played  by workload, a session's turns: `turn`, `n` and `reused`
     """
-    figure, (left, right) = figures.new_figure(2, width=9.6, height=3.6, width_ratios=[3, 2])
+    figure, (left, right) = figures.new_figure(2, width=8.6, height=3.1, width_ratios=[3, 2])
     lines = {name: (color, mark) for name, color, mark in zip(played, COLORS, "so^D", strict=False)}
     with mpl.rc_context(figures.STYLE):
         low, high = (100 * share for share in claimed)
-        left.axhspan(low, high, facecolor="none", edgecolor=figures.GREY, hatch="//", linewidth=0, label="claimed")
+        left.axhspan(low, high, facecolor="none", edgecolor="#AAAAAA", hatch="//", linewidth=0, label="claimed")
         for name, turns in played.items():
             color, mark = lines[name]
             later = turns[turns["turn"] > 1]
@@ -108,7 +108,7 @@ def fit_curves(turns: pd.DataFrame, fit: CostFit) -> Figure:
 
     turns  of the configurations naive and stateful
     """
-    figure, (left, right) = figures.new_figure(2, width=9.6, height=3.6, width_ratios=[3, 2])
+    figure, (left, right) = figures.new_figure(2, width=8.6, height=3.1, width_ratios=[3, 2])
     at = np.linspace(turns["n"].min(), turns["n"].max(), 100)
     with mpl.rc_context(figures.STYLE):
         for name, color, mark in (("naive", figures.ORANGE, "s"), ("stateful", figures.BLUE, "o")):
@@ -125,7 +125,7 @@ def fit_curves(turns: pd.DataFrame, fit: CostFit) -> Figure:
         left.set(xlabel="n, tokens of the prompt", ylabel="seconds", title="Until the first token", ylim=0)
         right.set(xlabel="n, tokens of the prompt", ylabel="ms a token", title="Each token after it", ylim=0)
         left.legend(fontsize=8.5)
-        right.legend(fontsize=8.5, loc="lower right")
+        right.legend(fontsize=8.5, loc="upper right")
     return figure
 
 
@@ -134,7 +134,7 @@ def three_answers(saved: Mapping[str, pd.DataFrame]) -> Figure:
 
     saved  by workload, a row for each mechanism, in %: `alone`, `shapley`, `last`, and `from`, `to` around `shapley`
     """
-    figure, axes = figures.new_figure(len(saved), width=9.6, height=3.6, sharey=True)
+    figure, axes = figures.new_figure(len(saved), width=8.6, height=3.2, sharey=True)
     with mpl.rc_context(figures.STYLE):
         for axis, (workload, table) in zip(axes, saved.items(), strict=True):
             places = np.arange(len(table))
