@@ -1,0 +1,210 @@
+"""The last notebook's code: predictions follow from a data sheet or a fit, and figures show what they are given."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from minstate.costs import CostTable
+from minstate.lab import headline_figures, machine_figures
+from minstate.lab.cost_fit import CostFit
+from minstate.lab.hardware import DTYPE, LLAMA_8B, MODELS, SMOLLM2_135M, h100
+from minstate.lab.machines import (
+    CHUNK,
+    GPUS,
+    GUESSES,
+    LINK_SHARE,
+    LINKS,
+    DataSheet,
+    Fitted,
+    break_even,
+    decode_s,
+    gpu_seconds,
+    loads,
+    move_s,
+    sessions_that_fit,
+)
+from minstate.lab.share_out import subsets
+
+pytestmark = pytest.mark.filterwarnings("error")
+ONE = DataSheet.of_h100(1)
+FIT = CostFit(0.05, 0.003, 1e-7, 0.07, 1e-5, 0.99, 0.9)
+CORES = Fitted(FIT, SMOLLM2_135M, CostTable.default("float32"))
+MECHANISMS = ("prefix reuse", "state", "prompt lookup", "grammar")
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in axes.texts if text.get_text()]
+
+
+def require_labels(figure: Figure) -> None:
+    figure.canvas.draw()
+    assert all(axes.get_xlabel() or axes.get_xticklabels() for axes in figure.axes)
+    assert figure.axes[0].get_ylabel() or figure.axes[0].get_yticklabels()
+
+
+def test_reading_a_prompt_takes_as_long_as_its_chunks():
+    n = 2 * CHUNK + 100
+    passes = [(CHUNK, CHUNK), (CHUNK, 2 * CHUNK), (100, n)]
+    seconds = [
+        ONE.hardware.seconds(LLAMA_8B.flops(count, end, int(end == n)), LLAMA_8B.bytes_read(end, DTYPE))
+        for count, end in passes
+    ]
+    assert ONE.prefill_s(LLAMA_8B, n, n) == pytest.approx(sum(seconds))
+    assert ONE.prefill_s(LLAMA_8B, n, 100) == pytest.approx(seconds[-1]), "what is kept is not forwarded"
+
+
+@pytest.mark.parametrize("machine", [ONE, CORES], ids=["data sheet", "fitted"])
+def test_time_grows_with_what_is_read_and_with_what_stands_before_it(machine):
+    assert machine.prefill_s(LLAMA_8B, 8_000, 8_000) > machine.prefill_s(LLAMA_8B, 8_000, 500)
+    assert machine.prefill_s(LLAMA_8B, 64_000, 500) > machine.prefill_s(LLAMA_8B, 8_000, 500)
+    assert machine.pass_s(LLAMA_8B, 1, 64_000) > machine.pass_s(LLAMA_8B, 1, 8_000)
+    assert machine.pass_s(LLAMA_8B, 8, 8_000) >= machine.pass_s(LLAMA_8B, 1, 8_000)
+
+
+def test_the_fitted_machine_gives_back_the_fit_for_the_model_that_was_measured():
+    assert CORES.prefill_s(SMOLLM2_135M, 2_000, 300) == pytest.approx(FIT.prefill_s(2_000, 300))
+    assert decode_s(CORES, SMOLLM2_135M, 2_000, 41) == pytest.approx(FIT.decode_s(2_000, 41), rel=0.01)
+
+
+def test_a_larger_model_takes_the_fitted_machine_longer_in_proportion_to_its_weights():
+    small, large = (Fitted(FIT, SMOLLM2_135M, CORES.costs).pass_s(config, 1, 0) for config in (SMOLLM2_135M, LLAMA_8B))
+    weights = [config.bytes_read(0, DTYPE) for config in (SMOLLM2_135M, LLAMA_8B)]
+    assert large / small == pytest.approx(weights[1] / weights[0])
+
+
+def test_twice_the_bandwidth_halves_what_waits_for_memory_and_nothing_else():
+    double = DataSheet.of_h100(1, bandwidth=2.0)
+    fixed = ONE.hardware.overhead_s
+    assert double.pass_s(LLAMA_8B, 1, 8_000) - fixed == pytest.approx((ONE.pass_s(LLAMA_8B, 1, 8_000) - fixed) / 2)
+    assert double.prefill_s(LLAMA_8B, CHUNK, CHUNK) == ONE.prefill_s(LLAMA_8B, CHUNK, CHUNK), "limited by arithmetic"
+    fast = Fitted(FIT, SMOLLM2_135M, CORES.costs, bandwidth=2.0)
+    assert fast.pass_s(SMOLLM2_135M, 1, 500) == pytest.approx(CORES.pass_s(SMOLLM2_135M, 1, 500) / 2)
+
+
+@pytest.mark.parametrize("machine", [ONE, CORES], ids=["data sheet", "fitted"])
+def test_drafts_are_as_long_as_pays_best_and_never_cost_anything(machine):
+    times = [decode_s(machine, SMOLLM2_135M, 1_000, 50, chance=chance) for chance in (0.0, 0.1, 0.5, 0.9, 1.0)]
+    assert times == sorted(times, reverse=True)
+    assert times[-1] * (1 + GUESSES) > 0.999 * times[0], "at most so many tokens a pass"
+
+
+def test_company_shares_the_weights_but_not_the_prompt():
+    alone, together = (gpu_seconds(ONE, LLAMA_8B, 8_000, 8_000, 100, company=company) for company in (1, 16))
+    assert ONE.prefill_s(LLAMA_8B, 8_000, 8_000) < together < alone
+    four = DataSheet.of_h100(4)
+    said_nothing = gpu_seconds(four, LLAMA_8B, 8_000, 8_000, 1)
+    assert said_nothing == pytest.approx(4 * four.prefill_s(LLAMA_8B, 8_000, 8_000)), "four GPUs are paid for"
+
+
+def test_sessions_that_fit_fill_the_room_beside_the_weights():
+    count, page = sessions_that_fit(ONE, LLAMA_8B, 32_000), 16
+    pages = h100().num_pages(LLAMA_8B, page)
+    assert count * 32_000 <= pages * page < (count + 1) * 32_000
+
+
+def test_at_break_even_sending_takes_as_long_as_computing():
+    for model, config in MODELS.items():
+        machine = DataSheet.of_h100(GPUS[model])
+        rate = break_even(machine, config, 8_000)
+        assert move_s(config, 8_000, rate) == pytest.approx(machine.prefill_s(config, 8_000, 8_000))
+    assert move_s(LLAMA_8B, 1, LINKS["NVLink"]) == LLAMA_8B.kv_bytes_per_token(DTYPE) / (LINK_SHARE * 450e9)
+
+
+def test_every_session_is_on_one_machine_and_who_sees_all_fills_them_evenly():
+    for choices in (1, 2, 8):
+        assert sum(loads(100, 8, choices)) == 100
+    assert max(loads(64, 8, 8)) == min(loads(64, 8, 8)) == 8
+    assert loads(100, 8, 1, seed=1) == loads(100, 8, 1, seed=1) != loads(100, 8, 1, seed=2)
+
+
+@pytest.fixture
+def turns() -> pd.DataFrame:
+    """Five turns of a session on two configurations."""
+    rows = []
+    for name in ("naive", "stateful"):
+        for turn, n in enumerate((1_000, 1_200, 1_500, 1_700, 2_000), 1):
+            delta = 1_000 if turn == 1 else 150
+            prefill, decode = 0.003 * (n if name == "naive" else delta), 2.0
+            row = {"configuration": name, "turn": turn, "n": n, "delta": delta, "reused": n - delta, "generated": 30}
+            rows.append(row | {"prefill_s": prefill, "decode_s": decode, "total_s": prefill + decode})
+    return pd.DataFrame(rows)
+
+
+def test_old_shares_are_drawn_from_the_second_turn_on(turns):
+    session = turns[turns["configuration"] == "stateful"]
+    figure = headline_figures.old_shares({"a": session}, (0.85, 0.95))
+    require_labels(figure)
+    (line,) = figure.axes[0].lines
+    assert list(line.get_xdata()) == [2, 3, 4, 5] and line.get_ydata()[-1] == pytest.approx(100 * 1_850 / 2_000)
+
+
+def test_the_fit_is_drawn_over_the_turns_that_it_was_fitted_to(turns):
+    figure = headline_figures.fit_curves(turns, FIT)
+    require_labels(figure)
+    assert len(figure.axes[0].lines) == 4 and len(figure.axes[1].lines) == 3
+
+
+def test_three_answers_stand_side_by_side_for_each_mechanism():
+    table = pd.DataFrame(
+        {"alone": [60.0, 60.0, 10.0, 5.0], "shapley": [30.0, 30.0, 8.0, 4.0], "last": [0.0, 0.0, 6.0, -1.0]},
+        index=list(MECHANISMS),
+    ).assign(**{"from": lambda rows: rows["shapley"] - 1, "to": lambda rows: rows["shapley"] + 2})
+    figure = headline_figures.three_answers({"a": table, "b": table})
+    require_labels(figure)
+    widths = [patch.get_width() for patch in figure.axes[0].patches]
+    assert sorted(widths) == sorted(table[["alone", "shapley", "last"]].to_numpy().ravel())
+
+
+def test_the_steps_of_a_waterfall_lead_from_nothing_to_everything():
+    seconds = {some: 100.0 - 10 * len(some) for some in subsets(MECHANISMS)}
+    seconds[frozenset(MECHANISMS)] = 65.0  # the last one makes it slower
+    figure = headline_figures.waterfall(MECHANISMS, seconds, "a")
+    require_labels(figure)
+    assert texts(figure) == ["100", "65", "-10.0", "-10.0", "-10.0", "-5.0"]
+
+
+def test_peers_are_ordered_by_the_first_workload_and_marked_by_what_they_do():
+    names = ["minstate, stateful", "vllm, stateless", "vllm, prefix caching and ngram"]
+    first = pd.DataFrame({"total s": [40.0, 80.0, 30.0]}, index=names)
+    figure = headline_figures.peer_bars({"a": first, "b": first.iloc[:2]}, stateless=["vllm, stateless"])
+    require_labels(figure)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [names[2], names[0], names[1]]
+    assert [patch.get_hatch() for patch in figure.axes[0].patches] == ["\\\\", "", "//"]
+
+
+def test_a_turn_on_a_machine_is_drawn_in_three_ways_with_its_factors():
+    for machine in (ONE, CORES):
+        parts = machine_figures.seconds_of(machine, "135M", 4_000, 100, 50, 0.7)
+        whole = {way: sum(seconds) for way, seconds in parts.items()}
+        assert whole["naive"] > whole["stateful"] > whole["with drafts"]
+        figure = machine_figures.turn_on(machine, "a machine", "135M", 4_000, 100, 50, 0.7)
+        require_labels(figure)
+        assert texts(figure)[:2] == [" 1.0 ×", f" {whole['naive'] / whole['stateful']:.1f} ×"]
+
+
+def test_a_prompt_that_is_all_new_gains_nothing_from_state():
+    parts = machine_figures.seconds_of(ONE, "8B", 4_000, 9_000, 50, 0.0)
+    assert parts["naive"] == parts["stateful"] == parts["with drafts"]
+
+
+def test_gains_stay_below_the_ratio_of_tokens():
+    figure = machine_figures.gains({"8B": ONE}, 1_000, (1, 50))
+    require_labels(figure)
+    promised, *lines = figure.axes[0].lines
+    assert len(lines) == 2
+    for line in lines:
+        assert (line.get_ydata() <= np.asarray(promised.get_ydata()) * (1 + 1e-9)).all()
+
+
+def test_prices_waits_and_moves_are_drawn():
+    ways = {"naive": 2.0, "stateful": 1.0, "with drafts": 0.5}
+    index = pd.MultiIndex.from_product([["8B", "70B"], [8_000, 32_000]], names=["model", "n"])
+    prices = pd.DataFrame([ways] * 4, index=index)
+    require_labels(machine_figures.turn_prices(prices, 2.0))
+    row = {"p95 to first token (s)": 0.3, "recomputed share": 0.5}
+    policies = [(policy, agents) for policy in ("naive", "prefix reuse", "stateful") for agents in (4, 8)]
+    require_labels(machine_figures.waiting(pd.DataFrame({each: row for each in policies}).T, 2.0))
+    figure = machine_figures.moving({"8B": ONE})
+    require_labels(figure)
+    assert len(figure.axes[0].lines) == 1 + len(LINKS)
