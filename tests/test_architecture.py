@@ -62,7 +62,7 @@ def test_in_the_picture_of_a_turn_each_name_is_used_by_one_above_it():
 
 
 def test_every_method_that_the_page_names_is_there():
-    named = set(re.findall(r"\b[A-Z]\w+\.[a-z_]\w*", PAGE)) - {"ARCHITECTURE.md", "DESIGN.md"}
+    named = set(re.findall(r"\b[A-Z]\w+\.[a-z_]\w*", PAGE))
     assert len(named) > 30 and named <= definitions().keys(), named - definitions().keys()
 
 
@@ -154,7 +154,7 @@ def test_a_notebook_is_named_beside_a_file_that_it_explains():
 
 # ---- The rules
 
-# What a broken rule leads to: not a slip in the change itself, such as a name that is not there.
+# Gives one function after the other the code of its broken source, and runs the test that has to notice.
 BREAKS = """
 import ast, importlib, inspect, json, sys, textwrap
 import pytest
@@ -204,4 +204,5 @@ def test_when_a_rule_is_broken_the_test_that_it_names_fails():
     assert done.returncode == 0, done.stderr + done.stdout
     for test, code, errors in json.loads(done.stdout.splitlines()[-1]):
         assert code == pytest.ExitCode.TESTS_FAILED, f"{test} ended with code {code}\n{done.stdout}"
-        assert not {"NameError", "TypeError", "SyntaxError", "AttributeError"} & set(errors), (test, errors)
+        slips = {"NameError", "TypeError", "SyntaxError", "AttributeError"}
+        assert errors and not slips & set(errors), f"{test} failed for another reason: {errors}"
