@@ -5,17 +5,19 @@ from dataclasses import dataclass, replace
 from functools import cache
 from math import inf
 
+import pandas as pd
 import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minstate import BadValue, OutOfPages, Sampling
-from minstate.lab.capacity import Target, most_agents, serve_agents
+from minstate.lab.capacity import MOST, Target, most_agents, serve_agents
 from minstate.lab.eviction import POLICIES, Access, Accesses, compare_eviction, in_order, replay
 from minstate.lab.hardware import DTYPE, LLAMA_8B, LLAMA_70B, MODELS, SMOLLM2_135M, h100, weight_bytes
 from minstate.lab.live_session import LiveSession
 from minstate.lab.simulate import NAIVE, PREFIX_REUSE, STATEFUL, Simulation
+from minstate.lab.simulate_figures import agents_bars
 from minstate.lab.traffic import AgentTurn, Shape, sessions
 
 SMALL = Shape.for_context(1_500, turns=6, subagent_turns=3, with_subagents=0.7, applications=2)
@@ -259,3 +261,19 @@ def test_the_order_of_turns_respects_who_waits_for_whom():
         assert all(ended[turn.session, *name] <= at_s for name in turn.after)
         ended[turn.session, *turn.name] = at_s + 5.0
     assert accesses.working_set > 0
+
+
+def test_the_figure_says_where_there_may_be_room_for_more_agents():
+    rows = [
+        {
+            "model": "8B",
+            "longest log": 8192,
+            "GPUs": 2,
+            "policy": policy,
+            "agents": agents,
+            "agents per GPU": agents / 2,
+        }
+        for policy, agents in [("naive", 0), ("prefix reuse", 20), ("stateful", MOST)]
+    ]
+    (axes,) = agents_bars(pd.DataFrame(rows).set_index(["model", "longest log", "GPUs", "policy"])).axes
+    assert [text.get_text() for text in axes.texts] == ["0", "10", f"≥ {MOST // 2}"]

@@ -38,7 +38,7 @@ def agents_bars(table: pd.DataFrame) -> Figure:
             at = [place + (i - 1) * width for place in range(len(cases))]
             axes.bar(at, heights, width, label=policy, edgecolor="white", **look)
             for x, height, case in zip(at, heights, cases, strict=True):
-                more = "≥ " * (table.loc[(*case, policy), "agents"] == MOST)
+                more = "≥ " if table.loc[(*case, policy), "agents"] == MOST else ""
                 text = f"{more}{height:.3g}"
                 axes.annotate(text, (x, max(height, 0.1)), (0, 2), textcoords="offset points", ha="center", fontsize=8)
         labels = [f"{model} on {gpus} GPU{'s' * (gpus > 1)}\nlogs up to {longest:,}" for model, longest, gpus in cases]
