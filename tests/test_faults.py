@@ -164,6 +164,15 @@ PLACES = {
 }
 
 
+@pytest.fixture
+def ctrl_c():
+    """Whoever starts the tests in the background may have switched it off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("how", ["send", "stream", "run"])
 @pytest.mark.parametrize("where", PLACES)
 def test_ctrl_c_never_leaves_bookkeeping_half_way(where, how, monkeypatch):
@@ -200,6 +209,7 @@ def test_ctrl_c_never_leaves_bookkeeping_half_way(where, how, monkeypatch):
     e.check()
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_pressed_twice_is_heard_at_once():
     with pytest.raises(KeyboardInterrupt), interrupted_later():
         signal.raise_signal(signal.SIGINT)
