@@ -56,8 +56,8 @@ def engine_with(mechanisms: frozenset[str], first: Engine, costs: CostTable) -> 
 def measure(engines: dict[str, Engine], workload: str, repeats: int, *, same: bool) -> pd.DataFrame:
     """One row for each repeat, turn and configuration, which take each turn one after the other, in changing order.
 
-    Each repeat is a tenant of its own: nothing in it has been seen. `same`: raises AssertionError where two
-    configurations differ in a token that was said, or in one that the model itself would have chosen.
+    Each repeat is a tenant of its own: nothing in it has been seen. `same`: raises AssertionError where in a
+    turn two configurations say different tokens, or the model's own choices agree with them in different numbers.
     """
     trace = read_trace(ROOT / "data" / "traces" / f"{workload}-0.jsonl")
     order, rows = np.random.default_rng(0), []
