@@ -31,7 +31,7 @@ ANSWERS = {  # three ways to ask what one of several mechanisms is worth
     "shapley": ("averaged over all orders (Shapley)", {"facecolor": figures.BLUE}),
     "last": ("added to all others", {"facecolor": figures.SKY, "hatch": ".."}),
 }
-DPI = 78  # there are many pictures in one notebook
+DPI = 76  # there are many pictures in one notebook
 COLORS = (figures.ORANGE, figures.BLUE, figures.GREEN, figures.PURPLE)
 
 
@@ -86,7 +86,7 @@ def old_shares(played: Mapping[str, pd.DataFrame], claimed: tuple[float, float])
 
     played  by workload, a session's turns: `turn`, `n` and `reused`
     """
-    figure, (left, right) = figures.new_figure(2, width=8.6, height=3.1, width_ratios=[3, 2], dpi=DPI)
+    figure, (left, right) = figures.new_figure(2, width=7.6, height=2.9, width_ratios=[3, 2], dpi=DPI)
     lines = {name: (color, mark) for name, color, mark in zip(played, COLORS, "so^D", strict=False)}
     with mpl.rc_context(figures.STYLE):
         low, high = (100 * share for share in claimed)
@@ -110,7 +110,7 @@ def fit_curves(turns: pd.DataFrame, fit: CostFit) -> Figure:
 
     turns  of the configurations naive and stateful
     """
-    figure, (left, right) = figures.new_figure(2, width=8.6, height=3.1, width_ratios=[3, 2], dpi=DPI)
+    figure, (left, right) = figures.new_figure(2, width=7.6, height=2.9, width_ratios=[3, 2], dpi=DPI)
     at = np.linspace(turns["n"].min(), turns["n"].max(), 100)
     with mpl.rc_context(figures.STYLE):
         for name, color, mark in (("naive", figures.ORANGE, "s"), ("stateful", figures.BLUE, "o")):
@@ -136,7 +136,7 @@ def three_answers(saved: Mapping[str, pd.DataFrame]) -> Figure:
 
     saved  by workload, a row for each mechanism, in %: `alone`, `shapley`, `last`, and `from`, `to` around `shapley`
     """
-    figure, axes = figures.new_figure(len(saved), width=8.6, height=3.2, sharey=True, dpi=DPI)
+    figure, axes = figures.new_figure(len(saved), width=7.6, height=2.9, sharey=True, dpi=DPI)
     with mpl.rc_context(figures.STYLE):
         for axis, (workload, table) in zip(axes, saved.items(), strict=True):
             places = np.arange(len(table))
@@ -158,7 +158,7 @@ def three_answers(saved: Mapping[str, pd.DataFrame]) -> Figure:
 
 def waterfall(order: Sequence[str], seconds: Mapping[frozenset, float], workload: str = "") -> Figure:
     """What each mechanism takes off when they are added in this order. `seconds`: of every subset of them."""
-    figure, (axis,) = figures.new_figure(width=7.6, height=3.2, dpi=DPI)
+    figure, (axis,) = figures.new_figure(width=7.0, height=2.9, dpi=DPI)
     left = [seconds[frozenset(order[:count])] for count in range(len(order) + 1)]  # after so many of them
     end = len(order) + 1
     with mpl.rc_context(figures.STYLE):
@@ -183,7 +183,7 @@ def peer_bars(tables: Mapping[str, pd.DataFrame], stateless: Sequence[str]) -> F
 
     stateless  the configurations that keep nothing between turns
     """
-    figure, axes = figures.new_figure(len(tables), width=9.6, height=4.2, sharey=True, dpi=DPI)
+    figure, axes = figures.new_figure(len(tables), width=9.0, height=3.7, sharey=True, dpi=DPI)
     names = list(next(iter(tables.values())).sort_values("total s").index)
     marks = {"minstate": (figures.BLUE, ""), "other engines": (figures.GREY, "")}
     marks |= {"drafts from the prompt": ("white", "\\\\"), "keeps nothing": ("white", "//")}

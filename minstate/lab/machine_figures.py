@@ -17,7 +17,7 @@ WAYS = {  # how a turn may be served
 }
 LINK_STYLES = dict(zip(LINKS, ((ORANGE, "--"), (GREEN, "-."), (BLUE, ":"), (PURPLE, (0, (5, 1)))), strict=True))
 LENGTHS = (1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 142_000)
-DPI = 78  # there are many pictures in one notebook
+DPI = 76  # there are many pictures in one notebook
 TICKS = (1_000, 8_000, 32_000, 142_000)
 
 
@@ -33,7 +33,7 @@ def seconds_of(
 
 def turn_on(machine: Machine, name: str, model: str, n: int, delta: int, generated: int, chance: float) -> Figure:
     """A turn served in three ways, in seconds, and how the gain depends on the length of the conversation."""
-    figure, (left, right) = new_figure(2, width=8.6, height=3.1, dpi=DPI)
+    figure, (left, right) = new_figure(2, width=7.6, height=2.9, dpi=DPI)
     seconds = seconds_of(machine, model, n, delta, generated, chance)
     whole = sum(seconds["naive"])
     with mpl.rc_context(STYLE):
@@ -74,7 +74,7 @@ def _gain(axis, machine: Machine, model: str, turn: tuple[int, int, int], chance
 
 def gains(machines: Mapping[str, DataSheet], delta: int, lengths_said: Sequence[int]) -> Figure:
     """How many times faster a stateful turn is than a naive one, predicted: a panel a model, a line for each answer."""
-    figure, axes = new_figure(len(machines), width=3.6 * len(machines), height=3.1, sharey=True, dpi=DPI)
+    figure, axes = new_figure(len(machines), width=3.5 * len(machines), height=2.9, sharey=True, dpi=DPI)
     looks = list(zip((BLUE, GREEN, ORANGE), "o^s", strict=True))
     with mpl.rc_context(STYLE):
         for axis, (model, machine) in zip(axes, machines.items(), strict=True):
@@ -101,7 +101,7 @@ def turn_prices(table: pd.DataFrame, dollars_an_hour: float) -> Figure:
     table  rows: (model, n); columns: the ways
     """
     models = list(table.index.unique(0))
-    figure, axes = new_figure(len(models), width=9.4, height=3.3, dpi=DPI)
+    figure, axes = new_figure(len(models), width=8.8, height=3.1, dpi=DPI)
     width = 0.8 / len(table.columns)
     with mpl.rc_context(STYLE):
         for axis, model in zip(axes, models, strict=True):
@@ -138,7 +138,7 @@ def waiting(served: pd.DataFrame, limit_s: float) -> Figure:
 
     served  rows of `Tally.row`, indexed by policy and number of agents
     """
-    figure, (left, right) = new_figure(2, width=8.6, height=3.1, dpi=DPI)
+    figure, (left, right) = new_figure(2, width=7.6, height=2.9, dpi=DPI)
     looks = {"naive": (ORANGE, "s-"), "prefix reuse": (GREEN, "^-"), "stateful": (BLUE, "o--")}
     with mpl.rc_context(STYLE):
         for policy, (color, style) in looks.items():
@@ -159,7 +159,7 @@ def waiting(served: pd.DataFrame, limit_s: float) -> Figure:
 
 def moving(machines: Mapping[str, DataSheet]) -> Figure:
     """Seconds to have the K/V of n tokens on another machine: computed again, or sent over each link. All predicted."""
-    figure, axes = new_figure(len(machines), width=3.9 * len(machines), height=3.3, sharey=True, dpi=DPI)
+    figure, axes = new_figure(len(machines), width=3.7 * len(machines), height=3.1, sharey=True, dpi=DPI)
     with mpl.rc_context(STYLE):
         for axis, (model, machine) in zip(axes, machines.items(), strict=True):
             config = MODELS[model]
