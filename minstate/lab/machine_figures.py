@@ -174,5 +174,5 @@ def moving(machines: Mapping[str, DataSheet]) -> Figure:
             axis.set_xticks(TICKS, [f"{n / 1000:.0f}k" for n in TICKS])
             axis.minorticks_off()
         axes[0].set_ylabel("seconds (predicted)")
-        axes[-1].legend(fontsize=8, loc="lower right")
+        axes[0].legend(fontsize=8, loc="upper left")
     return figure
