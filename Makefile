@@ -5,13 +5,14 @@ PY := $(VENV)/bin/python
 # Spinning OpenMP threads collapse as soon as anything else wants a core.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help run test lab bench site weights clean
+.PHONY: help run test lab browse bench site weights clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run      set up what is missing, then compare naive and stateful turns (notebook 00) into out/"
 	@echo "make test     set up what is missing, then lint, tests and notebooks"
 	@echo "make lab      set up what is missing, then open the course in JupyterLab"
+	@echo "make browse   set up what is missing, then run every notebook in a real browser; pictures into out/browse/"
 	@echo "make site     set up what is missing, then write the executed course as web pages into out/site/"
 	@echo "make bench    set up what is missing, then measure the headline anew into data/results/ (hours)"
 	@echo "make weights  the environment and the default model, nothing else"
@@ -34,6 +35,10 @@ test: weights
 lab: weights
 	@echo "== JupyterLab on notebooks/ (stop it with Ctrl-C)"
 	@$(PY) -m jupyterlab notebooks
+
+browse: weights $(VENV)/.browse
+	@echo "== every notebook in JupyterLab, in a browser"
+	@$(PY) -m minstate.lab.browse
 
 bench: weights
 	@echo "== what each mechanism is worth, and other engines beside minstate: hours, on a machine that does nothing else"
@@ -58,6 +63,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "== environment in $(VENV) (the first time takes some minutes)"
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[lab,test]'
+	@touch $@
+
+$(VENV)/.browse: $(VENV)/.installed
+	@echo "== what drives a browser"
+	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[browse]'
 	@touch $@
 
 clean:

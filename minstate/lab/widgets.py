@@ -8,10 +8,15 @@ from matplotlib.figure import Figure
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG picture."""
+    """The figure as a PNG picture, as large as a notebook shows the figure itself."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80)
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def picture_of(figure: Figure) -> ipywidgets.Image:
+    """The figure in its own size; a box would stretch it to its width, and blur it."""
+    return ipywidgets.Image(value=png(figure), format="png", layout={"align_self": "flex-start", "max_width": "100%"})
 
 
 def stepper(draw: Callable[[int], Figure], steps: int, *, start: int = 0, label: str = "step") -> ipywidgets.VBox:
@@ -19,7 +24,7 @@ def stepper(draw: Callable[[int], Figure], steps: int, *, start: int = 0, label:
     slider = ipywidgets.IntSlider(value=start, min=0, max=steps - 1, description=label, continuous_update=False)
     play = ipywidgets.Play(value=start, min=0, max=steps - 1, interval=600, show_repeat=False)
     ipywidgets.jslink((play, "value"), (slider, "value"))
-    picture = ipywidgets.Image(value=png(draw(start)), format="png")
+    picture = picture_of(draw(start))
     slider.observe(lambda change: picture.set_trait("value", png(draw(change["new"]))), names="value")
     return ipywidgets.VBox([ipywidgets.HBox([play, slider]), picture])
 
@@ -27,10 +32,10 @@ def stepper(draw: Callable[[int], Figure], steps: int, *, start: int = 0, label:
 def explorer(draw: Callable[..., Figure], **controls: ipywidgets.Widget) -> ipywidgets.VBox:
     """Controls by name, and the picture `draw(name=value, ...)`, drawn anew whenever one of them moves."""
 
-    def now() -> bytes:
-        return png(draw(**{name: control.value for name, control in controls.items()}))
+    def now() -> Figure:
+        return draw(**{name: control.value for name, control in controls.items()})
 
-    picture = ipywidgets.Image(value=now(), format="png")
+    picture = picture_of(now())
     for control in controls.values():
-        control.observe(lambda _: picture.set_trait("value", now()), names="value")
+        control.observe(lambda _: picture.set_trait("value", png(now())), names="value")
     return ipywidgets.VBox([*controls.values(), picture])
