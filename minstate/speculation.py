@@ -242,6 +242,9 @@ def allot(shares: Sequence[Share], settings: Speculation, room: int) -> Allotmen
 
     A prefill in the same pass makes tokens dearer, as they share the machine with it, but not more valuable. As more
     sequences produce, the first term grows, and with it the worth that a token needs: concurrency ends drafting.
+
+    The table was measured with one sequence, and a pass is priced as if it were one, with the contexts of all. For many
+    long ones that is too dear, so in company it drafts rather too little than too much.
     """
     cost = settings.costs.at(sum(share.context + share.tokens for share in shares))
     total, producing = sum(share.tokens for share in shares), sum(share.producing for share in shares)

@@ -7,10 +7,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.lines import Line2D
 
 from minstate.lab import figures
 from minstate.lab.cost_fit import CostFit
+from minstate.lab.share_out import bootstrap
 
 LOOK = {
     "naive": figures.NAIVE,
@@ -178,31 +179,62 @@ def waterfall(order: Sequence[str], seconds: Mapping[frozenset, float], workload
     return figure
 
 
-def peer_bars(tables: Mapping[str, pd.DataFrame], stateless: Sequence[str]) -> Figure:
-    """Seconds that each engine takes for a whole conversation, a panel for each workload: the first one's order.
+def peer_factors(
+    turns: Mapping[str, pd.DataFrame], ours: str, stateless: Sequence[str], claimed: Mapping[str, float]
+) -> Figure:
+    """How many times as long as `ours` each engine takes for the median turn, a panel for each workload.
 
+    turns      by workload, the rows of `bench.peers.measure_turns`; the first one's order is everybody's
     stateless  the configurations that keep nothing between turns
+    claimed    by workload, the factor that is claimed; a dashed line
     """
-    figure, axes = figures.new_figure(len(tables), width=9.0, height=3.7, sharey=True, dpi=DPI)
-    names = list(next(iter(tables.values())).sort_values("total s").index)
-    marks = {"minstate": (figures.BLUE, ""), "other engines": (figures.GREY, "")}
-    marks |= {"drafts from the prompt": ("white", "\\\\"), "keeps nothing": ("white", "//")}
+    tables = {workload: _factors(rows, ours) for workload, rows in turns.items()}
+    names = list(next(iter(tables.values())).sort_values("median").index)
+    figure, axes = figures.new_figure(len(tables), width=9.6, height=3.9, sharey=True, dpi=DPI)
     with mpl.rc_context(figures.STYLE):
         for axis, (workload, table) in zip(axes, tables.items(), strict=True):
             for place, name in enumerate(names):
-                seconds = table["total s"].get(name, 0.0)
-                color = figures.BLUE if name.startswith("minstate") else figures.GREY
-                hatch = "\\\\" * ("lookup" in name or "ngram" in name) + "//" * (name in stateless)
-                axis.barh(place, seconds, 0.75, facecolor=color, edgecolor=figures.INK, lw=0.5, hatch=hatch)
-                axis.annotate(f" {seconds:.0f}", (seconds, place), va="center", fontsize=8)
-            axis.set(xlabel="seconds", title=workload, xlim=(0, 1.12 * table["total s"].max()))
+                if name in table.index:
+                    low, middle, high = table.loc[name]
+                    color = figures.BLUE if name.startswith("minstate") else figures.INK
+                    axis.plot([low, high], [place, place], color=color, lw=1.2)
+                    axis.plot(middle, place, color=color, markersize=7, **_mark(name, stateless))
+            axis.axvline(1, color=figures.BLUE, lw=0.8)
+            axis.axvline(claimed[workload], color=figures.ORANGE, lw=1.4, ls="--")
+            text = f" paper: {claimed[workload]} ×"
+            axis.annotate(text, (claimed[workload], -0.9), fontsize=9, va="center")
+            axis.set_xscale("log", base=2)
+            ends = table.to_numpy()
+            ticks = [2.0**power for power in range(-6, 7) if ends.min() / 1.5 < 2.0**power < ends.max() * 1.5]
+            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axis.set(xlabel="median turn: its seconds / ours", ylim=(len(names) - 0.4, -1.5))
+            axis.set_title(f"{AGENTS.get(workload, workload)}, {turns[workload]['turn'].max()} turns")
             axis.grid(True, axis="x")
             axis.grid(False, axis="y")
         axes[0].set_yticks(range(len(names)), names, fontsize=8)
-        axes[0].invert_yaxis()
+        for label in axes[0].get_yticklabels():
+            label.set_color(figures.BLUE if label.get_text().startswith("minstate") else figures.INK)
+        kinds = {"keeps nothing": stateless[0], "keeps its prefix": "", "drafts, too": "lookup"}
         handles = [
-            Patch(edgecolor=figures.INK, label=name, facecolor=color, hatch=hatch)
-            for name, (color, hatch) in marks.items()
+            Line2D([], [], color=figures.INK, markersize=7, ls="", label=label, **_mark(name, stateless))
+            for label, name in kinds.items()
         ]
-        axes[-1].legend(handles=handles, fontsize=8, loc="upper right")
+        axes[-1].legend(handles=handles, fontsize=8.5, loc="lower right")
     return figure
+
+
+def _factors(turns: pd.DataFrame, ours: str) -> pd.DataFrame:
+    """For each configuration: the median over turns of its seconds / ours, and the ends of its 95 % interval."""
+    wide = turns.pivot(index=["repeat", "turn"], columns="configuration", values="seconds")
+    rows = {}
+    for name in wide.columns:
+        ratios = (wide[name] / wide[ours]).to_numpy()
+        low, high = bootstrap(lambda at, ratios=ratios: np.median(ratios[at]), len(ratios))
+        rows[name] = {"from": low, "median": np.median(ratios), "to": high}
+    return pd.DataFrame(rows).T
+
+
+def _mark(name: str, stateless: Sequence[str]) -> dict:
+    drafts = "lookup" in name or "ngram" in name
+    marker = "X" if name in stateless else "D" if drafts else "o"
+    return {"marker": marker, "markerfacecolor": "white" if drafts else None}

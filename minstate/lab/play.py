@@ -40,7 +40,10 @@ class WallClock:
 
 
 class ModelledClock:
-    """Seconds as a cost table has them. Give `now` to the engine as its clock, where it should be the same."""
+    """Seconds as a cost table has them. Give `now` to the engine as its clock, where it should be the same.
+
+    A step is priced as one sequence with the contexts of all who took part: for many long ones that is too slow.
+    """
 
     def __init__(self, costs: CostTable):
         self.costs, self.seconds = costs, 0.0

@@ -164,13 +164,26 @@ def test_the_steps_of_a_waterfall_lead_from_nothing_to_everything():
     assert texts(figure) == ["100", "65", "-10.0", "-10.0", "-10.0", "-5.0"]
 
 
-def test_peers_are_ordered_by_the_first_workload_and_marked_by_what_they_do():
-    names = ["minstate, stateful", "vllm, stateless", "vllm, prefix caching and ngram"]
-    first = pd.DataFrame({"total s": [40.0, 80.0, 30.0]}, index=names)
-    figure = headline_figures.peer_bars({"a": first, "b": first.iloc[:2]}, stateless=["vllm, stateless"])
+def test_peers_stand_in_the_order_of_the_first_workload_each_with_the_median_of_its_factors():
+    seconds = {"minstate, stateful": [2.0, 4, 8], "vllm, stateless": [8.0, 8, 8], "vllm, ngram": [1.0, 1, 8]}
+    rows = [
+        {"repeat": 0, "turn": turn, "configuration": name, "seconds": each}
+        for name, column in seconds.items()
+        for turn, each in enumerate(column, 1)
+    ]
+    first, second = pd.DataFrame(rows), pd.DataFrame(rows[:6])
+    claimed = {"a": 2.0, "b": 4.0}
+    figure = headline_figures.peer_factors(
+        {"a": first, "b": second}, "minstate, stateful", ["vllm, stateless"], claimed
+    )
     require_labels(figure)
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [names[2], names[0], names[1]]
-    assert [patch.get_hatch() for patch in figure.axes[0].patches] == ["\\\\", "", "//"]
+    names = ["vllm, ngram", "minstate, stateful", "vllm, stateless"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == names
+    for axis, medians in zip(figure.axes, [{0: 0.5, 1: 1.0, 2: 2.0}, {1: 1.0, 2: 2.0}], strict=True):
+        points = [line for line in axis.lines if line.get_marker() not in ("None", "")]
+        assert {line.get_ydata()[0]: line.get_xdata()[0] for line in points} == medians
+        assert {line.get_marker() for line in points} == ({"D", "o", "X"} if 0 in medians else {"o", "X"})
+    assert texts(figure) == [" paper: 2.0 ×", " paper: 4.0 ×"]
 
 
 def test_a_turn_on_a_machine_is_drawn_in_three_ways_with_its_factors():
