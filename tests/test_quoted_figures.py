@@ -30,8 +30,9 @@ def step(configuration: str, context: int, dtype: str) -> float:
 def quotable() -> set[str]:
     """What may be quoted, as it is written."""
     columns = ("times faster", "median turn", "last turn")
-    turns = {f"{row[name]:.1f} ×" for row in result("ablation_float32")["rows"] for name in columns}
-    turns |= {f"{row['total s']:.0f} s" for row in result("ablation_float32")["rows"]}
+    ladders = [row for dtype in ("float32", "bfloat16") for row in result(f"ablation_{dtype}")["rows"]]
+    turns = {f"{row[name]:.1f} ×" for row in ladders for name in columns}
+    turns |= {f"{row['total s']:.0f} s" for row in ladders}
     files = [path.stem for path in (ROOT / "data" / "results").glob("peers_steps_*.json")]
     steps = {f"{row['median step_ms']:.0f} ms" for name in files for row in result(name)["rows"]}
     steps |= {f"{row['prompt tokens/s']:.0f} tokens a second" for name in files for row in result(name)["rows"]}

@@ -39,6 +39,9 @@ def test_figures_are_the_measured_ones():
     assert (
         f"is {best['last turn']:.1f} × faster than without memory, the median one {best['median turn']:.1f} ×" in text
     )
+    half = json.loads((ROOT / "data" / "results" / "ablation_bfloat16.json").read_text())["rows"]
+    faster = [f"{row['times faster']:.1f} ×" for row in half if row["configuration"] == "+ grammar"]
+    assert f"In bfloat16 all turns together are {' and '.join(faster)} faster" in text
     turns = record["turns"]["coding"]
     parts = zip(turns["configuration"], turns["turn"], turns["reused"], turns["n"], strict=True)
     share = [100 * reused / n for name, turn, reused, n in parts if name == "stateful" and turn > 1]
