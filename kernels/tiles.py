@@ -63,7 +63,7 @@ def split_count(programs: int, context: int, multiprocessors: int) -> int:
     """Parts to cut the keys into, where a launch has `programs` without, and contexts of up to `context` tokens.
 
     Enough for two programs on each multiprocessor; a power of 2, since each count is a kernel of its own to compile.
-    Each sequence cuts its own keys into so many equal parts, on the device: a count stays valid as contexts grow.
+    Each sequence cuts its own keys into so many parts, on the device: a count stays valid as contexts grow.
     """
     wanted = max(2 * multiprocessors // programs, context // LONGEST_PART)
     worthwhile = min(wanted, context // FEWEST_KEYS, MOST_SPLITS)

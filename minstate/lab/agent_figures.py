@@ -33,7 +33,6 @@ def throughput_and_latency(rows: pd.DataFrame) -> Figure:
             left.plot(mine["agents"], mine["turns a minute"], dashes, marker=marker, color=color, label=name)
             right.plot(mine["agents"], mine["p50 s"], dashes, marker=marker, color=color, label=f"{name}, median")
             right.plot(mine["agents"], mine["p95 s"], dashes, color=color, linewidth=0.8, alpha=0.7)
-            right.fill_between(mine["agents"], mine["p50 s"], mine["p95 s"], color=color, alpha=0.08)
         ticks = sorted(rows["agents"].unique())
         for axes, label, title in [
             (left, "turns a minute", "Throughput: higher is better"),
@@ -55,22 +54,27 @@ def under_pressure(rows: pd.DataFrame) -> Figure:
     """The share of the history that is found again, and the tokens forwarded, as the pool shrinks."""
     figure, (left, right) = new_figure(2)
     with mpl.rc_context(STYLE):
-        for hints, color, marker, label in [
-            (False, ORANGE, "s", "least recently used goes first"),
-            (True, BLUE, "o", "and agents say when they are back"),
+        # the lower line is the wider one, so that it shows where the other lies on it
+        below = {"color": ORANGE, "marker": "s", "ls": "--", "lw": 3, "markersize": 11, "markerfacecolor": "none"}
+        above = {"color": BLUE, "marker": "o", "markersize": 5}
+        for hints, look in [
+            (False, below | {"label": "the least recently used goes first"}),
+            (True, above | {"label": "and agents say when they will be back"}),
         ]:
             mine = rows[rows["hints"] == hints]
-            left.plot(mine["share"], mine["hit rate"], marker=marker, color=color, label=label)
-            right.plot(mine["share"], mine["forwarded"] / 1000, marker=marker, color=color, label=label)
+            left.plot(mine["share"], mine["hit rate"], **look)
+            right.plot(mine["share"], mine["forwarded"] / 1000, **look)
         for axes in (left, right):
             axes.axvline(1, color=INK, linewidth=0.8, linestyle=":")
             axes.set_xlabel("pool, as a share of the working set")
-            axes.xaxis.set_major_formatter(PercentFormatter(1))
+            axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+            axes.set_xticks([share for share in (2, 1.5, 1, 0.75, 0.5, 0.25) if share <= rows["share"].max()])
             axes.invert_xaxis()
         left.set(ylabel="history found again", ylim=(0, 1.05), title="Hit rate")
-        left.yaxis.set_major_formatter(PercentFormatter(1))
+        left.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         right.set(ylabel="tokens forwarded (thousands)", ylim=(0, None), title="Work")
-        left.legend(loc="lower left", fontsize=8)
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower left", ncols=2, fontsize=8, frameon=False)
     return figure
 
 
@@ -80,7 +84,7 @@ class Holding:
 
     pages: tuple[int, ...]  # ids
     kv_len: int  # tokens that have K/V in them
-    published: int  # pages that belong to the tree; those behind them are private
+    published: int  # pages that belong to the tree; those behind them are the tail
     from_others: int  # pages that another session of those looked at had first
     copied: int  # tokens at the beginning of the next page that another session has too, on a page of its own
 
@@ -123,7 +127,7 @@ def sharing(holdings: Mapping[str, Holding], page_size: int) -> Figure:
             dashes = "-" if place < held.published else ":"
             axes.add_patch(Rectangle((start, row + 0.1), page_size, 0.8, fill=False, edgecolor=INK, linestyle=dashes))
             paper = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none"}
-            axes.text(start + page_size / 2, row + 0.5, str(page), ha="center", va="center", fontsize=7, bbox=paper)
+            axes.text(start + page_size / 2, row + 0.5, str(page), ha="center", va="center", fontsize=8, bbox=paper)
     with mpl.rc_context(STYLE):
         longest = max(len(held.pages) for held in holdings.values())
         axes.set(xlim=(-1, longest * page_size + 1), ylim=(len(holdings), 0), title="Whose pages are these?")
@@ -140,7 +144,7 @@ def sharing(holdings: Mapping[str, Holding], page_size: int) -> Figure:
             for color, name in zip(colors, owners, strict=True)
         ]
         swatches.append(Patch(facecolor="white", edgecolor=INK, hatch="///", label="head, copied"))
-        swatches.append(Patch(facecolor="white", edgecolor=INK, linestyle=":", label="private tail"))
+        swatches.append(Patch(facecolor="white", edgecolor=INK, linestyle=":", label="tail: not in the tree yet"))
         figure.legend(handles=swatches, loc="outside lower left", ncols=4, fontsize=8, frameon=False)
     return figure
 
@@ -168,7 +172,7 @@ def company(config: ModelConfig, costs: CostTable, context: int, dtype: torch.dt
             {
                 "sequences": many,
                 "weights MB": config.bytes_read(0, dtype) / many / 1e6,
-                "K and V MB": context * config.kv_bytes_per_token(dtype) / 1e6,
+                "K/V MB": context * config.kv_bytes_per_token(dtype) / 1e6,
                 "ms": ms,
                 "tokens a second": 1000 * many / ms,
                 "for each": 1000 / ms,
@@ -183,7 +187,7 @@ def batching(rows: pd.DataFrame) -> Figure:
     places, labels = range(len(rows)), [str(many) for many in rows.index]
     with mpl.rc_context(STYLE):
         left.bar(places, rows["weights MB"], 0.7, facecolor=ORANGE, hatch="//", label="weights, read once for all")
-        left.bar(places, rows["K and V MB"], 0.7, rows["weights MB"], facecolor=BLUE, label="its own keys and values")
+        left.bar(places, rows["K/V MB"], 0.7, rows["weights MB"], facecolor=BLUE, label="its own K/V")
         left.set(ylabel="MB read for a token", title="Work: bytes read for each token")
         left.legend(fontsize=8)
         right.plot(places, rows["tokens a second"], "o-", color=BLUE, label="all together")

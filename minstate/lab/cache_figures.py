@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import NullFormatter
 
-from minstate.lab.figures import BLUE, GREEN, GREY, INK, NAIVE, ORANGE, REUSED, SKY, STYLE, new_figure
+from minstate.lab.figures import BLUE, GREEN, GREY, INK, NAIVE, ORANGE, REUSED, SKY, STYLE, THOUSANDS, new_figure
 
 GIGA, MEGA, MILLI = 1e9, 1e6, 1e-3
 
@@ -30,14 +30,13 @@ def work_grid(words: Sequence[str], passes: dict[str, Sequence[int]], shown: int
         "naive": {"facecolor": ORANGE, "hatch": NAIVE["hatch"], "edgecolor": "white"},
         "cached": {"facecolor": BLUE, "edgecolor": "white"},
     }
-    kept = {"facecolor": "white", "hatch": REUSED["hatch"], "edgecolor": "#AAAAAA"}
     chosen = {"facecolor": "white", "edgecolor": INK, "linewidth": 1.3}
     with mpl.rc_context(STYLE):
         for axes, (name, forwarded) in zip(panels, passes.items(), strict=True):
             for row, new in enumerate(forwarded[:shown]):
                 end = prompt + row
                 for column in range(end + 1):
-                    look = chosen if column == end else computed[name] if column >= end - new else kept
+                    look = chosen if column == end else computed[name] if column >= end - new else REUSED
                     axes.add_patch(Rectangle((column - 0.43, row + 0.57), 0.86, 0.86, **look))
             labels = [_label(word) if i < prompt + shown else "" for i, word in enumerate(words)]
             axes.set_xticks(range(len(words)), labels, rotation=90, fontsize=8, family="monospace")
@@ -47,7 +46,7 @@ def work_grid(words: Sequence[str], passes: dict[str, Sequence[int]], shown: int
             axes.grid(False)
             axes.tick_params(length=0)
             handles = [Patch(label="forwarded in this pass", **computed[name])]
-            handles += [Patch(label="K and V kept, not computed", **kept)] if name == "cached" else []
+            handles += [Patch(label="K/V kept from earlier passes", **REUSED)] if name == "cached" else []
             handles += [Patch(label="chosen by this pass", **chosen)]
             axes.legend(handles=handles, loc="upper right", fontsize=8)
         panels[0].set_ylabel("forward pass")
@@ -55,7 +54,7 @@ def work_grid(words: Sequence[str], passes: dict[str, Sequence[int]], shown: int
 
 
 def change_strips(changes: dict[str, torch.Tensor], words: dict[str, Sequence[str]]) -> Figure:
-    """How much K and V changed, relative, `[layers, positions]` for each panel; `words` are the tokens below it."""
+    """How much K/V changed, relative, `[layers, positions]` for each panel; `words` are the tokens below it."""
     figure, panels = new_figure(len(changes), width=3.1 * len(changes), height=3.9, sharey=True)
     colors = mpl.colormaps["YlOrBr"].with_extremes(under="white")
     with mpl.rc_context(STYLE):
@@ -72,7 +71,7 @@ def change_strips(changes: dict[str, torch.Tensor], words: dict[str, Sequence[st
             axes.grid(which="minor", axis="x", color=GREY, linewidth=0.6)
             axes.tick_params(which="both", length=0)
         panels[0].set_ylabel("layer")
-        label = "relative change of K and V (none: white)"
+        label = "relative change of K/V (none: white)"
         figure.colorbar(picture, ax=panels, label=label, extend="min")
     return figure
 
@@ -104,15 +103,16 @@ def passes_against_floor(tokens: Sequence[int], flops: Sequence[int], read: Sequ
         roof = np.minimum(machine.flops_per_s, x * machine.bytes_per_s) / GIGA
         right.plot(x, roof, color=GREY, linewidth=7, zorder=0, label="roof: what the machine can do")
         _with_spread(right, intensity, rates, BLUE, "o", "measured")
-        right.axvline(machine.ridge, color=INK, linestyle=":", linewidth=1)
-        right.text(machine.ridge * 1.1, roof[0] / 2, f"ridge: {machine.ridge:.1f}", fontsize=8)
+        low = roof[-1] / 10  # the ridge's line ends above the legend
+        right.plot([machine.ridge] * 2, [low, roof[-1]], color=INK, linestyle=":", linewidth=1)
+        right.text(machine.ridge * 1.1, low, f"ridge: {machine.ridge:.1f}", fontsize=8)
         right.set_ylim(roof[0] / 2.5, roof[-1] * 1.4)
-        for i, name, offset in ((0, "1 token", (8, -4)), (-1, f"{tokens[-1]} tokens", (-24, 9))):
+        for i, name, offset in ((0, "1 token", (8, -4)), (-1, f"{tokens[-1]} tokens", (-24, -14))):
             right.annotate(name, (intensity[i], np.median(rates[i])), offset, textcoords="offset points", fontsize=8)
         right.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP per byte read)", ylabel="GFLOP/s")
         right.set_title("The same passes under the roofline")
         right.yaxis.set_minor_formatter(NullFormatter())
-        right.legend(loc="lower right", bbox_to_anchor=(1, 0.1), fontsize=8)
+        right.legend(loc="lower right", fontsize=8)
     return figure
 
 
@@ -154,22 +154,23 @@ def cost_of_one_token(contexts, flops: dict, measured: dict, floors: dict) -> Fi
     with mpl.rc_context(STYLE):
         for name, (color, marker) in looks.items():
             left.plot(contexts, np.array(flops[name]) / GIGA, color=color, marker=marker, markersize=4, label=name)
-            right.plot(contexts, np.array(floors[name]) / MILLI, color=color, alpha=0.35, linewidth=5)
+            floor = np.array(floors[name]) / MILLI
+            right.plot(contexts, floor, color=color, alpha=0.35, linewidth=5, label=f"{name}, floor (predicted)")
             runs = [[s / MILLI for s in runs] for runs in measured[name].values()]
             _with_spread(right, list(measured[name]), runs, color, marker, f"{name}, measured")
-        right.plot([], [], color=GREY, linewidth=5, label="floor, predicted")
         left.set(ylabel="GFLOP for one more token", title="Arithmetic")
         right.set(ylabel="milliseconds for one more token", title="Time")
-        for axes in (left, right):
+        for axes, room in ((left, 1.5), (right, 12)):  # above the lines, for the legend
             axes.set(xscale="log", yscale="log", xlabel="tokens already in the context")
-            axes.set_xticks(contexts, [f"{n:,}" for n in contexts], fontsize=8)
+            axes.set_ylim(top=axes.get_ylim()[1] * room)
+            axes.set_xticks(contexts[::2], [f"{n:,}" for n in contexts[::2]])
             axes.minorticks_off()
             axes.legend(loc="upper left", fontsize=8)
     return figure
 
 
 def memory(kv_bytes_per_token: int, weight_bytes: int, *, agents: int, longest: int) -> Figure:
-    """Memory of K and V against context, for as many `agents` as hold one each, beside that of the weights."""
+    """Memory of K/V against context, for as many `agents` as hold one each, beside that of the weights."""
     figure, (axes,) = new_figure(width=6.4, height=3.4)
     with mpl.rc_context(STYLE):
         for count, style in sorted({1: "--", agents: "-"}.items()):
@@ -183,11 +184,13 @@ def memory(kv_bytes_per_token: int, weight_bytes: int, *, agents: int, longest: 
         axes.text(at * longest, weight_bytes / MEGA, f"the weights: {weight_bytes / MEGA:,.0f} MB",
                   va="bottom", ha=side, fontsize=9, color=GREEN)  # fmt: skip
         crossing = weight_bytes / (agents * kv_bytes_per_token)
+        title = "Memory"
         if crossing <= longest:
             axes.plot(crossing, weight_bytes / MEGA, "o", color=INK)
-            axes.annotate(f"{crossing:,.0f} tokens each", (crossing, weight_bytes / MEGA), (6, -14),
-                          textcoords="offset points", fontsize=9)  # fmt: skip
-        axes.set(xlabel="tokens in each context", ylabel="megabytes", title="Memory", xlim=(0, longest))
+            title += f": K/V outgrow the weights at {crossing:,.0f} tokens each"
+        axes.set(xlabel="tokens in each context", ylabel="megabytes", title=title, xlim=(0, longest))
+        axes.xaxis.set_major_formatter(THOUSANDS)
+        axes.yaxis.set_major_formatter(THOUSANDS)
         axes.set_ylim(0, 1.1 * max(weight_bytes, agents * kv_bytes_per_token * longest) / MEGA)
     return figure
 

@@ -9,7 +9,19 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from minstate.drift import REASONS, Drift
-from minstate.lab.figures import BLUE, GREEN, INK, NAIVE, ORANGE, SKY, STATEFUL, STYLE, new_figure
+from minstate.lab.figures import (
+    BLUE,
+    GREEN,
+    INK,
+    NAIVE,
+    ORANGE,
+    PURPLE,
+    SKY,
+    STATEFUL,
+    STYLE,
+    THOUSANDS,
+    new_figure,
+)
 from minstate.session import Session
 
 LOOKS = {
@@ -116,7 +128,8 @@ def divergence_strip(divergence: Divergence, title: str = "", *, before: int = 3
 def turn_bars(series: Mapping[str, Sequence[int]], marks: Mapping[int, str], unit: str, title: str = "") -> Figure:
     """Grouped bars for each turn; `marks` says what some of the turns (from 1 on) are."""
     figure, (axes,) = new_figure(width=9.6, height=3.3)
-    looks = [STATEFUL, {"facecolor": GREEN, "hatch": "xx", "edgecolor": "white"}, {**NAIVE, "edgecolor": "white"}]
+    servers = [{"facecolor": GREEN, "hatch": "xx"}, {"facecolor": PURPLE, "hatch": "//"}]
+    looks = [STATEFUL, *({**look, "edgecolor": "white"} for look in servers)]
     width = 0.84 / len(series)
     with mpl.rc_context(STYLE):
         for column, ((name, values), look) in enumerate(zip(series.items(), looks, strict=False)):
@@ -125,6 +138,7 @@ def turn_bars(series: Mapping[str, Sequence[int]], marks: Mapping[int, str], uni
         turns = range(1, max(map(len, series.values())) + 1)
         axes.set_xticks(turns, [f"{turn}\n{marks.get(turn, '')}" for turn in turns])
         axes.set(xlabel="turn", ylabel=unit, title=title, ylim=(0, axes.get_ylim()[1] * 1.35))
+        axes.yaxis.set_major_formatter(THOUSANDS)
         axes.legend(loc="upper left", fontsize=8.5)
     return figure
 
@@ -139,9 +153,10 @@ def habit_bars(costs: Mapping[str, int], floor: int, unit: str) -> Figure:
         look = {**NAIVE, "edgecolor": "white", "linewidth": 0.3}
         axes.barh(rows, extra, 0.7, left=floor, label="known before, forwarded again", **look)
         for row, value in zip(rows, values, strict=True):
-            axes.text(value, row, f"  {value:,} ({value / floor:.1f}×)", va="center", fontsize=8.5)
+            axes.text(value, row, f"  {value:,} ({value / floor:.1f} ×)", va="center", fontsize=8.5)
         axes.set_yticks(rows, list(costs))
         axes.set(xlabel=unit, xlim=(0, max(values) * 1.16), ylim=(len(rows) - 0.5, -0.5))
+        axes.xaxis.set_major_formatter(THOUSANDS)
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", visible=True)
         axes.legend(loc="upper right", fontsize=8.5, frameon=True, framealpha=1, edgecolor="white")
@@ -162,7 +177,7 @@ def _draw(axes: Axes, row: float, column: float, cells: Sequence[Cell]) -> float
     """Draw cells side by side, and return where they end."""
     for text, kind, in_delta in cells:
         axes.add_patch(Rectangle((column, row + 0.12), len(text), 0.7, linewidth=0.8, **LOOKS[kind]))
-        look = {"ha": "center", "va": "center", "family": "monospace", "fontsize": 7}
+        look = {"ha": "center", "va": "center", "family": "monospace", "fontsize": 8}
         color = "white" if kind == "forwarded" else INK
         axes.text(column + len(text) / 2, row + 0.47, text.replace("$", r"\$"), color=color, **look)
         if in_delta:

@@ -10,7 +10,9 @@ ORANGE, BLUE, SKY, GREEN, PURPLE, YELLOW, GREY, INK = (
 )  # fmt: skip
 NAIVE = {"facecolor": ORANGE, "hatch": "//"}
 STATEFUL = {"facecolor": BLUE}
-REUSED = {"facecolor": "white", "edgecolor": GREY, "hatch": ".."}
+REUSED = {"facecolor": "white", "edgecolor": "#8C8C8C", "hatch": ".."}
+KEPT = "kept from earlier turns"  # what `REUSED` stands for
+THOUSANDS = "{x:,g}"  # ticks as the text writes numbers: 14,000
 
 STYLE = {
     "figure.dpi": 90,
@@ -41,7 +43,7 @@ def new_figure(columns: int = 1, *, width: float = 9.0, height: float = 3.4, **o
 
 def turn_costs(rows: pd.DataFrame, foil: str = "naive", ours: str = "stateful") -> Figure:
     """Tokens forwarded and seconds taken by each turn on two engines, from `measure.run_side_by_side`."""
-    figure, (left, right) = new_figure(2)
+    figure, (left, right) = new_figure(2, height=3.7)
     turns, width = sorted(rows["turn"].unique()), 0.38
     at = {foil: [turn - width / 2 for turn in turns], ours: [turn + width / 2 for turn in turns]}
     look = {foil: NAIVE, ours: STATEFUL}
@@ -51,7 +53,7 @@ def turn_costs(rows: pd.DataFrame, foil: str = "naive", ours: str = "stateful") 
         for name in (foil, ours):
             left.bar(at[name], tokens.loc[name, "forwarded"], width, label=f"forwarded, {name}", **look[name])
         kept = tokens.loc[ours]
-        left.bar(at[ours], kept["reused"], width, bottom=kept["forwarded"], label=f"kept by {ours}: no work", **REUSED)
+        left.bar(at[ours], kept["reused"], width, bottom=kept["forwarded"], label=KEPT, **REUSED)
         for name in (foil, ours):
             mine = seconds.loc[name]
             right.bar(at[name], mine["prefill_s"], width, label=f"{name}: until the first token", **look[name])
@@ -63,10 +65,10 @@ def turn_costs(rows: pd.DataFrame, foil: str = "naive", ours: str = "stateful") 
                 right.plot(every["turn"] + offset, every["total_s"], ".", color=INK, markersize=4, label=label)
         left.set(xlabel="turn", ylabel="tokens", title="Work: tokens in a turn", xticks=turns)
         right.set(xlabel="turn", ylabel="seconds", title="Time: seconds for a turn", xticks=turns)
+        left.yaxis.set_major_formatter(THOUSANDS)
         for axes in (left, right):
-            top = axes.get_ylim()[1]
-            axes.set_ylim(0, top * 1.3)  # room for the legend
-            axes.legend(loc="upper left", fontsize=7.5, ncols=1 if axes is left else 2)
+            axes.set_ylim(0, axes.get_ylim()[1] * 1.4)  # room for the legend
+            axes.legend(loc="upper left", fontsize=8)
     return figure
 
 
@@ -82,6 +84,7 @@ def cumulative(rows: pd.DataFrame, column: str, label: str, foil: str = "naive",
                 textcoords="offset points", color=color, va="center", fontweight="bold", annotation_clip=False,
             )  # fmt: skip
         axes.set(xlabel="turn", ylabel=label, title="From the first turn on", xticks=list(totals.index), ylim=(0, None))
+        axes.yaxis.set_major_formatter(THOUSANDS)
         axes.legend(loc="upper left")
     return figure
 
@@ -89,7 +92,7 @@ def cumulative(rows: pd.DataFrame, column: str, label: str, foil: str = "naive",
 def prompt_strips(turns: pd.DataFrame, count: int) -> Figure:
     """What the first `count` prompts are made of, from one engine's `measure.flat` rows, indexed by turn."""
     figure, (axes,) = new_figure(width=8, height=2.8)
-    parts = {"kept from earlier turns": ("reused", REUSED), "Δ: new, forwarded once": ("delta", STATEFUL)}
+    parts = {KEPT: ("reused", REUSED), "Δ: new, forwarded once": ("delta", STATEFUL)}
     parts["generated"] = ("generated", {"facecolor": INK})
     left = pd.Series(0, index=turns.index)
     with mpl.rc_context(STYLE):
@@ -98,6 +101,7 @@ def prompt_strips(turns: pd.DataFrame, count: int) -> Figure:
             left = left + turns[column]
         axes.set(xlabel="position in the conversation (tokens)", ylabel="turn", title="What a turn's prompt is made of")
         axes.set(xlim=(0, left.max() * 1.02), ylim=(len(turns) + 0.6, 0.4), yticks=list(turns.index))
+        axes.xaxis.set_major_formatter(THOUSANDS)
         axes.grid(axis="y", visible=False)
         axes.legend(loc="upper right", fontsize=8)
     return figure

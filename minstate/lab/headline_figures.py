@@ -21,6 +21,7 @@ LOOK = {
     "+ grammar": {"facecolor": figures.PURPLE, "hatch": "xx"},
 }
 AGENTS = {"agentic": "debugging"}  # what the agent of a trace does, where its name doesn't say it
+LINES = {"naive": "s--", "prefix reuse": "^-.", "stateful": "o-", "+ prompt lookup": "D:", "+ grammar": "v-"}
 MECHANISM = {  # by itself, as a step of a waterfall
     "prefix reuse": LOOK["prefix reuse"],
     "state": LOOK["stateful"],
@@ -28,11 +29,10 @@ MECHANISM = {  # by itself, as a step of a waterfall
     "grammar": LOOK["+ grammar"],
 }
 ANSWERS = {  # three ways to ask what one of several mechanisms is worth
-    "alone": ("added to nothing", {"facecolor": figures.ORANGE, "hatch": "//"}),
-    "shapley": ("averaged over all orders (Shapley)", {"facecolor": figures.BLUE}),
-    "last": ("added to all others", {"facecolor": figures.SKY, "hatch": ".."}),
+    "alone": ("added to nothing", {"facecolor": figures.INK}),
+    "shapley": ("averaged over all orders (Shapley)", {"facecolor": figures.GREY}),
+    "last": ("added to all others", {"facecolor": figures.YELLOW, "hatch": "//"}),
 }
-DPI = 76  # there are many pictures in one notebook
 COLORS = (figures.ORANGE, figures.BLUE, figures.GREEN, figures.PURPLE)
 
 
@@ -44,12 +44,13 @@ def ladders(measured: Mapping[str, pd.DataFrame], tables: Mapping[str, pd.DataFr
     """
     with mpl.rc_context(figures.STYLE):
         figure, axes = plt.subplots(
-            len(measured), 2, figsize=(9.6, 3.6 * len(measured)), squeeze=False, width_ratios=[3, 2]
+            len(measured), 2, figsize=(9.6, 3.2 * len(measured) + 0.3), squeeze=False, width_ratios=[3, 2]
         )
         for (workload, turns), (left, right) in zip(measured.items(), axes, strict=True):
             _turns(left, turns)
             left.set_title(f"{turns['turn'].max()} turns of a {AGENTS.get(workload, workload)} agent")
             _totals(right, tables[workload])
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=len(LINES), fontsize=9)
     plt.close(figure)
     return figure
 
@@ -60,10 +61,8 @@ def _turns(axis, turns: pd.DataFrame) -> None:
     naive, best = seconds["naive"], seconds["+ grammar"]
     axis.fill_between(naive.index, naive, best, color=figures.ORANGE, alpha=0.12, lw=0)
     for name, look in LOOK.items():
-        ends = name in ("naive", "stateful", "+ grammar")
-        axis.plot(naive.index, seconds[name], color=look["facecolor"], label=name, lw=2.4 if ends else 1.2)
+        axis.plot(naive.index, seconds[name], LINES[name], color=look["facecolor"], label=name, lw=1.5, ms=4)
     axis.set(xlabel="turn", ylabel="seconds a turn", ylim=0)
-    axis.legend(fontsize=9, loc="upper left")
 
 
 def _totals(axis, table: pd.DataFrame) -> None:
@@ -77,7 +76,8 @@ def _totals(axis, table: pd.DataFrame) -> None:
     axis.set_yticks(range(len(LOOK)), list(LOOK), fontsize=9)
     axis.invert_yaxis()
     axis.set(xlabel="seconds of all turns", xlim=(0, 1.22 * table["total s"].max()))
-    axis.set_title("until the first tokens, and (pale) the others", fontsize=9, fontweight="normal")
+    axis.xaxis.set_major_formatter(figures.THOUSANDS)
+    axis.set_title("First tokens, and (pale) the others")
     axis.grid(True, axis="x")
     axis.grid(False, axis="y")
 
@@ -87,7 +87,7 @@ def old_shares(played: Mapping[str, pd.DataFrame], claimed: tuple[float, float])
 
     played  by workload, a session's turns: `turn`, `n` and `reused`
     """
-    figure, (left, right) = figures.new_figure(2, width=7.6, height=2.9, width_ratios=[3, 2], dpi=DPI)
+    figure, (left, right) = figures.new_figure(2, width=7.6, height=2.9, width_ratios=[3, 2])
     lines = {name: (color, mark) for name, color, mark in zip(played, COLORS, "so^D", strict=False)}
     with mpl.rc_context(figures.STYLE):
         low, high = (100 * share for share in claimed)
@@ -103,6 +103,7 @@ def old_shares(played: Mapping[str, pd.DataFrame], claimed: tuple[float, float])
         left.set(xlabel="turn", ylabel="% of the prompt", title="Old tokens in the prompt", ylim=(70, 101))
         left.legend(loc="lower right", fontsize=8.5)
         right.set(xlabel="turn", ylabel="tokens", title="n (lines) and Δ (marks)", ylim=0)
+        right.yaxis.set_major_formatter(figures.THOUSANDS)
     return figure
 
 
@@ -111,7 +112,7 @@ def fit_curves(turns: pd.DataFrame, fit: CostFit) -> Figure:
 
     turns  of the configurations naive and stateful
     """
-    figure, (left, right) = figures.new_figure(2, width=7.6, height=2.9, width_ratios=[3, 2], dpi=DPI)
+    figure, (left, right) = figures.new_figure(2, width=7.6, height=2.9, width_ratios=[3, 2])
     at = np.linspace(turns["n"].min(), turns["n"].max(), 100)
     with mpl.rc_context(figures.STYLE):
         for name, color, mark in (("naive", figures.ORANGE, "s"), ("stateful", figures.BLUE, "o")):
@@ -126,7 +127,11 @@ def fit_curves(turns: pd.DataFrame, fit: CostFit) -> Figure:
         left.plot(at, middle, color=figures.BLUE, lw=2, label=f"fitted, Δ = {new.median():.0f} of them")
         right.plot(at, 1000 * fit.decode_s(at, 2), color=figures.INK, lw=2, label="fitted")
         left.set(xlabel="n, tokens of the prompt", ylabel="seconds", title="Until the first token", ylim=0)
-        right.set(xlabel="n, tokens of the prompt", ylabel="ms a token", title="Each token after it", ylim=0)
+        right.set(xlabel="n, tokens of the prompt", ylabel="ms a token", title="Each token after it")
+        right.set_ylim(0, 1.45 * right.get_ylim()[1])  # room for the legend
+        for axis in (left, right):
+            axis.xaxis.set_major_formatter(figures.THOUSANDS)
+            axis.locator_params(axis="x", nbins=5)
         left.legend(fontsize=8.5)
         right.legend(fontsize=8.5, loc="upper right")
     return figure
@@ -137,13 +142,13 @@ def three_answers(saved: Mapping[str, pd.DataFrame]) -> Figure:
 
     saved  by workload, a row for each mechanism, in %: `alone`, `shapley`, `last`, and `from`, `to` around `shapley`
     """
-    figure, axes = figures.new_figure(len(saved), width=7.6, height=2.9, sharey=True, dpi=DPI)
+    figure, axes = figures.new_figure(len(saved), width=7.6, height=3.1, sharey=True)
     with mpl.rc_context(figures.STYLE):
         for axis, (workload, table) in zip(axes, saved.items(), strict=True):
             places = np.arange(len(table))
             for i, (column, (label, look)) in enumerate(ANSWERS.items()):
                 at = places + 0.27 * (i - 1)
-                axis.barh(at, table[column], 0.25, label=label, edgecolor="white", **look)
+                axis.barh(at, table[column], 0.25, label=label, edgecolor=figures.INK, lw=0.6, **look)
                 if column == "shapley":
                     away = [table[column] - table["from"], table["to"] - table[column]]
                     axis.errorbar(table[column], at, xerr=np.maximum(away, 0), fmt="none", ecolor=figures.INK, lw=1)
@@ -153,13 +158,13 @@ def three_answers(saved: Mapping[str, pd.DataFrame]) -> Figure:
             axis.grid(True, axis="x")
             axis.grid(False, axis="y")
         axes[0].invert_yaxis()
-        axes[-1].legend(fontsize=8.5, loc="lower right")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=len(ANSWERS), fontsize=8.5)
     return figure
 
 
 def waterfall(order: Sequence[str], seconds: Mapping[frozenset, float], workload: str = "") -> Figure:
     """What each mechanism takes off when they are added in this order. `seconds`: of every subset of them."""
-    figure, (axis,) = figures.new_figure(width=7.0, height=2.9, dpi=DPI)
+    figure, (axis,) = figures.new_figure(width=7.0, height=2.9)
     left = [seconds[frozenset(order[:count])] for count in range(len(order) + 1)]  # after so many of them
     end = len(order) + 1
     with mpl.rc_context(figures.STYLE):
@@ -176,6 +181,7 @@ def waterfall(order: Sequence[str], seconds: Mapping[frozenset, float], workload
             axis.annotate(text, (place, top), (0, 2), textcoords="offset points", ha="center", fontsize=9)
         axis.set_xticks(range(end + 1), ["naive", *(f"+ {name}" for name in order), "all"], fontsize=9)
         axis.set(ylabel="seconds", title=f"{workload}, mechanisms in this order", ylim=(0, 1.12 * max(left)))
+        axis.yaxis.set_major_formatter(figures.THOUSANDS)
     return figure
 
 
@@ -190,7 +196,7 @@ def peer_factors(
     """
     tables = {workload: _factors(rows, ours) for workload, rows in turns.items()}
     names = list(next(iter(tables.values())).sort_values("median").index)
-    figure, axes = figures.new_figure(len(tables), width=9.6, height=3.9, sharey=True, dpi=DPI)
+    figure, axes = figures.new_figure(len(tables), width=9.6, height=3.9, sharey=True)
     with mpl.rc_context(figures.STYLE):
         for axis, (workload, table) in zip(axes, tables.items(), strict=True):
             for place, name in enumerate(names):

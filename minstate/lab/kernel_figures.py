@@ -107,7 +107,7 @@ def multiprocessors(programs: int, splits: int, count: int) -> Figure:
                 if here:
                     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
                     where = i % columns + 0.5, i // columns + 0.5
-                    axes.text(*where, here, ha="center", va="center", fontsize=7, bbox=box)
+                    axes.text(*where, here, ha="center", va="center", fontsize=8, bbox=box)
             lines = -(-count // columns)
             what = "keys in one part" if parts == 1 else f"keys in {parts} parts"
             axes.set(xlim=(0, columns), ylim=(lines, 0), xticks=[], yticks=[], title=f"{what}: {busy} programs")
@@ -145,7 +145,7 @@ def predicted_times(
         left.set_title(f"PREDICTION for one {name}: at least")
         left.set_xticks(contexts, [f"{context // 1024}k" for context in contexts])
         left.minorticks_off()
-        left.legend(loc="upper left", fontsize=7.5)
+        left.legend(loc="upper left", fontsize=8)
         x = np.geomspace(1, 10_000, 200)
         roof = np.minimum(machine.flops_per_s, x * machine.bytes_per_s) / 1e12
         right.plot(x, roof, color=GREY, linewidth=6, zorder=0)

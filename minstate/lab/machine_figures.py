@@ -10,14 +10,15 @@ from minstate.lab.figures import BLUE, GREEN, INK, NAIVE, ORANGE, PURPLE, SKY, S
 from minstate.lab.hardware import MODELS
 from minstate.lab.machines import LINKS, DataSheet, Machine, decode_s, move_s
 
+LABELLED = {"naive": -3, "stateful": 3}  # ways whose bars have their numbers, and how far these are moved apart
 WAYS = {  # how a turn may be served
     "naive": NAIVE,
     "stateful": STATEFUL,
     "with drafts": {"facecolor": SKY, "hatch": "\\\\"},
 }
 LINK_STYLES = dict(zip(LINKS, ((ORANGE, "--"), (GREEN, "-."), (BLUE, ":"), (PURPLE, (0, (5, 1)))), strict=True))
+SHADES = ("#F2B48C", "#D55E00", "#7A3600")  # of a colour that stands for no way of serving
 LENGTHS = (1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 142_000)
-DPI = 76  # there are many pictures in one notebook
 TICKS = (1_000, 8_000, 32_000, 142_000)
 
 
@@ -33,7 +34,7 @@ def seconds_of(
 
 def turn_on(machine: Machine, name: str, model: str, n: int, delta: int, generated: int, chance: float) -> Figure:
     """A turn served in three ways, in seconds, and how the gain depends on the length of the conversation."""
-    figure, (left, right) = new_figure(2, width=7.6, height=2.9, dpi=DPI)
+    figure, (left, right) = new_figure(2, width=7.6, height=2.9)
     seconds = seconds_of(machine, model, n, delta, generated, chance)
     whole = sum(seconds["naive"])
     with mpl.rc_context(STYLE):
@@ -74,8 +75,8 @@ def _gain(axis, machine: Machine, model: str, turn: tuple[int, int, int], chance
 
 def gains(machines: Mapping[str, DataSheet], delta: int, lengths_said: Sequence[int]) -> Figure:
     """How many times faster a stateful turn is than a naive one, predicted: a panel a model, a line for each answer."""
-    figure, axes = new_figure(len(machines), width=3.5 * len(machines), height=2.9, sharey=True, dpi=DPI)
-    looks = list(zip((BLUE, GREEN, ORANGE), "o^s", strict=True))
+    figure, axes = new_figure(len(machines), width=3.5 * len(machines), height=2.9, sharey=True)
+    looks = list(zip(SHADES, "o^s", strict=True))
     with mpl.rc_context(STYLE):
         for axis, (model, machine) in zip(axes, machines.items(), strict=True):
             lengths = [n for n in LENGTHS if n >= delta]
@@ -101,7 +102,7 @@ def turn_prices(table: pd.DataFrame, dollars_an_hour: float) -> Figure:
     table  rows: (model, n); columns: the ways
     """
     models = list(table.index.unique(0))
-    figure, axes = new_figure(len(models), width=8.8, height=3.1, dpi=DPI)
+    figure, axes = new_figure(len(models), width=9.6, height=3.1, sharey=True)
     width = 0.8 / len(table.columns)
     with mpl.rc_context(STYLE):
         for axis, model in zip(axes, models, strict=True):
@@ -109,22 +110,17 @@ def turn_prices(table: pd.DataFrame, dollars_an_hour: float) -> Figure:
             for i, way in enumerate(table.columns):
                 at = [place + (i - (len(table.columns) - 1) / 2) * width for place in range(len(rows))]
                 axis.bar(at, rows[way], width, label=way, edgecolor="white", **WAYS[way])
+                if way not in LABELLED:
+                    continue
                 for x, height in zip(at, rows[way], strict=True):
-                    axis.annotate(
-                        f"{float(f'{height:.2g}'):g}",
-                        (x, height),
-                        (0, 1),
-                        textcoords="offset points",
-                        ha="center",
-                        size=7,
-                    )
+                    text, offset = f"{float(f'{height:.2g}'):g}", (LABELLED[way], 1)
+                    axis.annotate(text, (x, height), offset, textcoords="offset points", ha="center", fontsize=8)
             axis.set_xticks(range(len(rows)), [f"{n / 1000:.0f}k" for n in rows.index])
             axis.set(yscale="log", xlabel="n, tokens of the prompt", title=model)
-            axis.set_ylim(0.6 * rows.to_numpy().min(), 2.5 * rows.to_numpy().max())
-            cents = axis.secondary_yaxis("right", functions=_scale(100 * dollars_an_hour / 3600))
-            if axis is axes[-1]:
-                cents.set_ylabel(f"cents a turn, at ${dollars_an_hour:g} a GPU hour")
+        axes[0].set_ylim(0.6 * table.to_numpy().min(), 2.5 * table.to_numpy().max())
         axes[0].set_ylabel("GPU-seconds a turn (predicted)")
+        cents = axes[-1].secondary_yaxis("right", functions=_scale(100 * dollars_an_hour / 3600))
+        cents.set_ylabel(f"cents a turn, at ${dollars_an_hour:.2f} a GPU hour")
         axes[0].legend(fontsize=8.5, loc="upper left")
     return figure
 
@@ -138,7 +134,7 @@ def waiting(served: pd.DataFrame, limit_s: float) -> Figure:
 
     served  rows of `Tally.row`, indexed by policy and number of agents
     """
-    figure, (left, right) = new_figure(2, width=7.6, height=2.9, dpi=DPI)
+    figure, (left, right) = new_figure(2, width=7.6, height=2.9)
     looks = {"naive": (ORANGE, "s-"), "prefix reuse": (GREEN, "^-"), "stateful": (BLUE, "o--")}
     with mpl.rc_context(STYLE):
         for policy, (color, style) in looks.items():
@@ -146,7 +142,8 @@ def waiting(served: pd.DataFrame, limit_s: float) -> Figure:
             left.plot(mine.index, mine["p95 to first token (s)"], style, **look)
             right.plot(mine.index, 100 * mine["recomputed share"], style, **look)
         left.axhline(limit_s, color=INK, ls=":", lw=1)
-        left.annotate("served means: at most this", (mine.index[0], limit_s), (0, 3), textcoords="offset points")
+        end, offset = (mine.index[-1], limit_s), {"xytext": (0, -3), "textcoords": "offset points"}
+        left.annotate(f"limit: {limit_s:g} s", end, ha="right", va="top", fontsize=9, **offset)
         left.set(yscale="log", ylabel="seconds, 95th percentile", title="Wait for a first token (predicted)")
         right.set(ylabel="% of prompt tokens", title="Computed again (simulated)", ylim=(-2, 102))
         for axis in (left, right):
@@ -159,7 +156,7 @@ def waiting(served: pd.DataFrame, limit_s: float) -> Figure:
 
 def moving(machines: Mapping[str, DataSheet]) -> Figure:
     """Seconds to have the K/V of n tokens on another machine: computed again, or sent over each link. All predicted."""
-    figure, axes = new_figure(len(machines), width=3.7 * len(machines), height=3.1, sharey=True, dpi=DPI)
+    figure, axes = new_figure(len(machines), width=3.7 * len(machines), height=3.1, sharey=True)
     with mpl.rc_context(STYLE):
         for axis, (model, machine) in zip(axes, machines.items(), strict=True):
             config = MODELS[model]

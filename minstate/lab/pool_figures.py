@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from minstate.batch import RaggedBatch
-from minstate.lab.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, STYLE, YELLOW, new_figure
+from minstate.lab.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, STYLE, THOUSANDS, YELLOW, new_figure
 from minstate.paged_kv import PageTable, page_runs
 
 SESSION_COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW)
@@ -66,7 +66,7 @@ def pool_map(state: PoolState, *, columns: int = 16) -> Figure:
     Pages that follow each other in memory *and* in their session's table are joined: a joined strip is one run.
     """
     rows = -(-state.num_pages // columns)
-    figure, (axes,) = new_figure(width=9.6, height=1.15 + 0.5 * rows)
+    figure, (axes,) = new_figure(width=9.6, height=1.15 + 0.55 * rows)
     _draw_pool(axes, state, columns)
     free = sum(not state.owners(page) for page in range(state.num_pages))
     swatches = [Patch(facecolor=_tint(_color(state, name), 0.7), label=line) for name, line in state.summary().items()]
@@ -103,11 +103,11 @@ def _draw_pool(axes: Axes, state: PoolState, columns: int, *, numbers: bool = Tr
         if width == 1.0:  # inside a run
             axes.plot([column + 1, column + 1], [row + 0.15, row + 0.71], color="white", linewidth=0.8)
         place = {"ha": "center", "va": "center", "fontweight": "bold", "color": INK}
-        axes.text(column + 0.47, row + 0.45, "".join(owners), fontsize=9 if numbers else 7, **place)
+        axes.text(column + 0.47, row + 0.45, "".join(owners), fontsize=9 if numbers else 8, **place)
         if numbers:
-            axes.text(column + 0.06, row + 0.05, str(page), fontsize=6, color=INK, va="top")
+            axes.text(column + 0.06, row + 0.05, str(page), fontsize=8, color=INK, va="top")
             if owners and filled < state.page_size:
-                axes.text(column + 0.88, row + 0.83, f"{filled}/{state.page_size}", fontsize=6, ha="right", va="bottom")
+                axes.text(column + 0.88, row + 0.83, f"{filled}/{state.page_size}", fontsize=8, ha="right", va="bottom")
     rows = range(-(-state.num_pages // columns))
     axes.set(
         xlim=(-0.1, columns + 0.1), ylim=(len(rows), -0.1),
@@ -128,7 +128,7 @@ def page_table_figure(state: PoolState) -> Figure:
         axes.add_patch(Rectangle((page, 0), 0.94, 0.8, facecolor="white", edgecolor=GREY))
         axes.text(page + 0.47, -0.12, f"page {page}", ha="center", va="top", fontsize=8)
         axes.text(
-            page + 0.47, -0.48, f"slots {page * size}–{page * size + size - 1}", ha="center", va="top", fontsize=7
+            page + 0.47, -0.48, f"slots {page * size}–{page * size + size - 1}", ha="center", va="top", fontsize=8
         )
     entries = sum(len(pages) for pages, _ in state.tables.values())
     gap = (state.num_pages - entries) / (len(state.tables) + 1)
@@ -141,7 +141,7 @@ def page_table_figure(state: PoolState) -> Figure:
             axes.add_patch(Rectangle((at, top), 0.94, 0.8, facecolor=_tint(color, 0.7), edgecolor="white"))
             axes.text(at + 0.47, top + 0.4, str(page), ha="center", va="center", fontweight="bold")
             last = min(length, (entry + 1) * size) - 1
-            axes.text(at + 0.47, top + 0.92, f"tokens {entry * size}–{last}", ha="center", va="bottom", fontsize=7)
+            axes.text(at + 0.47, top + 0.92, f"tokens {entry * size}–{last}", ha="center", va="bottom", fontsize=8)
             axes.plot([at + 0.47, page + 0.47], [top, 0.8], color=color, linewidth=1.5)
             for offset in range(size):
                 token = entry * size + offset
@@ -150,7 +150,7 @@ def page_table_figure(state: PoolState) -> Figure:
                     look = {"facecolor": _tint(color, 0.7), "edgecolor": "white"}
                     axes.add_patch(Rectangle(cell, 0.94 / size, 0.8, **look))
                     where = (cell[0] + 0.47 / size, 0.4)
-                    axes.text(*where, f"{name}{token}", ha="center", va="center", fontsize=7)
+                    axes.text(*where, f"{name}{token}", ha="center", va="center", fontsize=8)
         left += len(pages) + gap
     axes.set(xlim=(-0.05, state.num_pages), ylim=(-0.9, top + 1.5), xticks=[], yticks=[])
     _bare(axes, state.title)
@@ -175,7 +175,7 @@ def batch_figure(batch: RaggedBatch, names: Sequence[str], pieces: Sequence[str]
             for row, value in enumerate(cells[i]):
                 look = {"facecolor": _tint(color, 0.3 if row else 0.6), "edgecolor": "white"}
                 axes.add_patch(Rectangle((i, row), 1, 1, **look))
-                axes.text(i + 0.5, row + 0.5, str(value), ha="center", va="center", fontsize=7)
+                axes.text(i + 0.5, row + 0.5, str(value), ha="center", va="center", fontsize=8)
         axes.plot([first + 0.06, end - 0.06], [-0.2, -0.2], color=color, linewidth=3, solid_capstyle="butt")
         axes.text((first + end) / 2, -0.4, name, ha="center", va="bottom", fontsize=8, fontweight="bold")
     for start in starts:
@@ -209,7 +209,8 @@ def memory_use(rows: Mapping[str, Sequence[tuple[int, int, int, int]]]) -> Figur
                 axes.fill_between(range(len(states)), bottom, upper, step="post", label=label, linewidth=0.4, **look)
                 bottom = upper
             axes.set(xlabel="event of the trace", title=name, xlim=(0, len(states) - 1), ylim=(0, max(bottom)))
-    charts[0].set_ylabel("slots (one slot: K and V of one token)")
+    charts[0].set_ylabel("slots (one: K/V of one token)")
+    charts[0].yaxis.set_major_formatter(THOUSANDS)
     figure.legend(
         *charts[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False
     )
@@ -236,6 +237,7 @@ def run_costs(micros: Mapping[str, Mapping[int, Sequence[float]]], floor: Sequen
         axes.set(xscale="log", xlabel="runs of adjacent pages (log scale)", ylabel="µs for one layer", ylim=(0, None))
         axes.set_xticks(runs, list(map(str, runs)))
         axes.xaxis.minorticks_off()
+        axes.yaxis.set_major_formatter(THOUSANDS)
         axes.legend(loc="upper left", fontsize=8)
     return figure
 

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import matplotlib as mpl
 import pandas as pd
-from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -38,11 +37,6 @@ class Visit(NamedTuple):
     session: Name
     found: bool
     resident: frozenset
-
-
-def described(figure: Figure, alternative: str) -> None:
-    """Show `figure`, with a text for those who can't see it, stored as `IPython.display.Image(alt=...)` stores it."""
-    display(figure, metadata={"image/png": {"alt": alternative}})
 
 
 def replay_order(
@@ -102,7 +96,9 @@ def residency(panels: Mapping[str, Sequence[Visit]]) -> Figure:
     with mpl.rc_context(STYLE):
         for axes, (name, visits) in zip(grid[:, 0], panels.items(), strict=True):
             _draw_residency(axes, visits, sessions)
-            axes.set_title(f"{name}: {recomputations(visits)} turns compute their history again", fontsize=10)
+            lost = recomputations(visits)
+            what = "turn computes its" if lost == 1 else "turns compute their"
+            axes.set_title(f"{name}: {lost} {what} history again", fontsize=10)
         axes.set_xlabel("turn, in the order in which they come")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(
@@ -132,7 +128,7 @@ def _draw_residency(axes: Axes, visits: Sequence[Visit], sessions: Sequence[Name
         axes.plot(turn, sessions.index(visit.session), look, color=color, markersize=5, markeredgecolor=color)
         seen.add(visit.session)
     axes.set_yticks(range(len(sessions)), [str(session) for session in sessions], fontsize=8)
-    axes.set(xlim=(0.3, len(visits) + 0.7), ylim=(len(sessions) - 0.4, -0.6), ylabel="session")
+    axes.set(xlim=(0.3, len(visits) + 0.7), ylim=(len(sessions) - 0.4, -0.6), ylabel="agent")
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=2, labelsize=8)
@@ -170,9 +166,8 @@ def policies(table: pd.DataFrame) -> Figure:
     with mpl.rc_context(STYLE):
         for name, (color, look) in POLICY_LINES.items():
             axes.plot(shares.index, shares[name], look, color=color, label=POLICY_NAMES[name], linewidth=2)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(1))
-        axes.set_xticks(list(shares.index))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        axes.set_xticks(list(shares.index), [f"{100 * share:g} %" for share in shares.index])
         axes.invert_xaxis()
         axes.set(xlabel="pool, as a share of the working set", ylabel="computed again, share of all prompts")
         axes.set(title="Who has to go?", ylim=(0, None))

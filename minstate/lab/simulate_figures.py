@@ -5,10 +5,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from minstate.lab.capacity import MOST
-from minstate.lab.figures import BLUE, INK, NAIVE, ORANGE, PURPLE, SKY, STATEFUL, STYLE, new_figure
+from minstate.lab.figures import BLUE, GREEN, INK, NAIVE, ORANGE, PURPLE, STATEFUL, STYLE, new_figure
 
 CURVES = {"LRU": (ORANGE, "s--"), "hints": (BLUE, "o-"), "clairvoyance": (PURPLE, "D:")}
-BARS = {"naive": NAIVE, "prefix reuse": {"facecolor": SKY, "hatch": ".."}, "stateful": STATEFUL}
+BARS = {"naive": NAIVE, "prefix reuse": {"facecolor": GREEN, "hatch": ".."}, "stateful": STATEFUL}
 
 
 def eviction_curves(table: pd.DataFrame) -> Figure:
@@ -43,7 +43,8 @@ def agents_bars(table: pd.DataFrame) -> Figure:
                 axes.annotate(text, (x, max(height, 0.1)), (0, 2), textcoords="offset points", ha="center", fontsize=8)
         labels = [f"{model} on {gpus} GPU{'s' * (gpus > 1)}\nlogs up to {longest:,}" for model, longest, gpus in cases]
         axes.set_xticks(range(len(cases)), labels, fontsize=8.5)
-        axes.set(yscale="log", ylim=(0.1, None), ylabel="agents per GPU (predicted)")
+        axes.set(yscale="log", ylabel="agents per GPU (predicted)")
+        axes.set_ylim(0.1, 2 * axes.get_ylim()[1])  # room for the numbers
         axes.set_title("Agents served at once on an H100: a prediction", color=INK)
         axes.legend(fontsize=8.5)
     return figure

@@ -9,13 +9,14 @@ from typing import NamedTuple
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from minstate.costs import CostTable
 from minstate.grammar import Constraint
 from minstate.lab.drift_figures import LINE, pieces
-from minstate.lab.figures import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, STYLE, new_figure
+from minstate.lab.figures import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, STYLE, THOUSANDS, new_figure
 from minstate.prompt_lookup import LONGEST, NGRAM, Match, NgramIndex
 from minstate.speculation import CORPUS, GRAMMAR, LOG, SOURCES, Acceptance, band
 from minstate.turn import Turn
@@ -95,7 +96,7 @@ def pass_strip(cells: Sequence[Column], shown: int | None = None, title: str = "
     shown  how many passes to draw, on axes with room for all of them; the last one is then marked
     """
     lines = _wrapped(cells)
-    figure, (axes,) = new_figure(width=9.6, height=0.95 + 0.47 * len(lines))
+    figure, (axes,) = new_figure(width=9.6, height=0.95 + 0.52 * len(lines))
     for row, line in enumerate(lines):
         top = 2.0 * row
         for left, cell in line:
@@ -111,24 +112,24 @@ def pass_strip(cells: Sequence[Column], shown: int | None = None, title: str = "
             axes.plot([left, left + _width(cell)], [top - 0.13] * 2, color=ORANGE if last else INK,
                       linewidth=3.5 if last else 1.5, solid_capstyle="butt")  # fmt: skip
             if cell.first:
-                axes.text(left, top - 0.2, str(cell.number), fontsize=6, ha="left", va="bottom", color=INK)
+                axes.text(left, top - 0.2, str(cell.number), fontsize=8, ha="left", va="bottom", color=INK)
     with mpl.rc_context(STYLE):
         axes.set_title(title)
     axes.set(xlim=(-0.5, LINE + 0.5), ylim=(2.0 * len(lines) - 0.4, -0.75), xticks=[], yticks=[])
     axes.set_xlabel("text, cut into tokens (a bracket is a forward pass, with its number; ␣ a space, ⏎ a line break)")
     axes.xaxis.label.set_fontsize(8)
-    axes.set_ylabel("said, rejected")
-    axes.yaxis.label.set_fontsize(8)
     axes.spines[:].set_visible(False)
     axes.grid(False)
     kinds = {cell.kind for cell in cells if cell.said} | {"rejected" for cell in cells if cell.draft}
     swatches = [Patch(**{"linewidth": 0.8, **LOOKS[kind]}, label=NAMES[kind]) for kind in LOOKS if kind in kinds]
-    figure.legend(handles=swatches, loc="outside lower left", ncols=5, fontsize=7.5, frameon=False)
+    if shown is not None:
+        swatches.append(Line2D([], [], color=ORANGE, linewidth=3.5, label="the last of the passes shown"))
+    figure.legend(handles=swatches, loc="outside lower left", ncols=5, fontsize=8, frameon=False)
     return figure
 
 
 def _width(cell: Column) -> int:
-    return max(len(cell.said), len(cell.draft), 1)
+    return max(len(cell.said), len(cell.draft), cell.first * len(str(cell.number)), 1)
 
 
 def _wrapped(cells: Sequence[Column]) -> list[list[tuple[float, Column]]]:
@@ -148,7 +149,7 @@ def _wrapped(cells: Sequence[Column]) -> list[list[tuple[float, Column]]]:
 def _write(axes, x: float, y: float, text: str, kind: str) -> None:
     color = "white" if kind == "log" else INK
     paper = {"boxstyle": "square,pad=0.05", "facecolor": LOOKS[kind]["facecolor"], "edgecolor": "none"}
-    axes.text(x, y, text.replace("$", r"\$"), ha="center", va="center", family="monospace", fontsize=7, color=color,
+    axes.text(x, y, text.replace("$", r"\$"), ha="center", va="center", family="monospace", fontsize=8, color=color,
               bbox=paper if "hatch" in LOOKS[kind] else None)  # fmt: skip
 
 
@@ -225,21 +226,25 @@ def acceptance_figure(guesses: pd.DataFrame, fewest: int = 20) -> Figure:
             places = places[(places["size"] >= fewest).cummin()]  # up to the first of which there are too few
             if len(places):
                 left.plot(places.index, 100 * places["mean"], style, color=color, label=source, markersize=5)
-        for number, source in enumerate(source for source in sources if source != GRAMMAR):
-            mine = guesses[guesses["source"] == source]
-            for x, (lengths, _) in enumerate(bands().values()):
-                hits = mine[mine["match"].clip(upper=LONGEST).isin(lengths)]["hit"]
-                if len(hits) >= fewest:
-                    at, height = x + 0.4 * number - 0.2, 100 * hits.mean()
-                    right.bar(at, height, 0.38, **BARS[number])
-                    right.text(at, height + 1, f"{len(hits):,}", ha="center", va="bottom", fontsize=7)
-            right.bar(0, 0, label=source, **BARS[number])
+        looks = dict(zip([source for source in sources if source != GRAMMAR], BARS, strict=False))
+        paper = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
+        for x, (lengths, _) in enumerate(bands().values()):
+            alike = guesses[guesses["match"].clip(upper=LONGEST).isin(lengths)]
+            hits = {source: alike[alike["source"] == source]["hit"] for source in looks}
+            enough = [source for source in looks if len(hits[source]) >= fewest]
+            for place, source in enumerate(enough):
+                at = x + 0.4 * (place - (len(enough) - 1) / 2)
+                right.bar(at, 100 * hits[source].mean(), 0.38, **looks[source])
+                right.text(at, 4, f"{len(hits[source]):,}", ha="center", va="bottom", fontsize=8, bbox=paper)
+        for source, look in looks.items():
+            right.bar(0, 0, label=source, **look)
         assumed = [100 * prior for _, prior in bands().values()]
         right.plot(assumed, "D", color=INK, markersize=6, markerfacecolor="white", label="assumed at the start")
         left.set(xlabel="place in the draft (tokens)", ylabel="right, if all before it were (%)", ylim=(0, 108))
         left.set_title("By place in the draft")
         left.xaxis.set_major_locator(MaxNLocator(integer=True))
-        right.set(xlabel="tokens that agree before it", ylabel="right, if all before it were (%)", ylim=(0, 128))
+        right.set(xlabel="tokens that agree before it", ylabel="right, if all before it were (%)")
+        right.set(yticks=range(0, 101, 20), ylim=(0, 125))  # room for the legend
         right.set_title("By length of the match")
         right.set_xticks(range(len(assumed)), list(bands()))
         left.legend(fontsize=8)
@@ -294,7 +299,8 @@ def rate_figure(tables: Mapping[str, CostTable], context: int, chances: Sequence
             for chance, (color, style) in zip(chances, LINES, strict=False):
                 curve = rates(table.at(context), chance, longest)
                 best = max(range(len(curve)), key=curve.__getitem__)
-                axes.plot(range(len(curve)), curve, style[1:], color=color, linewidth=2, label=f"chance {chance:.0%}")
+                label = f"chance {100 * chance:.0f} %"
+                axes.plot(range(len(curve)), curve, style[1:], color=color, linewidth=2, label=label)
                 axes.plot(best, curve[best], style[0], color=color, markersize=8, markeredgecolor=INK, zorder=3)
                 axes.annotate(f"{best}", (best, curve[best]), (0, 7), textcoords="offset points", ha="center",
                               fontsize=8)  # fmt: skip
@@ -321,10 +327,11 @@ def ledger_figure(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Seque
                 axes.plot(said[-1], 100 * extra[-1], style[0], color=color, markeredgecolor=INK)
             axes.axhline(100 * bound, color=INK, linewidth=1)
             axes.axhline(0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
-            axes.text(1, 100 * bound, f"the ledger's bound, {bound:.0%}", ha="right", va="bottom", fontsize=8,
+            axes.text(1, 100 * bound, f"the ledger's bound, {100 * bound:.0f} %", ha="right", va="bottom", fontsize=8,
                       transform=axes.get_yaxis_transform())  # fmt: skip
             axes.set(xlabel="tokens said", ylabel="modelled cost above that\nwithout drafts (%)", title=title)
             axes.margins(y=0.1)
+            axes.xaxis.set_major_formatter(THOUSANDS)
         charts[-1].legend(fontsize=8)
     return figure
 

@@ -39,7 +39,7 @@ MEANS = {
     "preempt": "is put back",
 }
 PAGES = {
-    "of running turns": {"facecolor": BLUE, "hatch": "//"},
+    "of running turns": {"facecolor": "#A0A0A0", "hatch": "\\\\"},
     "idle, may be evicted": {"facecolor": GREEN},
     "free": {"facecolor": "white"},
 }
@@ -115,6 +115,8 @@ def lanes(moments: Sequence[Moment], names: Mapping[int, str], budget: int, titl
 
     names   by the session's number, from top to bottom
     of      leave room for so many steps, where `moments` are only the first of them
+
+    Up to 40 steps have their numbers of tokens, "1+6" for one and six drafts, or "+6" where there is less room.
     """
     figure, _ = new_figure(width=9.6, height=2.5 + 0.36 * len(names))
     figure.clear()
@@ -164,8 +166,11 @@ def _lane(axes: Axes, row: int, moments: Sequence[Moment], session: int, *, text
             axes.add_patch(Rectangle((step - 0.36, row + 0.92 - height), 0.72, height, facecolor=ORANGE, linewidth=0))
         if text and part.tokens:
             paper = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none"}
-            label = f"{part.tokens}+{part.drafted}" if part.drafted else str(part.tokens)
-            axes.text(step, row + 0.5, label, ha="center", va="center", fontsize=6.5, color=INK, bbox=paper)
+            beside = f"+{part.drafted}" if part.drafted else ""
+            label = f"{part.tokens}{beside}"
+            if beside and part.tokens == 1 and len(moments) > 30:
+                label = beside
+            axes.text(step, row + 0.5, label, ha="center", va="center", fontsize=7, color=INK, bbox=paper)
     return {part.what for _, part in mine} | {"drafts" for _, part in mine if part.drafted}
 
 
@@ -194,7 +199,7 @@ def step_figure(moments: Sequence[Moment], at: int, names: Mapping[int, str], bu
         _stack(pages, [(look, name, count) for (name, look), count in zip(PAGES.items(), moment.pages, strict=True)])
         total = sum(moment.pages)
         pages.set(xlim=(-0.01 * total, total * 1.01), xlabel="pages")
-        pages.set_title(f"The pool: {moment.pages[0]} of {total} pages are in use")
+        pages.set_title(f"The pool: running turns need {moment.pages[0]} of {total} pages")
         for axes in (left, batch, pages):
             axes.spines[:].set_visible(False)
             axes.grid(visible=False)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MultipleLocator
 
-from minstate.lab.figures import BLUE, GREEN, INK, ORANGE, PURPLE, STYLE, new_figure
+from minstate.lab.figures import BLUE, GREEN, INK, ORANGE, PURPLE, STYLE, THOUSANDS, new_figure
 from minstate.radix_tree import TOKEN_BYTES, Node, RadixTree
 
 LOCKED = {"facecolor": "#8FC1DF", "edgecolor": INK, "linewidth": 2}
@@ -21,15 +21,20 @@ LEGEND = {
     "locked by a running turn": LOCKED,
     "not locked, but others hang on it": INNER,
     "leaf that nobody locks: may be evicted": LEAF,
-    "dead: evicted, and still remembered": DEAD,
+    "evicted, and still remembered": DEAD,
 }
-LINES = ((ORANGE, "s--"), (GREEN, "^:"), (BLUE, "o-"), (PURPLE, "D-."))
+COLORS = (ORANGE, GREEN, BLUE, PURPLE)
+LINES = ("s-", "^:", "o-", "D-.")
 HEIGHT = 0.6  # of a node's box; rows are 1 apart
+XLABEL = "tokens from the beginning of the conversation"
+ROOM = (-0.15, 0.05)  # above the first row, below the last
 
 
 @dataclass(frozen=True)
 class NodeState:
-    """One node as it was. A dead one has lost its tokens and pages; `end` is then what is remembered of it."""
+    """One node as it was. What it lost by eviction has no `tokens` and `pages` any more; `end` is where it ended for
+    those who remember it.
+    """
 
     parent: int | None  # its number among the state's nodes; None: a root
     start: int
@@ -104,11 +109,8 @@ def tree_figure(
     end, lines = _extent([state, *among])
     figure, (axes,) = new_figure(width=9.6, height=1.15 + 0.5 * lines)
     _draw(axes, state, text, end, lines)
-    axes.set_xlabel("tokens from the beginning of the conversation", fontsize=8)
-    shown = {_kind(each, i) for each in [state, *among] for i, node in enumerate(each.nodes) if node.parent is not None}
-    swatches = [Patch(**look, label=label) for label, look in LEGEND.items() if label in shown]
-    if swatches:
-        figure.legend(handles=swatches, loc="outside lower left", ncols=2, fontsize=8, frameon=False)
+    axes.set_xlabel(XLABEL, fontsize=8)
+    _legend(figure, [state, *among])
     return figure
 
 
@@ -116,14 +118,25 @@ def tree_strip(states: Sequence[TreeState], text: Callable[[tuple[int, ...]], st
     """Several moments in one static picture, two in a row, to be read like lines of text."""
     end, _ = _extent(states)
     pairs = [states[i : i + 2] for i in range(0, len(states), 2)]
-    heights = [0.6 + 0.36 * _extent(pair)[1] for pair in pairs]
-    figure, _ = new_figure(width=9.6, height=sum(heights))
+    heights = [_extent(pair)[1] + ROOM[1] - ROOM[0] for pair in pairs]  # in rows: a node is equally high in all panels
+    figure, _ = new_figure(width=9.6, height=0.7 + 0.45 * len(pairs) + 0.36 * sum(heights))
     figure.clear()
     grid = figure.add_gridspec(len(pairs), 2, height_ratios=heights)
     for row, pair in enumerate(pairs):
         for column, state in enumerate(pair):
-            _draw(figure.add_subplot(grid[row, column]), state, text, end, _extent(pair)[1], small=True)
+            axes = figure.add_subplot(grid[row, column])
+            _draw(axes, state, text, end, _extent(pair)[1], small=True)
+            axes.set_xlabel(XLABEL if row == len(pairs) - 1 else "", fontsize=8)
+    _legend(figure, states)
     return figure
+
+
+def _legend(figure: Figure, states: Sequence[TreeState]) -> None:
+    """What the looks mean that any of the states has."""
+    shown = {kind for state in states for i in range(len(state.nodes)) for kind, *_ in _parts(state, i)}
+    swatches = [Patch(**look, label=label) for label, look in LEGEND.items() if label in shown]
+    if swatches:
+        figure.legend(handles=swatches, loc="outside lower left", ncols=2, fontsize=8, frameon=False)
 
 
 def _extent(states: Sequence[TreeState]) -> tuple[int, int]:
@@ -132,11 +145,15 @@ def _extent(states: Sequence[TreeState]) -> tuple[int, int]:
     return max(tokens, 1), 1 + max(max(each.rows(), default=0) for each in states)
 
 
-def _kind(state: TreeState, i: int) -> str:
-    """What the legend calls the state's node `i`."""
-    locked, inner, leaf, dead = LEGEND
+def _parts(state: TreeState, i: int) -> list[tuple[str, int, int]]:
+    """The boxes of the state's node `i`: what the legend calls each, where it starts and ends. A root has none."""
+    locked, inner, leaf, evicted = LEGEND
     node, others = state.nodes[i], any(not state.nodes[child].dead for child in state.children(i))
-    return dead if node.dead else locked if node.locks else inner if others else leaf
+    if node.parent is None:
+        return []
+    held = node.start if node.dead else min(node.end, node.start + len(node.pages) * state.page_size)
+    parts = [(locked if node.locks else inner if others else leaf, node.start, held), (evicted, held, node.end)]
+    return [part for part in parts if part[1] < part[2]]
 
 
 def _draw(axes: Axes, state: TreeState, text, end: int, lines: int, *, small: bool = False) -> None:
@@ -145,45 +162,50 @@ def _draw(axes: Axes, state: TreeState, text, end: int, lines: int, *, small: bo
         middle = row + HEIGHT / 2
         if node.parent is None:
             axes.plot(0, middle, "o", color=INK, markersize=4 if small else 6)
-            axes.text(-0.02 * end, middle, node.tenant, ha="right", va="center", fontsize=7 if small else 8)
+            axes.text(-0.02 * end, middle, node.tenant, ha="right", va="center", fontsize=8)
             continue
         if row != rows[node.parent]:
             bend = min(node.start, state.nodes[node.parent].end) - 0.006 * end  # a dead one may lie further on
             axes.plot([bend, bend, node.start], [rows[node.parent] + HEIGHT, middle, middle], color=INK, linewidth=1)
-        axes.add_patch(Rectangle((node.start, row), node.end - node.start, HEIGHT, **LEGEND[_kind(state, i)]))
+        for kind, first, last in _parts(state, i):
+            axes.add_patch(Rectangle((first, row), last - first, HEIGHT, **LEGEND[kind]))
         if node.dead or not text:
             label = "dead" if node.dead else f"{node.start}:{node.end}" + (f", {len(node.pages)} p." * (not small))
             box = {"facecolor": "white", "edgecolor": "none", "pad": 1} if node.dead else None
-            axes.text((node.start + node.end) / 2, middle, label, ha="center", va="center", fontsize=7, bbox=box)
+            axes.text((node.start + node.end) / 2, middle, label, ha="center", va="center", fontsize=8, bbox=box)
             continue
         for k, page in enumerate(node.pages):
             left = node.start + k * size
             if k:
                 axes.plot([left, left], [row + 0.08, row + HEIGHT - 0.08], color=INK, linewidth=0.5)
             label = text(node.tokens[k * size : (k + 1) * size])
-            axes.text(left + size / 2, middle + 0.06, label, ha="center", va="center", fontsize=6.5 if small else 9,
-                      family="monospace")  # fmt: skip
+            height, fontsize = (middle, 8) if small else (middle + 0.06, 9)
+            look = {"ha": "center", "va": "center", "family": "monospace", "fontsize": fontsize}
+            axes.text(left + size / 2, height, label, **look)
             if not small:
-                axes.text(left + size * 0.05, row + 0.04, str(page), fontsize=6, va="top")
+                axes.text(left + size * 0.05, row + 0.04, str(page), fontsize=8, va="top")
     for (i, at), names in _gather(state.places).items():
-        look = {"fontsize": 7 if small else 9, "fontweight": "bold", "color": INK}
+        look = {"fontsize": 8 if small else 9, "fontweight": "bold", "color": INK}
         axes.text(at + 0.006 * end, rows[i] + HEIGHT + 0.03, " ".join(names) + "▲", ha="right", va="top", **look)
-    axes.set(xlim=(-0.02 * end, end * 1.02), ylim=(lines + 0.05, -0.15), yticks=[])
+    axes.set(xlim=(-0.02 * end, end * 1.02), ylim=(lines + ROOM[1], ROOM[0]), yticks=[])
     axes.xaxis.set_major_locator(MultipleLocator(size * max(1, -(-end // size // 12))))
     with mpl.rc_context(STYLE):
-        axes.set_title(state.title, fontsize=8.5 if small else 11)
+        axes.set_title(state.title, fontsize=9 if small else 11)
     axes.spines[:].set_visible(False)
     axes.grid(False)
-    axes.tick_params(length=2, labelsize=7 if small else 8)
+    axes.tick_params(length=2, labelsize=8)
 
 
-def lines_figure(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], **labels) -> Figure:
+def lines_figure(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, colors: Sequence[str] = COLORS, **labels
+) -> Figure:
     """A line through the points (xs, ys) of each name; `labels` are what matplotlib's `Axes.set` takes."""
     figure, (axes,) = new_figure(width=7.2, height=3.4)
     with mpl.rc_context(STYLE):
-        for (name, (xs, ys)), (color, style) in zip(lines.items(), LINES, strict=False):
+        for (name, (xs, ys)), color, style in zip(lines.items(), colors, LINES, strict=False):
             axes.plot(xs, ys, style, color=color, label=name, linewidth=2, markersize=5)
         axes.set(**labels)
+        axes.yaxis.set_major_formatter(THOUSANDS)
         axes.legend(fontsize=8.5)
     return figure
 

@@ -7,20 +7,20 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from minstate.lab.figures import BLUE, GREEN, GREY, INK, NAIVE, ORANGE, REUSED, SKY, STYLE, new_figure
+from minstate.lab.figures import BLUE, GREEN, GREY, INK, KEPT, NAIVE, ORANGE, PURPLE, REUSED, SKY, STYLE, new_figure
 from minstate.lab.pool_figures import SESSION_COLORS
 from minstate.session import Session
 from minstate.turn import Turn
 
 LOOKS = {
-    "kept": {"facecolor": "white", "edgecolor": "#AAAAAA", "hatch": REUSED["hatch"]},
+    "kept": REUSED,
     "sampled": {"facecolor": ORANGE, "edgecolor": INK, "hatch": NAIVE["hatch"]},
     "template": {"facecolor": SKY, "edgecolor": "white"},
     "message": {"facecolor": BLUE, "edgecolor": "white"},
     "generated": {"facecolor": INK, "edgecolor": "white"},
 }
 NAMES = {
-    "kept": "has K/V from earlier turns",
+    "kept": KEPT,
     "sampled": "sampled, not forwarded yet",
     "template": "new: template",
     "message": "new: message",
@@ -133,7 +133,7 @@ def timeline(passes: Sequence[Mapping[str, tuple[int, str]]], budget: int, names
         lower.tick_params(length=0)
         shown = {"hatched: prefill": {"facecolor": GREY, "hatch": "//"}, "pale: decode": {"facecolor": "#F2F2F2"}}
         swatches = [Patch(edgecolor=INK, linewidth=0.4, label=label, **look) for label, look in shown.items()]
-        upper.legend(handles=swatches, loc="upper left", ncols=2, fontsize=8, frameon=False, bbox_to_anchor=(0.33, 1.2))
+        upper.legend(handles=swatches, loc="lower right", ncols=2, fontsize=8, bbox_to_anchor=(1, 1), borderaxespad=0.2)
     return figure
 
 
@@ -145,7 +145,7 @@ def two_ways(panels: Mapping[str, tuple[str, Mapping[str, Sequence[float]]]]) ->
     figure, charts = new_figure(len(panels), width=9.6, height=3.3)
     with mpl.rc_context(STYLE):
         for axes, (title, (unit, curves)) in zip(charts, panels.items(), strict=True):
-            for (name, totals), (color, style) in zip(curves.items(), [(ORANGE, "--"), (BLUE, "-")], strict=True):
+            for (name, totals), (color, style) in zip(curves.items(), [(INK, "--"), (PURPLE, "-")], strict=True):
                 axes.plot(range(1, len(totals) + 1), totals, style, color=color, linewidth=2, label=name)
             pairs = list(zip(*curves.values(), strict=True))
             behind = [turn for turn, (first, second) in enumerate(pairs, 1) if second >= first]
@@ -166,7 +166,7 @@ def turn_mix(rows: Sequence[Mapping[str, int]]) -> Figure:
     """A bar for each turn: what of its prompt was kept, found elsewhere, lost and computed again, or new."""
     figure, (axes,) = new_figure(width=9.6, height=3.4)
     parts = {
-        "kept": ("kept by the session", LOOKS["kept"]),
+        "kept": (KEPT, LOOKS["kept"]),
         "recomputed": ("lost, computed again", {**LOOKS["sampled"], "edgecolor": "white"}),
         "shared": ("new, found elsewhere", {"facecolor": SKY, "edgecolor": "white"}),
         "new": ("new, computed", {"facecolor": BLUE, "edgecolor": "white"}),

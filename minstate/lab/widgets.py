@@ -37,5 +37,6 @@ def explorer(draw: Callable[..., Figure], **controls: ipywidgets.Widget) -> ipyw
 
     picture = picture_of(now())
     for control in controls.values():
+        control.style.description_width, control.layout.width = "initial", "min(32em, 100%)"  # else long ones are cut
         control.observe(lambda _: picture.set_trait("value", png(now())), names="value")
     return ipywidgets.VBox([*controls.values(), picture])

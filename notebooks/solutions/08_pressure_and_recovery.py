@@ -14,8 +14,8 @@ def admission(prompt: int, max_new_tokens: int, page_size: int, num_pages: int, 
 
 
 # %% pressure-38: the victim
-# Who is late is treated as if nobody expected him. As long as there is anybody of that kind, the one used longest ago
-# goes; otherwise the one who will be back last, since his pages would be idle for longest.
+# Whoever is late is treated as if nobody expected him. As long as there is anybody of that kind, the one used longest
+# ago goes; otherwise the one who will be back last, since his pages would be idle for longest.
 def victim(idle: list[tuple[str, float, float | None]], now: float) -> str:
     unexpected = [(last_used, name) for name, last_used, back in idle if back is None or back <= now]
     if unexpected:

@@ -57,6 +57,8 @@ def test_a_pool_under_pressure_has_a_line_with_hints_and_one_without():
     assert [list(line.get_ydata()) for line in left.lines[:2]] == [[1.0, 0.5, 0.25]] * 2
     assert [list(line.get_ydata()) for line in right.lines[:2]] == [[1.0] * 3, [1.5] * 3]
     assert left.xaxis_inverted() and "share of the working set" in left.get_xlabel()
+    below, above = left.lines[:2]
+    assert below.get_markersize() > above.get_markersize(), "both are seen where they lie on each other"
 
 
 @pytest.fixture
@@ -108,7 +110,7 @@ def test_pages_are_numbered_and_coloured_by_who_had_them_first(family):
     heads = [(int(patch.get_y()), patch.get_width()) for patch in axes.patches if patch.get_hatch()]
     assert heads == [(1, 2), (3, 3)]
     told = ["computed by parent", "computed by busy", "computed by newcomer", "computed by stranger"]
-    assert legend(figure) == [*told, "head, copied", "private tail"]
+    assert legend(figure) == [*told, "head, copied", "tail: not in the tree yet"]
 
 
 def test_a_pass_over_several_costs_their_tokens_together_and_each_its_own_context():
@@ -123,7 +125,7 @@ def test_in_company_the_weights_are_shared_and_keys_and_values_are_not():
     assert list(rows.index) == [1, 2, 4]
     for many, row in rows.iterrows():
         read = CONFIG.bytes_read(100 * many, torch.float32)
-        assert (row["weights MB"] + row["K and V MB"]) * many * 1e6 == pytest.approx(read)
+        assert (row["weights MB"] + row["K/V MB"]) * many * 1e6 == pytest.approx(read)
         assert row["tokens a second"] == pytest.approx(many * row["for each"]) == pytest.approx(1000 * many / row["ms"])
     left, right = batching(rows).axes
     assert [bar.get_height() for bar in left.containers[0]] == list(rows["weights MB"])

@@ -54,4 +54,4 @@ def test_cost_of_one_token():
 def test_memory_marks_the_crossing_where_there_is_one(agents):
     figure = cache_figures.memory(46_080, 537_919_488, agents=agents, longest=8192)
     require_labels(figure)
-    assert any("tokens each" in text.get_text() for text in figure.axes[0].texts) == (agents > 1)
+    assert ("tokens each" in figure.axes[0].get_title(loc="left")) == (agents > 1)

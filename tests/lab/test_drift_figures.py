@@ -134,4 +134,4 @@ def test_a_habit_costs_the_floor_and_what_comes_on_top():
     require_labels(figure)
     floor, extra = ([bar.get_width() for bar in bars] for bars in figure.axes[0].containers)
     assert floor == [100, 100] and extra == [0, 150]
-    assert [text.strip() for text in texts(figure)] == ["100 (1.0×)", "250 (2.5×)"]
+    assert [text.strip() for text in texts(figure)] == ["100 (1.0 ×)", "250 (2.5 ×)"]

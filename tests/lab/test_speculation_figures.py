@@ -102,8 +102,11 @@ def test_a_strip_fits_its_lines_and_shows_the_passes_asked_for(turn):
     assert len(drawn) == sum(bool(cell.said) + bool(cell.draft) for cell in cells)
     assert max(patch.get_x() + patch.get_width() for patch in drawn) <= LINE
     assert len(boxes(figure, "rejected")) == sum(bool(cell.draft) for cell in cells)
+    assert not any("last" in text.get_text() for text in figure.legends[0].get_texts())
     first = pass_strip(cells[: len(cells) // 8], shown=1)
+    assert "the last of the passes shown" in [text.get_text() for text in first.legends[0].get_texts()]
     assert len(boxes(first, "own")) == 1 and first.axes[0].get_xlim() == figure.axes[0].get_xlim()
+    assert not pass_strip(cells, shown=0).axes[0].patches, "before the first pass, nothing is said"
 
 
 def test_a_dollar_is_no_formula():
@@ -144,6 +147,8 @@ def test_acceptance_is_drawn_where_there_is_enough_of_it():
     assert points == {"grammar": [100], "log": [50, 100]}
     heights = [bar.get_height() for bars in right.containers for bar in bars]
     assert sorted(filter(None, heights)) == [50, 100] and texts(figure) == ["30", "30"]
+    centres = [bar.get_x() + bar.get_width() / 2 for bars in right.containers for bar in bars if bar.get_height()]
+    assert centres == pytest.approx([0, len(bands()) - 1]), "a bar by itself stands above its name"
 
 
 def test_expected_tokens_and_break_even_are_what_one_counts_by_hand():
@@ -167,7 +172,7 @@ def test_costs_and_rates_have_a_line_for_each_table_and_chance():
 def test_a_ledger_has_its_bound_and_rules_their_target():
     figure = ledger_figure({"gains": {"one": ([1, 2], [0.01, -0.5])}, "losses": {"two": ([1, 2], [0, 0.02])}}, 0.03)
     require_labels(figure)
-    assert all("3%" in text for text in texts(figure))
+    assert all("3 %" in text for text in texts(figure))
     assert [list(axes.lines[0].get_ydata()) for axes in figure.axes] == [[1, -50], [0, 2]]
     figure = rule_figure([0.75, 0.25], {"right": [0.75, 0.25], "wrong": [0.5, 0.5]}, draft=1)
     require_labels(figure)

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from minstate import CostTable, Sampling, Speculation, scheduler
 from minstate.lab.agent_figures import pass_ms
 from minstate.lab.small import small_engine
-from minstate.lab.timeline_figures import LOOKS, MEANS, Moment, Part, Recorder, lanes, step_figure
+from minstate.lab.timeline_figures import LOOKS, MEANS, PAGES, Moment, Part, Recorder, lanes, step_figure
 from minstate.lab.widgets import stepper
 
 FREE = Sampling(ignore_eos=True)
@@ -116,6 +116,13 @@ def test_a_long_timeline_has_no_numbers_and_room_for_what_is_to_come(crowded):
     assert not lower.texts and lower.get_xlim()[1] > 200 and "query tokens" in upper.get_ylabel()
 
 
+@pytest.mark.parametrize("steps, label", [(30, "1+11"), (31, "+11")])
+def test_where_there_is_less_room_only_drafts_are_counted(steps, label):
+    moments = [Moment(step, 0.1, {0: Part("decode", 0, 1, 11)}, (1, 0, 0)) for step in range(steps)]
+    _, lower = lanes(moments, {0: "Ada"}, 12).axes
+    assert [text.get_text() for text in lower.texts] == [label] * steps
+
+
 def test_a_step_shows_its_batch_against_the_budget_and_the_pool():
     parts = {0: Part("decode", 0, 1, 3), 1: Part("prefill", 1, 7), 2: Part("wait", 2)}
     figure = step_figure([Moment(0, 0.1, parts, (5, 3, 8))], 0, NAMES, 20)
@@ -125,8 +132,15 @@ def test_a_step_shows_its_batch_against_the_budget_and_the_pool():
     assert widths == [1, 3, 7, 20], "decode, drafts, prefill, and the budget around them"
     assert [patch.get_width() for patch in pages.patches] == [5, 3, 8]
     assert batch.get_title(loc="left") == "The batch: 11 of 20 tokens" and batch.get_xlabel() == "query tokens"
-    assert pages.get_title(loc="left") == "The pool: 5 of 16 pages are in use" and pages.get_xlabel() == "pages"
+    assert pages.get_title(loc="left") == "The pool: running turns need 5 of 16 pages" and pages.get_xlabel() == "pages"
     assert left.get_title(loc="left") == "Step 1 of 1"
+
+
+def test_before_the_first_step_all_pages_are_free():
+    before = Moment(-1, 0.0, {}, (0, 0, 16))
+    left, batch, pages = step_figure([before, Moment(0, 0.1, {0: Part("decode", 0, 1)}, (1, 0, 15))], 0, NAMES, 20).axes
+    assert left.get_title(loc="left") == "Step 0 of 1" and batch.get_title(loc="left") == "The batch: 0 of 20 tokens"
+    assert [patch.get_width() for patch in pages.patches] == [0, 0, 16]
 
 
 def test_a_slider_over_the_steps_draws_on_the_same_axes(crowded):
@@ -141,8 +155,9 @@ def test_a_slider_over_the_steps_draws_on_the_same_axes(crowded):
 
 
 def test_a_grey_printer_tells_the_kinds_apart():
-    looks = {(look.get("hatch"), round(sum(to_rgba(look["facecolor"])[:3]), 1)) for look in LOOKS.values()}
-    assert len(looks) == len(LOOKS)
+    kinds = [*LOOKS.values(), PAGES["of running turns"]]
+    looks = {(look.get("hatch"), round(sum(to_rgba(look["facecolor"])[:3]), 1)) for look in kinds}
+    assert len(looks) == len(kinds)
 
 
 def test_who_lets_another_compute_what_it_needs_too_is_shown_as_deferring():

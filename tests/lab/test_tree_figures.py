@@ -83,6 +83,18 @@ def test_a_dead_node_is_shown_as_far_as_it_is_remembered_below_the_lowest_live_o
     assert [node.dead for node in TreeState.of(tree).nodes] == [False], "nobody remembers it"
 
 
+def test_a_leaf_that_shrank_is_drawn_as_long_as_it_is_and_the_rest_as_evicted(tree):
+    place = publish(tree, "abcdef")
+    tree.unlock(place[0])
+    tree.trim(tree.oldest(), 1)
+    figure = tree_figure(TreeState.of(tree, {"A": place}), letters)
+    boxes = [(box.get_x(), box.get_width(), box.get_facecolor()) for box in figure.axes[0].patches]
+    (left, width, color), (left_of_rest, width_of_rest, color_of_rest) = boxes
+    assert (left, width, left_of_rest, width_of_rest) == (0, 4, 4, 2) and color != color_of_rest
+    assert {"ab", "cd", "A▲"} <= set(texts(figure)) and "ef" not in texts(figure)
+    assert legend(figure) == ["leaf that nobody locks: may be evicted", "evicted, and still remembered"]
+
+
 def test_a_figure_shows_pages_with_their_text_and_who_is_where(tree, places):
     figure = tree_figure(TreeState.of(tree, places | {"C": places["B"]}, "B speaks"), letters)
     shown = texts(figure)
@@ -104,7 +116,7 @@ def test_a_node_whose_children_are_all_dead_may_be_evicted(tree, places):
     tree.trim(tree.oldest(), 1)
     assert legend(tree_figure(TreeState.of(tree, places))) == [
         "leaf that nobody locks: may be evicted",
-        "dead: evicted, and still remembered",
+        "evicted, and still remembered",
     ]
 
 
@@ -122,6 +134,15 @@ def test_pictures_that_belong_together_have_the_same_axes(tree):
     assert not tree_figure(states[0]).legends, "an empty tree has nothing to explain"
 
 
+def test_in_a_strip_all_nodes_are_equally_high_and_their_looks_are_explained(tree, places):
+    states = [TreeState.of(RadixTree(PageAllocator(1), SIZE)), TreeState.of(tree, places), TreeState.of(tree, places)]
+    figure = tree_strip([states[0], states[0], *states[1:]], letters)
+    figure.canvas.draw()
+    heights = {round(axes.bbox.height / (axes.get_ylim()[0] - axes.get_ylim()[1]), 3) for axes in figure.axes}
+    assert len(heights) == 1
+    assert legend(figure) == legend(tree_figure(states[1]))
+
+
 def test_a_slider_over_trees_draws_another_picture_when_moved(tree, places):
     states = [TreeState.of(RadixTree(PageAllocator(1), SIZE)), TreeState.of(tree, places)]
     box = stepper(lambda step: tree_figure(states[step], letters, among=states), len(states))
@@ -137,3 +158,8 @@ def test_lines_are_drawn_by_name_with_labels():
     assert list(axes.lines[1].get_ydata()) == [5, 9] and axes.get_ylabel() == "tokens"
     looks = {(line.get_marker(), line.get_linestyle()) for line in axes.lines}
     assert len(looks) == 2, "a grey printer tells them apart"
+
+
+def test_lines_have_the_colours_that_they_are_given():
+    (axes,) = lines_figure({"one": ([1], [2]), "other": ([1], [3])}, colors=("black", "red")).axes
+    assert [line.get_color() for line in axes.lines] == ["black", "red"]
