@@ -214,7 +214,7 @@ def peer_factors(
             ticks = [2.0**power for power in range(-6, 7) if ends.min() / 1.5 < 2.0**power < ends.max() * 1.5]
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.set(xlabel="median turn: its seconds / ours", ylim=(len(names) - 0.4, -1.5))
-            axis.set_title(f"{AGENTS.get(workload, workload)}, {turns[workload]['turn'].max()} turns")
+            axis.set_title(f"{workload}, {turns[workload]['turn'].max()} turns")
             axis.grid(True, axis="x")
             axis.grid(False, axis="y")
         axes[0].set_yticks(range(len(names)), names, fontsize=8)
@@ -225,7 +225,7 @@ def peer_factors(
             Line2D([], [], color=figures.INK, markersize=7, ls="", label=label, **_mark(name, stateless))
             for label, name in kinds.items()
         ]
-        axes[-1].legend(handles=handles, fontsize=8.5, loc="lower right")
+        axes[-1].legend(handles=handles, fontsize=8.5, loc="lower right", frameon=True, framealpha=1, edgecolor="white")
     return figure
 
 
