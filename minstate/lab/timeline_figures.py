@@ -166,10 +166,8 @@ def _lane(axes: Axes, row: int, moments: Sequence[Moment], session: int, *, text
             axes.add_patch(Rectangle((step - 0.36, row + 0.92 - height), 0.72, height, facecolor=ORANGE, linewidth=0))
         if text and part.tokens:
             paper = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none"}
-            beside = f"+{part.drafted}" if part.drafted else ""
-            label = f"{part.tokens}{beside}"
-            if beside and part.tokens == 1 and len(moments) > 30:
-                label = beside
+            drafts = f"+{part.drafted}" if part.drafted else ""
+            label = drafts if drafts and part.tokens == 1 and len(moments) > 30 else f"{part.tokens}{drafts}"
             axes.text(step, row + 0.5, label, ha="center", va="center", fontsize=7, color=INK, bbox=paper)
     return {part.what for _, part in mine} | {"drafts" for _, part in mine if part.drafted}
 
