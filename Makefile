@@ -29,7 +29,7 @@ test: weights
 	@echo "== tests"
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 tests
 	@echo "== notebooks, with their exercises solved"
-	@$(PY) -m minstate.lab.solutions
+	@$(PY) -m minstate.lab.notebook.solutions
 	@$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120 out/solved/*.ipynb
 
 lab: weights
@@ -38,7 +38,7 @@ lab: weights
 
 browse: weights $(VENV)/.browse
 	@echo "== every notebook in JupyterLab, in a browser"
-	@$(PY) -m minstate.lab.browse
+	@$(PY) -m minstate.lab.notebook.browse
 
 bench: weights
 	@echo "== what each mechanism is worth, and other engines beside minstate: hours, on a machine that does nothing else"
@@ -49,7 +49,7 @@ bench: weights
 
 site: $(VENV)/.installed
 	@echo "== the course as web pages"
-	@$(PY) -m minstate.lab.site
+	@$(PY) -m minstate.lab.notebook.site
 
 weights: $(VENV)/.installed
 	@echo "== weights"

@@ -6,8 +6,8 @@ import os
 # when torch loads its OpenMP runtime, hence before the imports below. Whoever sets it in the environment wins.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from minstate.chat.drift import Drift
 from minstate.costs import CostTable
-from minstate.drift import Drift
 from minstate.engine import Engine
 from minstate.errors import (
     BadMessage,

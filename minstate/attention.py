@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import torch
 
-from minstate.batch import RaggedBatch
 from minstate.paged_kv import KVPool, page_runs
+from minstate.ragged_batch import RaggedBatch
 
 SHORT_RUN = 400  # tokens: below, a run is cheaper to copy than to attend to by itself
 LONG_RUN = 1024  # tokens: from here on, few queries read a run in two halves, so that all cores are busy to the end

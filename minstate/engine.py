@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 
 from minstate import persistence
+from minstate.arguments import require_positive, valid_ids
 from minstate.attention import TorchAttention
-from minstate.batch import RaggedBatch, Sequence
-from minstate.chat import Chat, Continuation, Transcript
-from minstate.checks import require_positive, valid_ids
+from minstate.chat.grammar import Constraint, Grammars, call_opening, grammar_of
+from minstate.chat.messages import Message, Messages, normalise_tools
+from minstate.chat.template import Chat, Continuation, Transcript
 from minstate.errors import (
     BadMessage,
     BadValue,
@@ -29,15 +30,15 @@ from minstate.errors import (
     UnsupportedSchema,
 )
 from minstate.forward import Scores, forward, gpu_runner
-from minstate.grammar import Constraint, Grammars, call_opening, grammar_of
 from minstate.guard import entry
-from minstate.messages import Message, Messages, normalise_tools
 from minstate.model import Model
 from minstate.paged_kv import KVPool
 from minstate.prefix_cache import PrefixCache
 from minstate.prompt_lookup import NGRAM, Corpora, Corpus
+from minstate.ragged_batch import RaggedBatch
 from minstate.sampling import Sampling
 from minstate.scheduler import Request, Scheduler, Work
+from minstate.sequence import Sequence
 from minstate.session import Session
 from minstate.speculation import GRAMMAR, Speculation, Speculator
 from minstate.turn import Handle, Turn

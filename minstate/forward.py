@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import torch
 
-from minstate.batch import RaggedBatch
 from minstate.errors import UnsupportedModel
 from minstate.model import Model
 from minstate.paged_kv import KVPool
+from minstate.ragged_batch import RaggedBatch
 
 
 class Scores(NamedTuple):

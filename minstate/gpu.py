@@ -17,14 +17,14 @@ from typing import NamedTuple
 
 import torch
 
-from minstate.batch import RaggedBatch
+from minstate.kernels.append_kv import append_kv
+from minstate.kernels.paged_attention import paged_attention
+from minstate.kernels.rms_norm import rms_norm
+from minstate.kernels.silu_mul import silu_mul
+from minstate.kernels.tiles import busy_programs, split_count
 from minstate.model import Model
 from minstate.paged_kv import KVPool
-from minstate_kernels.append_kv import append_kv
-from minstate_kernels.paged_attention import paged_attention
-from minstate_kernels.rms_norm import rms_norm
-from minstate_kernels.silu_mul import silu_mul
-from minstate_kernels.tiles import busy_programs, split_count
+from minstate.ragged_batch import RaggedBatch
 
 MOST_TOKENS = 256  # of a batch that runs as a graph: beyond, arithmetic takes longer than starting it
 MOST_GRAPHS = 64  # a lone sequence, with and without drafts, needs 48 up to a context of 32k

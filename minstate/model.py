@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields
 import torch
 import torch.nn.functional as F
 
-from minstate.batch import RaggedBatch
 from minstate.errors import DamagedWeights, UnsupportedModel
 from minstate.linear import Linear
+from minstate.ragged_batch import RaggedBatch
 
 LLAMA3_ROPE = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

@@ -154,7 +154,7 @@ class KVPool:
         """Make those that wait."""
         if not self._copies:
             return
-        from minstate_kernels.copy_pages import copy_pages
+        from minstate.kernels.copy_pages import copy_pages
 
         rows = torch.tensor(list(self._copies.values()), dtype=torch.int32)
         copy_pages(self._kv, rows.to(self._kv.device, non_blocking=True), self.page_size)

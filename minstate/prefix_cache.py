@@ -17,11 +17,11 @@ from contextlib import suppress
 
 import torch
 
-from minstate.batch import Sequence
 from minstate.errors import BrokenInvariant, OutOfPages
-from minstate.eviction_order import EvictionOrder
 from minstate.paged_kv import KVPool
 from minstate.radix_tree import Head, Node, RadixTree, Rank
+from minstate.ranked_queue import RankedQueue
+from minstate.sequence import Sequence
 
 
 class PrefixCache:
@@ -29,8 +29,8 @@ class PrefixCache:
 
     def __init__(self, pool: KVPool, clock: Callable[[], float] = time.monotonic):
         self.pool, self.tree, self._clock = pool, RadixTree(pool.allocator, pool.page_size), clock
-        self._expected: EvictionOrder[Sequence, float] = EvictionOrder()  # idle; by when its next turn is expected
-        self._tails: EvictionOrder[Sequence, Rank] = EvictionOrder()  # idle, with private pages
+        self._expected: RankedQueue[Sequence, float] = RankedQueue()  # idle; by when its next turn is expected
+        self._tails: RankedQueue[Sequence, Rank] = RankedQueue()  # idle, with private pages
         self._active: set[Sequence] = set()  # in a running turn
         pool.allocator.reclaim = self.make_room
 

@@ -23,7 +23,7 @@ from sys import byteorder
 from typing import TYPE_CHECKING, NamedTuple
 
 from minstate.errors import BrokenInvariant
-from minstate.eviction_order import EvictionOrder
+from minstate.ranked_queue import RankedQueue
 
 if TYPE_CHECKING:  # its module imports torch
     from minstate.paged_kv import PageAllocator
@@ -87,7 +87,7 @@ class RadixTree:
         self.num_pages = 0  # owned by the tree
         self.num_locked = 0  # of these, out of reach for eviction
         self.nodes_visited = self.tokens_compared = 0
-        self._heap: EvictionOrder[Node, Rank] = EvictionOrder()  # every leaf that can be evicted
+        self._heap: RankedQueue[Node, Rank] = RankedQueue()  # every leaf that can be evicted
         self._ticks = 0
 
     # Roots.

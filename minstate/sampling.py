@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from minstate.chat.grammar import Constraint
 from minstate.errors import BadValue
-from minstate.grammar import Constraint
 
 MAX_FLOAT = sys.float_info.max
 

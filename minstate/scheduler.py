@@ -17,13 +17,13 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
-from minstate.batch import Sequence
+from minstate.chat.grammar import Constraint
+from minstate.chat.messages import Messages
 from minstate.errors import OutOfPages
-from minstate.grammar import Constraint
-from minstate.messages import Messages
 from minstate.model import Model
 from minstate.prefix_cache import PrefixCache
 from minstate.sampling import Sampling
+from minstate.sequence import Sequence
 from minstate.speculation import Allotment, Guess, Share, Speculation, Verdict, allot, settle
 
 AGEING = 256  # tokens of cached prefix that a step of waiting makes up for

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from minstate import persistence
-from minstate.batch import Sequence
-from minstate.chat import Transcript
-from minstate.drift import Drift, find_drift
+from minstate.chat.drift import Drift, find_drift
+from minstate.chat.messages import Message
+from minstate.chat.template import Transcript
 from minstate.errors import BadValue, BrokenInvariant, SessionBusy, SessionClosed, StaleMark
 from minstate.guard import entry
-from minstate.messages import Message
+from minstate.sequence import Sequence
 from minstate.turn import Handle, TokenStream, Turn
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ from minstate.errors import BadValue, BrokenInvariant
 from minstate.prompt_lookup import LONGEST, NO_MATCH, Corpus, NgramIndex
 
 if TYPE_CHECKING:
-    from minstate.grammar import Constraint
+    from minstate.chat.grammar import Constraint
 
 GRAMMAR, LOG, CORPUS = SOURCES = ("grammar", "log", "corpus")
 REGRET = 0.03  # modelled cost that speculation may add at most, as a share of that without

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import torch
 from tokenizers.decoders import DecodeStream
 
-from minstate.chat import Transcript
+from minstate.chat.messages import ToolCall, parse_tool_calls
+from minstate.chat.template import Transcript
 from minstate.errors import BrokenInvariant
 from minstate.forward import Scores
-from minstate.messages import ToolCall, parse_tool_calls
 from minstate.sampling import choose
 from minstate.scheduler import Request
 from minstate.speculation import Guess, Verdict

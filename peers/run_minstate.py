@@ -5,7 +5,7 @@ from importlib.metadata import version
 import torch
 
 from minstate.engine import Engine
-from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
+from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
 from minstate.sampling import Sampling
 
 MODES = {

@@ -4,8 +4,8 @@ from functools import cache
 
 from transformers import PreTrainedTokenizerFast
 
-from minstate.lab.small import byte_tokenizer
-from minstate.lab.template_styles import CHAT, STYLES
+from minstate.lab.engines.small_engine import byte_tokenizer
+from minstate.lab.engines.template_styles import CHAT, STYLES
 
 __all__ = ["CHAT", "STYLES", "byte_tokenizer", "tokenizer"]
 

@@ -82,7 +82,7 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
             if isinstance(each, ast.ImportFrom):
                 names = [f"{each.module}.{alias.name}" for alias in each.names]
             for top, _, rest in (name.partition(".") for name in names):
-                found |= {"minstate": {rest.split(".")[0]}, "minstate_kernels": {"kernels"}, "torch": {"torch"}}.get(
+                found |= {"minstate": {rest.split(".")[0]}, "minstate.kernels": {"kernels"}, "torch": {"torch"}}.get(
                     top, set()
                 )
             if not (isinstance(each, ast.If) and "TYPE_CHECKING" in names_in(each.test)):

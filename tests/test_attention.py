@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from minstate import attention
 from minstate.attention import TorchAttention, _span
-from minstate.batch import RaggedBatch, Sequence
 from minstate.linear import Linear
 from minstate.paged_kv import KVPool
+from minstate.ragged_batch import RaggedBatch
+from minstate.sequence import Sequence
 
 
 @pytest.fixture

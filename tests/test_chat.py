@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minstate import BadMessage, UnsupportedModel
-from minstate.chat import Chat, Transcript
-from minstate.lab.small import byte_tokenizer, small_engine
-from minstate.lab.template_styles import STYLES
-from minstate.messages import ToolCall, normalise, parse_tool_calls
+from minstate.chat.messages import ToolCall, normalise, parse_tool_calls
+from minstate.chat.template import Chat, Transcript
+from minstate.lab.engines.small_engine import byte_tokenizer, small_engine
+from minstate.lab.engines.template_styles import STYLES
 from minstate.weights import find_model, read_tokenizer
 
 TEXT = st.text(st.sampled_from("ab c\n\té日."), min_size=1, max_size=8)

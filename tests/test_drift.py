@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minstate import BadMessage, Engine, Sampling, SessionBusy, StaleMark
-from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
+from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
 
 GREEDY = Sampling(ignore_eos=True)
 SYSTEM = {"role": "system", "content": "Be brief."}

@@ -24,12 +24,13 @@ from minstate import (
     UnsupportedSchema,
 )
 from minstate.attention import TorchAttention
-from minstate.batch import RaggedBatch, Sequence
+from minstate.chat.messages import parse_tool_calls
 from minstate.errors import BrokenInvariant
-from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
-from minstate.messages import parse_tool_calls
+from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
 from minstate.model import Model, ModelConfig
+from minstate.ragged_batch import RaggedBatch
 from minstate.sampling import choose
+from minstate.sequence import Sequence
 
 GREEDY = Sampling(ignore_eos=True)
 

@@ -18,7 +18,7 @@ from minstate import (
     Sampling,
     SessionBusy,
 )
-from minstate.lab.baseline import NaiveEngine
+from minstate.lab.engines.baselines import NaiveEngine
 
 SIMILAR = st.lists(st.integers(3, 4), min_size=1, max_size=20)  # so that prefixes have much in common
 

@@ -47,7 +47,7 @@ def test_every_direct_dependency_has_a_pin_inside_its_range(requirement):
     assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)])
 
 
-OURS = {"minstate", "minstate_kernels", "tiny", "templates", "pools"}
+OURS = {"minstate", "minstate.kernels", "tiny", "templates", "pools"}
 
 
 def test_every_package_that_is_imported_is_asked_for():

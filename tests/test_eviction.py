@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tiny import engine
 
 from minstate import BrokenInvariant, Sampling, radix_tree
-from minstate.batch import Sequence
-from minstate.eviction_order import EvictionOrder
-from minstate.lab.simulate import Pages
+from minstate.lab.serving.simulation import Pages
 from minstate.prefix_cache import PrefixCache
+from minstate.ranked_queue import RankedQueue
+from minstate.sequence import Sequence
 
 FREE = Sampling(ignore_eos=True)
 
@@ -54,7 +54,7 @@ def take_turn(cache: PrefixCache, sequence: Sequence, new: list[int]) -> Sequenc
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.none() | st.integers(0, 4)), max_size=80))
 def test_an_order_gives_the_lowest_rank_first_and_keeps_few_old_entries(changes):
-    order, expected = EvictionOrder(), {}
+    order, expected = RankedQueue(), {}
     for number, (item, rank) in enumerate(changes):
         if rank is None:
             assert order.remove(item) == expected.pop(item, (None,))[0]

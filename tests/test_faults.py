@@ -12,19 +12,20 @@ import torch
 from tiny import engine
 
 from minstate import CostTable, OutOfPages, Sampling, Speculation
-from minstate.batch import RaggedBatch, Sequence
+from minstate.chat.grammar import Constraint
 from minstate.forward import forward
-from minstate.grammar import Constraint
 from minstate.guard import interrupted_later
-from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
-from minstate.lab.faults import SEAMS, InjectedFault, faults
-from minstate.lab.small import small_engine
-from minstate.lab.soak import RATES, run, script, soak
+from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
+from minstate.lab.engines.faults import SEAMS, InjectedFault, faults
+from minstate.lab.engines.small_engine import small_engine
+from minstate.lab.engines.soak import RATES, run, script, soak
 from minstate.model import Model
 from minstate.paged_kv import PageTable
 from minstate.prefix_cache import PrefixCache
 from minstate.radix_tree import RadixTree
+from minstate.ragged_batch import RaggedBatch
 from minstate.scheduler import Scheduler
+from minstate.sequence import Sequence
 
 FREE = Sampling(ignore_eos=True)
 TOOL = {"name": "look", "parameters": {"type": "object", "properties": {"deep": {"type": "boolean"}}}}

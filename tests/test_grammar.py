@@ -12,9 +12,9 @@ from jsonschema import Draft202012Validator
 from tiny import VOCABULARY, drafting, engine, tokenizer
 
 from minstate import BadMessage, BadValue, BrokenInvariant, Engine, Sampling, UnsupportedModel, UnsupportedSchema
-from minstate.grammar import Grammars, call_opening, function_of
-from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
-from minstate.messages import parse_tool_calls
+from minstate.chat.grammar import Grammars, call_opening, function_of
+from minstate.chat.messages import parse_tool_calls
+from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
 from minstate.sampling import choose
 
 END = 2

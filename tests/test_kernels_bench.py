@@ -5,7 +5,7 @@ import torch
 
 from minstate import BadValue
 from minstate.lab.bench.kernels import MOST_BYTES, Case, cases, kernels
-from minstate.lab.roofline import Roofline
+from minstate.lab.machines.roofline import Roofline
 
 H100 = Roofline(flops_per_s=700e12, bytes_per_s=3e12)
 

@@ -1,4 +1,4 @@
-"""The folder `kernels/` is the package `minstate_kernels`, and is never taken for the Hub's library `kernels`."""
+"""The folder `kernels/` is the package `minstate.kernels`, and is never taken for the Hub's library `kernels`."""
 
 import importlib.metadata
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-WHERE = "from importlib.util import find_spec as f; print(f('kernels').origin, f('minstate_kernels.silu_mul').origin)"
+WHERE = "from importlib.util import find_spec as f; print(f('kernels').origin, f('minstate.kernels.silu_mul').origin)"
 TRANSFORMERS = "from transformers.utils import import_utils as u; print(u._is_package_available('kernels', True))"
 HUB_KERNELS = any(d.name.lower() == "kernels" for d in importlib.metadata.distributions())
 

@@ -8,10 +8,11 @@ from tiny import FAMILIES, VOCABULARY, hf_model, model
 
 from minstate import DamagedWeights, UnsupportedModel, attention
 from minstate.attention import Partial, TorchAttention, merge
-from minstate.batch import RaggedBatch, Sequence
 from minstate.linear import Linear
 from minstate.model import Model, ModelConfig
 from minstate.paged_kv import KVPool
+from minstate.ragged_batch import RaggedBatch
+from minstate.sequence import Sequence
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny import IDS, SAMPLINGS, engine, hf_model
 
 from minstate import Engine, OutOfPages, Sampling, SessionBusy, UnreadableSession, persistence
-from minstate.grammar import call_opening
+from minstate.chat.grammar import call_opening
 from minstate.model import Model
 
 FREE = Sampling(ignore_eos=True)

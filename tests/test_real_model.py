@@ -8,9 +8,10 @@ from transformers import AutoModelForCausalLM
 
 from minstate import Engine, Sampling
 from minstate.attention import TorchAttention
-from minstate.batch import RaggedBatch, Sequence
-from minstate.lab.baseline import NaiveEngine
-from minstate.lab.workload import AgenticWorkload
+from minstate.lab.agent.workload import AgenticWorkload
+from minstate.lab.engines.baselines import NaiveEngine
+from minstate.ragged_batch import RaggedBatch
+from minstate.sequence import Sequence
 from minstate.weights import find_model
 
 EPSILON = 1e-3  # top-two logit gap below which float32 rounding may decide which token comes first

@@ -6,7 +6,7 @@ import pytest
 from tiny import engine
 
 from minstate import BadValue, Sampling, SessionBusy
-from minstate.lab.baseline import NaiveEngine
+from minstate.lab.engines.baselines import NaiveEngine
 from minstate.response_cache import ResponseCache
 
 FREE = Sampling(ignore_eos=True)

@@ -17,7 +17,7 @@ from minstate import (
     SessionClosed,
     StaleMark,
 )
-from minstate.lab.baseline import NaiveEngine
+from minstate.lab.engines.baselines import NaiveEngine
 
 
 @given(turns=st.lists(st.tuples(IDS, st.integers(1, 9), SAMPLINGS), min_size=1, max_size=5))

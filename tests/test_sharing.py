@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tiny import IDS, SAMPLINGS, engine
 
 from minstate import BadValue, Engine, Sampling, SessionBusy, SessionClosed
-from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
+from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
 from minstate.paged_kv import KVPool
 
 GREEDY = Sampling(ignore_eos=True)

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minstate import BadValue, OutOfPages, Sampling
-from minstate.lab.capacity import MOST, Target, most_agents, serve_agents
-from minstate.lab.eviction import POLICIES, Access, Accesses, compare_eviction, in_order, replay
-from minstate.lab.hardware import DTYPE, LLAMA_8B, LLAMA_70B, MODELS, SMOLLM2_135M, h100, weight_bytes
-from minstate.lab.live_session import LiveSession
-from minstate.lab.simulate import NAIVE, PREFIX_REUSE, STATEFUL, Simulation
-from minstate.lab.simulate_figures import agents_bars
-from minstate.lab.traffic import AgentTurn, Shape, sessions
+from minstate.lab.figures.simulation import agents_bars
+from minstate.lab.machines.data_sheets import DTYPE, LLAMA_8B, LLAMA_70B, MODELS, SMOLLM2_135M, h100, weight_bytes
+from minstate.lab.serving.capacity import MOST, Target, most_agents, serve_agents
+from minstate.lab.serving.eviction import POLICIES, Access, Accesses, compare_eviction, in_order, replay
+from minstate.lab.serving.live_session import LiveSession
+from minstate.lab.serving.simulation import NAIVE, PREFIX_REUSE, STATEFUL, Simulation
+from minstate.lab.serving.traffic import AgentTurn, Shape, sessions
 
 SMALL = Shape.for_context(1_500, turns=6, subagent_turns=3, with_subagents=0.7, applications=2)
 

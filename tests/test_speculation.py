@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny import FLAT, IDS, SAMPLINGS, STEEP, VOCABULARY, drafting, engine, hf_model
 
 from minstate import BadValue, BrokenInvariant, ContextOverflow, CostTable, Engine, Sampling, Speculation
-from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
+from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
 from minstate.paged_kv import PageTable
 from minstate.prompt_lookup import Corpus, NgramIndex
 from minstate.speculation import (
@@ -475,7 +475,7 @@ def keep_tokens(monkeypatch):
 
 
 def keep_grammar(monkeypatch):
-    monkeypatch.setattr("minstate.grammar.Constraint.copy", lambda self: self)
+    monkeypatch.setattr("minstate.chat.grammar.Constraint.copy", lambda self: self)
 
 
 def keep_ngrams(monkeypatch):
@@ -508,7 +508,7 @@ FAILURES = {
     "in the model": "minstate.model.Model.forward",
     "in choosing": "minstate.turn.choose",
     "in hearing": "minstate.turn.Handle._next",
-    "in the grammar": "minstate.grammar.Constraint.advance",
+    "in the grammar": "minstate.chat.grammar.Constraint.advance",
     "in the ledger": "minstate.scheduler.settle",
     "in allotting": "minstate.scheduler.allot",
     "in guessing": "minstate.speculation.Speculator.propose",

@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from minstate.lab.traffic import LONGEST, TOOLS, VOCABULARY, Shape, sessions, token_ids
+from minstate.lab.serving.traffic import LONGEST, TOOLS, VOCABULARY, Shape, sessions, token_ids
 
 
 def everything(shape: Shape, count: int, seed: int = 0):

@@ -10,7 +10,7 @@ import pytest
 from tiny import engine, model, tokenizer
 
 from minstate import BrokenInvariant, Engine, OutOfPages, Sampling
-from minstate.lab.baseline import NaiveEngine
+from minstate.lab.engines.baselines import NaiveEngine
 from minstate.paged_kv import PageTable
 from minstate.prefix_cache import PrefixCache
 from minstate.radix_tree import Node, Place, RadixTree
@@ -120,7 +120,7 @@ def count_the_last_token_as_cached(monkeypatch):
 
     monkeypatch.setattr(PrefixCache, "end", too_much)
     monkeypatch.setattr(
-        "minstate.batch.Sequence.truncate", lambda self, length: self.log.__delitem__(slice(length, None))
+        "minstate.sequence.Sequence.truncate", lambda self, length: self.log.__delitem__(slice(length, None))
     )
 
 

@@ -9,9 +9,9 @@ from templates import byte_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from minstate import CostTable, Engine, Sampling, Speculation
-from minstate.lab.small import poison
-from minstate.lab.template_styles import CHAT as SPECIAL
-from minstate.lab.template_styles import CHATML
+from minstate.lab.engines.small_engine import poison
+from minstate.lab.engines.template_styles import CHAT as SPECIAL
+from minstate.lab.engines.template_styles import CHATML
 from minstate.model import Model, ModelConfig
 
 VOCABULARY = len(SPECIAL) + 256

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from minstate.batch import RaggedBatch, Sequence
 from minstate.costs import CostTable
 from minstate.engine import Engine
 from minstate.lab.bench import ROOT
 from minstate.lab.bench.cpu_steps import prefilled
 from minstate.lab.measure import machine
+from minstate.ragged_batch import RaggedBatch
+from minstate.sequence import Sequence
 
 TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 512)
 DRAFTED = 64  # passes up to here are measured as drafts, with logits for every token; longer ones as prompts

@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 from nbconvert import HTMLExporter
 
-from minstate.lab.notebooks import execute
+from minstate.lab.notebook.execute import execute
 
 ROOT = Path(__file__).resolve().parents[2]
 

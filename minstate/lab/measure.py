@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from minstate.engine import Engine
-from minstate.lab.workload import AgenticWorkload
+from minstate.lab.agent.workload import AgenticWorkload
 from minstate.sampling import Sampling
 from minstate.turn import Turn
 

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pools import DEVICE, ERROR, ragged
 
-from minstate_kernels.merge_splits import merge_splits
-from minstate_kernels.paged_attention import paged_attention
-from minstate_kernels.tiles import busy_programs, split_count, tile_sizes
+from minstate.kernels.merge_splits import merge_splits
+from minstate.kernels.paged_attention import paged_attention
+from minstate.kernels.tiles import busy_programs, split_count, tile_sizes
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SEQUENCES = st.lists(

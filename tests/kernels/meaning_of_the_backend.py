@@ -8,9 +8,10 @@ from pools import DEVICE
 from tiny import FAMILIES, VOCABULARY, model
 
 from minstate.attention import TorchAttention
-from minstate.batch import RaggedBatch, Sequence
+from minstate.lab.engines.triton_attention import TritonAttention
 from minstate.paged_kv import KVPool
-from minstate.triton_attention import TritonAttention
+from minstate.ragged_batch import RaggedBatch
+from minstate.sequence import Sequence
 
 KINDS = st.lists(
     st.tuples(

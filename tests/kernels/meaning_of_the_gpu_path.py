@@ -10,10 +10,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tiny
 
 from minstate.attention import TorchAttention
-from minstate.batch import RaggedBatch, Sequence
 from minstate.gpu import GpuRunner, Inputs, Shape, hidden_states
 from minstate.model import Model
 from minstate.paged_kv import KVPool
+from minstate.ragged_batch import RaggedBatch
+from minstate.sequence import Sequence
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WORK = [(1, 0), (5, 0), (1, 3), (9, 2)]  # of each sequence: tokens of its log, and a draft behind them

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pools import DEVICE, ERROR
 
+from minstate.kernels.append_kv import append_kv
+from minstate.kernels.copy_pages import copy_pages
+from minstate.kernels.rms_norm import rms_norm
+from minstate.kernels.silu_mul import silu_mul
 from minstate.model import ModelConfig, rotary_table, rotate
 from minstate.paged_kv import KVPool, PageTable
-from minstate_kernels.append_kv import append_kv
-from minstate_kernels.copy_pages import copy_pages
-from minstate_kernels.rms_norm import rms_norm
-from minstate_kernels.silu_mul import silu_mul
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 SHAPE = dict(
@@ -101,7 +101,7 @@ def test_copies_that_a_pool_collects_are_as_if_made_at_once(copies):
     for pool in pools:
         pool.kv.copy_(torch.arange(80.0, device=DEVICE).view(1, 1, 1, 10, 8).expand(1, 2, 1, 10, 8))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minstate_kernels.copy_pages.copy_pages", in_any_order)
+        patch.setattr("minstate.kernels.copy_pages.copy_pages", in_any_order)
         for source, target, tokens, read in copies:
             if source != target:
                 for pool in pools:
@@ -119,7 +119,7 @@ def test_a_copy_that_fails_is_made_when_the_pages_are_wanted_again(monkeypatch):
     pool.kv.copy_(torch.arange(4.0, device=DEVICE)[:, None].expand(1, 2, 1, 4, 8))
     pool.copy_page(0, 1)
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr("minstate_kernels.copy_pages.copy_pages", fail)
+        patch.setattr("minstate.kernels.copy_pages.copy_pages", fail)
         pool.make_copies()
     assert pool.kv[0, 0, 0, :, 0].tolist() == [0.0, 1.0, 0.0, 1.0]
 
@@ -127,7 +127,7 @@ def test_a_copy_that_fails_is_made_when_the_pages_are_wanted_again(monkeypatch):
 def test_the_pages_that_many_forks_copy_take_one_launch(monkeypatch):
     launches = []
     monkeypatch.setattr(
-        "minstate_kernels.copy_pages.copy_pages", lambda *args: (launches.append(len(args[1])), copy_pages(*args))
+        "minstate.kernels.copy_pages.copy_pages", lambda *args: (launches.append(len(args[1])), copy_pages(*args))
     )
     pool = collecting(num_layers=2, num_pages=16, page_size=4)
     parent = PageTable(pool)

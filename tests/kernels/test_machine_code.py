@@ -12,14 +12,14 @@ triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from minstate.lab.machine_code import Compiled, launches  # noqa: E402
-from minstate_kernels.append_kv import append_kv  # noqa: E402
-from minstate_kernels.copy_pages import copy_pages  # noqa: E402
-from minstate_kernels.merge_splits import merge_splits  # noqa: E402
-from minstate_kernels.paged_attention import paged_attention  # noqa: E402
-from minstate_kernels.rms_norm import rms_norm  # noqa: E402
-from minstate_kernels.silu_mul import silu_mul  # noqa: E402
-from minstate_kernels.tiles import MOST_SPLITS, tile_sizes, width_of  # noqa: E402
+from minstate.kernels.append_kv import append_kv  # noqa: E402
+from minstate.kernels.copy_pages import copy_pages  # noqa: E402
+from minstate.kernels.merge_splits import merge_splits  # noqa: E402
+from minstate.kernels.paged_attention import paged_attention  # noqa: E402
+from minstate.kernels.rms_norm import rms_norm  # noqa: E402
+from minstate.kernels.silu_mul import silu_mul  # noqa: E402
+from minstate.kernels.tiles import MOST_SPLITS, tile_sizes, width_of  # noqa: E402
+from minstate.lab.machines.machine_code import Compiled, launches  # noqa: E402
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # that one program may have
 BOTH = pytest.mark.parametrize("capability", [80, 90])

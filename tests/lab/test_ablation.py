@@ -4,8 +4,8 @@ import pytest
 
 from minstate.costs import CostTable
 from minstate.lab.bench import ablation
-from minstate.lab.mute import mute_engine
-from minstate.lab.share_out import subsets
+from minstate.lab.bench.shapley import subsets
+from minstate.lab.engines.stub_model import mute_engine
 
 
 @pytest.fixture(scope="module")

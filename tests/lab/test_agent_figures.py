@@ -7,7 +7,8 @@ from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 
 from minstate import CostTable, Sampling
-from minstate.lab.agent_figures import (
+from minstate.lab.engines.small_engine import CONFIG, small_engine
+from minstate.lab.figures.agents import (
     COLORS,
     Holding,
     batching,
@@ -18,7 +19,6 @@ from minstate.lab.agent_figures import (
     under_pressure,
     waits,
 )
-from minstate.lab.small import CONFIG, small_engine
 
 COSTS = CostTable((1, 101), (0, 1000), ((10.0, 110.0), (20.0, 1120.0)))
 SIZE = 4

@@ -6,11 +6,11 @@ import tiny
 import torch
 
 from minstate.attention import TorchAttention
-from minstate.batch import RaggedBatch
 from minstate.lab.bench import cpu_steps
 from minstate.lab.bench.paged_decode import ContiguousAttention, sequence_in_runs
-from minstate.lab.roofline import Roofline
+from minstate.lab.machines.roofline import Roofline
 from minstate.paged_kv import page_runs
+from minstate.ragged_batch import RaggedBatch
 
 
 @pytest.mark.parametrize("runs", [1, 2, 4, 16])

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from minstate.lab import browse
+from minstate.lab.notebook import browse
 
 SLIDER = """
 import io, ipywidgets

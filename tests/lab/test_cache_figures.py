@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from minstate.lab import cache_figures
-from minstate.lab.roofline import Roofline
+from minstate.lab.figures import kv_cache as cache_figures
+from minstate.lab.machines.roofline import Roofline
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -6,8 +6,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from minstate import BadMessage
-from minstate.chat import Chat
-from minstate.lab.drift_figures import (
+from minstate.chat.template import Chat
+from minstate.lab.engines.template_styles import STYLES, in_style
+from minstate.lab.figures.drift import (
     LINE,
     LOOKS,
     Divergence,
@@ -18,7 +19,6 @@ from minstate.lab.drift_figures import (
     template_strips,
     turn_bars,
 )
-from minstate.lab.template_styles import STYLES, in_style
 from minstate.weights import find_model, read_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("error")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minstate.lab.exercise import check
+from minstate.lab.notebook.exercise import check
 
 
 def test_an_untouched_stub_is_no_failure(capsys):

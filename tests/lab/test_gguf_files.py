@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from minstate import UnsupportedModel
-from minstate.lab.gguf_files import write_gguf
+from minstate.lab.bench.gguf_files import write_gguf
 
 
 def folder_of(family: str, path):

@@ -6,10 +6,12 @@ import pytest
 from matplotlib.figure import Figure
 
 from minstate.costs import CostTable
-from minstate.lab import headline_figures, machine_figures
-from minstate.lab.cost_fit import CostFit
-from minstate.lab.hardware import DTYPE, LLAMA_8B, MODELS, SMOLLM2_135M, h100
-from minstate.lab.machines import (
+from minstate.lab.bench.shapley import subsets
+from minstate.lab.figures import headline as headline_figures
+from minstate.lab.figures import machines as machine_figures
+from minstate.lab.machines.cost_fit import CostFit
+from minstate.lab.machines.data_sheets import DTYPE, LLAMA_8B, MODELS, SMOLLM2_135M, h100
+from minstate.lab.machines.turn_seconds import (
     CHUNK,
     GPUS,
     GUESSES,
@@ -24,7 +26,6 @@ from minstate.lab.machines import (
     move_s,
     sessions_that_fit,
 )
-from minstate.lab.share_out import subsets
 
 pytestmark = pytest.mark.filterwarnings("error")
 ONE = DataSheet.of_h100(1)

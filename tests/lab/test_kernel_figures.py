@@ -5,8 +5,8 @@ import pytest
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from minstate.lab.kernel_figures import Work, launch_picture, multiprocessors, online_softmax, predicted_times
-from minstate.lab.roofline import Roofline
+from minstate.lab.figures.kernels import Work, launch_picture, multiprocessors, online_softmax, predicted_times
+from minstate.lab.machines.roofline import Roofline
 
 H100 = Roofline(flops_per_s=1000e12, bytes_per_s=2e12)
 

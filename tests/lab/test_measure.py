@@ -5,8 +5,8 @@ import pytest
 from tiny import engine
 
 from minstate import Sampling
-from minstate.lab.baseline import NaiveEngine
-from minstate.lab.figures import cumulative, prompt_strips, turn_costs
+from minstate.lab.engines.baselines import NaiveEngine
+from minstate.lab.figures.turn_costs import cumulative, prompt_strips, turn_costs
 from minstate.lab.measure import per_turn, pretty, run_side_by_side
 
 

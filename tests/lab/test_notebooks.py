@@ -9,7 +9,7 @@ import pytest
 from nbconvert import HTMLExporter
 from PIL import Image
 
-from minstate.lab.notebooks import describe, main, slim
+from minstate.lab.notebook.execute import describe, main, slim
 
 
 def test_pictures_shrink_and_text_stays():

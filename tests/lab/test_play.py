@@ -4,11 +4,11 @@ import pytest
 
 from minstate.costs import CostTable
 from minstate.engine import Engine
-from minstate.lab.baseline import NaiveEngine
 from minstate.lab.bench.many_agents import Watched, bookkeeping, under_pressure
-from minstate.lab.play import ModelledClock, WallClock, play, wordless
-from minstate.lab.small import small_engine
-from minstate.lab.traces import Fork, Opening, Trace, TraceHeader, TraceTurn
+from minstate.lab.engines.baselines import NaiveEngine
+from minstate.lab.engines.small_engine import small_engine
+from minstate.lab.serving.side_by_side import ModelledClock, WallClock, play, wordless
+from minstate.lab.traces.trace import Fork, Opening, Trace, TraceHeader, TraceTurn
 
 COSTS = CostTable((1, 64), (0, 10000), ((10.0, 73.0), (10.0, 73.0)))  # 9 ms and 1 ms a token
 SYSTEM = Opening(({"role": "system", "content": "sys"},))

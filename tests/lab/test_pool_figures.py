@@ -3,8 +3,7 @@
 import pytest
 from matplotlib.figure import Figure
 
-from minstate.batch import RaggedBatch, Sequence
-from minstate.lab.pool_figures import (
+from minstate.lab.figures.pool import (
     PoolState,
     batch_figure,
     memory_use,
@@ -13,8 +12,10 @@ from minstate.lab.pool_figures import (
     pool_strip,
     run_costs,
 )
-from minstate.lab.widgets import stepper
+from minstate.lab.notebook.widgets import stepper
 from minstate.paged_kv import KVPool, PageTable
+from minstate.ragged_batch import RaggedBatch
+from minstate.sequence import Sequence
 
 
 def texts(figure: Figure) -> list[str]:

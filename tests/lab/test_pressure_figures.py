@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from minstate.lab.pressure_figures import (
+from minstate.lab.figures.pressure import (
     TENANTS,
     Visit,
     fewest,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minstate.lab.roofline import CountOperations, Roofline, measure_roofline, seconds_each
+from minstate.lab.machines.roofline import CountOperations, Roofline, measure_roofline, seconds_each
 
 
 def test_the_slower_of_arithmetic_and_memory_sets_the_floor():

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minstate.lab.bench.ablation import LADDER, MECHANISMS, name_of
-from minstate.lab.cost_fit import CostFit, pairs
-from minstate.lab.share_out import bootstrap, shapley, subsets
+from minstate.lab.bench.shapley import bootstrap, shapley, subsets
+from minstate.lab.machines.cost_fit import CostFit, pairs
 
 PLAYERS = ("a", "b", "c")
 

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from minstate.lab.solutions import NOTEBOOKS, exercises, read_solutions, solve, write_solved
+from minstate.lab.notebook.solutions import NOTEBOOKS, exercises, read_solutions, solve, write_solved
 
 COURSE = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 STUB = """def double(x):
@@ -22,7 +22,7 @@ def small_notebook():
     untouched = new_output("stream", text="not attempted yet: replace the ... and run this cell again\n")
     cells = [
         new_markdown_cell("# Twice", id="title"),
-        new_code_cell("from minstate.lab.exercise import check", id="imports"),
+        new_code_cell("from minstate.lab.notebook.exercise import check", id="imports"),
         new_code_cell(STUB, id="stub", outputs=[untouched], execution_count=2),
         new_code_cell(
             "print(open('number.txt').read())",

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minstate.lab.source import source
+from minstate.lab.notebook.source import source
 from minstate.paged_kv import PageTable, page_runs
 
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from minstate import CostTable, Speculation
-from minstate.lab.speculation_figures import (
+from minstate.lab.figures.speculation import (
     LINE,
     LOOKS,
     Column,

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from minstate import CostTable, Sampling, Speculation, scheduler
-from minstate.lab.agent_figures import pass_ms
-from minstate.lab.small import small_engine
-from minstate.lab.timeline_figures import LOOKS, MEANS, PAGES, Moment, Part, Recorder, lanes, step_figure
-from minstate.lab.widgets import stepper
+from minstate.lab.engines.small_engine import small_engine
+from minstate.lab.figures.agents import pass_ms
+from minstate.lab.figures.scheduler import LOOKS, MEANS, PAGES, Moment, Part, Recorder, lanes, step_figure
+from minstate.lab.notebook.widgets import stepper
 
 FREE = Sampling(ignore_eos=True)
 COSTS = CostTable((1, 100), (0, 1000), ((10.0, 109.0), (20.0, 1109.0)))

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 import tiny
 
-from minstate.lab.trace_openai import from_openai
-from minstate.lab.trace_replay import replay
-from minstate.lab.traces import Opening, Trace, TraceError, read_trace, write_trace
+from minstate.lab.traces.openai_logs import from_openai
+from minstate.lab.traces.replay import replay
+from minstate.lab.traces.trace import Opening, Trace, TraceError, read_trace, write_trace
 
 TOOL = {"type": "function", "function": {"name": "ls", "parameters": {"type": "object"}}}
 

@@ -12,10 +12,10 @@ import tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minstate import Engine
-from minstate.lab.trace_replay import replay, trace_figures
-from minstate.lab.trace_scripts import SCRIPTS, Draft, Script
-from minstate.lab.trace_writers import generate, new_sentences, records, runs, words_of
-from minstate.lab.traces import Trace, read_trace, write_trace
+from minstate.lab.traces.replay import replay, trace_figures
+from minstate.lab.traces.scripts import SCRIPTS, Draft, Script
+from minstate.lab.traces.trace import Trace, read_trace, write_trace
+from minstate.lab.traces.write import generate, new_sentences, records, runs, words_of
 from minstate.model import Model, ModelConfig
 from minstate.weights import find_model, read_tokenizer
 
@@ -182,8 +182,8 @@ def test_a_trace_is_generated_from_end_to_end(tmp_path, monkeypatch):
     """Two turns of the planner and one of each sub-agent, with a model that knows nothing to say."""
     beginning = replace(script("planning"), drafts=script("planning").drafts[:5])
     monkeypatch.setitem(SCRIPTS, "planning", lambda seed: beginning)
-    monkeypatch.setattr("minstate.lab.trace_writers.ATTEMPTS", 1)
-    monkeypatch.setattr("minstate.lab.trace_writers.new_sentences", lambda text, known: [f"{len(known)} {text[:3]}."])
+    monkeypatch.setattr("minstate.lab.traces.write.ATTEMPTS", 1)
+    monkeypatch.setattr("minstate.lab.traces.write.new_sentences", lambda text, known: [f"{len(known)} {text[:3]}."])
     engine = engine_without_thoughts()
     trace = generate("planning", 0, engine)
     write_trace(tmp_path / "t.jsonl", trace.header, trace.turns)

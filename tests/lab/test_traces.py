@@ -11,8 +11,8 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minstate.lab.trace_replay import repeated_tokens, replay, trace_figures
-from minstate.lab.traces import (
+from minstate.lab.traces.replay import repeated_tokens, replay, trace_figures
+from minstate.lab.traces.trace import (
     Fork,
     Opening,
     Trace,

@@ -3,8 +3,8 @@
 import pytest
 from matplotlib.figure import Figure
 
-from minstate.lab.tree_figures import TreeState, lines_figure, tree_figure, tree_strip
-from minstate.lab.widgets import stepper
+from minstate.lab.figures.radix_tree import TreeState, lines_figure, tree_figure, tree_strip
+from minstate.lab.notebook.widgets import stepper
 from minstate.paged_kv import PageAllocator
 from minstate.radix_tree import RadixTree
 

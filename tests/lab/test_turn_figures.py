@@ -5,7 +5,7 @@ import tiny
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from minstate.lab.turn_figures import TurnTokens, delta_cells, timeline, turn_mix, turn_strips, two_ways
+from minstate.lab.figures.turns import TurnTokens, delta_cells, timeline, turn_mix, turn_strips, two_ways
 
 pytestmark = pytest.mark.filterwarnings("error")
 MIX = [{"kept": 0, "recomputed": 0, "shared": 4, "new": 6}, {"kept": 7, "recomputed": 5, "shared": 0, "new": 3}]

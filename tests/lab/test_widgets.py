@@ -2,8 +2,8 @@
 
 import ipywidgets
 
-from minstate.lab import widgets
-from minstate.lab.figures import new_figure
+from minstate.lab.figures.turn_costs import new_figure
+from minstate.lab.notebook import widgets
 
 
 def numbered(value: int):

@@ -14,10 +14,10 @@ from random import Random
 
 import pytest
 
-from minstate.lab.codebase import BUGS, write_code_base
-from minstate.lab.policy import MAX_CALLS
-from minstate.lab.workload import AgenticWorkload
-from minstate.lab.workspace import load_schemas, run_tool, write_workspace
+from minstate.lab.agent.code_base import BUGS, write_code_base
+from minstate.lab.agent.script import MAX_CALLS
+from minstate.lab.agent.workload import AgenticWorkload
+from minstate.lab.agent.workspace import load_schemas, run_tool, write_workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = range(10)
@@ -60,7 +60,7 @@ def test_every_call_fits_the_schemas():
 
 def test_a_tool_runs_only_when_its_turn_is_asked_for(monkeypatch):
     ran = []
-    monkeypatch.setattr("minstate.lab.workload.run_tool", lambda *call: ran.append(call) or run_tool(*call))
+    monkeypatch.setattr("minstate.lab.agent.workload.run_tool", lambda *call: ran.append(call) or run_tool(*call))
     with AgenticWorkload(seed=0) as workload:
         turns = iter(workload)
         next(turns)
@@ -100,7 +100,7 @@ def test_interleaved_iterations_do_not_disturb_each_other():
 
 def test_neither_process_nor_folder_nor_environment_changes_the_messages(tmp_path):
     program = (
-        "import json; from minstate.lab.workload import AgenticWorkload\n"
+        "import json; from minstate.lab.agent.workload import AgenticWorkload\n"
         "with AgenticWorkload(seed=6, turns=12) as workload: print(json.dumps([workload.opening, *workload]))"
     )
     (tmp_path / "deeper").mkdir()

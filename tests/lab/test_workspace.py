@@ -5,8 +5,8 @@ from random import Random
 
 import pytest
 
-from minstate.lab.codebase import write_code_base
-from minstate.lab.workspace import run_tool, write_workspace
+from minstate.lab.agent.code_base import write_code_base
+from minstate.lab.agent.workspace import run_tool, write_workspace
 
 
 @pytest.fixture

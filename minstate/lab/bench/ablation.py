@@ -8,14 +8,14 @@ from tqdm import tqdm
 
 from minstate.costs import CostTable
 from minstate.engine import Engine
-from minstate.lab import headline_figures
-from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
 from minstate.lab.bench import RESULTS, ROOT
-from minstate.lab.cost_fit import CostFit
+from minstate.lab.bench.shapley import bootstrap, shapley, subsets
+from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
+from minstate.lab.figures import headline as headline_figures
+from minstate.lab.machines.cost_fit import CostFit
 from minstate.lab.measure import flat
-from minstate.lab.share_out import bootstrap, shapley, subsets
-from minstate.lab.trace_replay import replay
-from minstate.lab.traces import read_trace
+from minstate.lab.traces.replay import replay
+from minstate.lab.traces.trace import read_trace
 from minstate.speculation import CORPUS, GRAMMAR, LOG, Speculation
 
 PREFIX, STATE, LOOKUP, FORCED = MECHANISMS = ("prefix reuse", "state", "prompt lookup", "grammar")

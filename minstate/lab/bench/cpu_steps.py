@@ -7,11 +7,12 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from minstate.batch import RaggedBatch, Sequence
 from minstate.engine import Engine
 from minstate.lab.bench import ROOT
-from minstate.lab.roofline import Roofline, measure_roofline
+from minstate.lab.machines.roofline import Roofline, measure_roofline
+from minstate.ragged_batch import RaggedBatch
 from minstate.sampling import Sampling
+from minstate.sequence import Sequence
 
 QUERIES = {1: "one token", 8: "8 tokens", 512: "512 tokens of a prompt"}
 CONTEXTS = (1024, 6144)

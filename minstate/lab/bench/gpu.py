@@ -9,20 +9,21 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from minstate.batch import RaggedBatch, Sequence
 from minstate.costs import CostTable
 from minstate.engine import Engine
 from minstate.errors import BadValue
-from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
 from minstate.lab.bench import ROOT
 from minstate.lab.bench.kernels import measure_gpu
 from minstate.lab.calibrate import calibrate
-from minstate.lab.hardware import LLAMA_8B
-from minstate.lab.roofline import Roofline
-from minstate.lab.trace_replay import replay
-from minstate.lab.traces import read_trace
+from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
+from minstate.lab.machines.data_sheets import LLAMA_8B
+from minstate.lab.machines.roofline import Roofline
+from minstate.lab.traces.replay import replay
+from minstate.lab.traces.trace import read_trace
 from minstate.model import Model, ModelConfig
 from minstate.paged_kv import KVPool
+from minstate.ragged_batch import RaggedBatch
+from minstate.sequence import Sequence
 from minstate.speculation import Speculation
 from minstate.weights import load_model
 

@@ -16,7 +16,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from tqdm import tqdm
 
 from minstate.errors import BadValue
-from minstate.lab.roofline import Roofline
+from minstate.lab.machines.roofline import Roofline
 
 PAGE_SIZE = 16
 MOST_BYTES = 16e9  # of K and V in one case
@@ -86,8 +86,8 @@ def measure_gpu(dtype: torch.dtype) -> Roofline:
 def measure(case: Case, dtype: torch.dtype, bound: Roofline) -> dict[str, float]:
     """One row of the table."""
     # Imported here: the predictions above are of use without triton, too.
-    from minstate_kernels.paged_attention import paged_attention
-    from minstate_kernels.tiles import busy_programs, split_count
+    from minstate.kernels.paged_attention import paged_attention
+    from minstate.kernels.tiles import busy_programs, split_count
 
     pages = -(-case.context // PAGE_SIZE)
     kv = torch.randn(2, case.kv_heads, case.batch * pages * PAGE_SIZE, case.head_dim, device="cuda", dtype=dtype)

@@ -7,13 +7,13 @@ import pandas as pd
 
 from minstate.costs import CostTable
 from minstate.engine import Engine
-from minstate.lab import agent_figures
-from minstate.lab.baseline import NaiveEngine, PrefixReuseEngine
 from minstate.lab.bench import RESULTS
-from minstate.lab.mute import mute_engine
-from minstate.lab.play import ModelledClock, play, wordless
-from minstate.lab.soak import soak
-from minstate.lab.traces import Trace
+from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
+from minstate.lab.engines.soak import soak
+from minstate.lab.engines.stub_model import mute_engine
+from minstate.lab.figures import agents as agent_figures
+from minstate.lab.serving.side_by_side import ModelledClock, play, wordless
+from minstate.lab.traces.trace import Trace
 
 CONFIGURATIONS: dict[str, tuple[type[Engine], bool]] = {  # and whether it speculates
     "naive": (NaiveEngine, False),

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from tqdm import trange
 
 from minstate.attention import TorchAttention
-from minstate.batch import RaggedBatch, Sequence
 from minstate.model import Model, ModelConfig
 from minstate.paged_kv import KVPool, page_runs
+from minstate.ragged_batch import RaggedBatch
+from minstate.sequence import Sequence
 from minstate.weights import find_model, read_config, read_tensors
 
 PAGE_SIZE = 16

@@ -20,10 +20,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from minstate.lab.bench import ROOT
-from minstate.lab.gguf_files import write_gguf
-from minstate.lab.mute import mute_engine
-from minstate.lab.trace_replay import replay
-from minstate.lab.traces import read_trace
+from minstate.lab.bench.gguf_files import write_gguf
+from minstate.lab.engines.stub_model import mute_engine
+from minstate.lab.traces.replay import replay
+from minstate.lab.traces.trace import read_trace
 from minstate.weights import find_model, read_tokenizer
 
 ENVIRONMENTS = Path(os.environ.get("MINSTATE_PEERS", ROOT / ".peers"))

@@ -7,9 +7,9 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from minstate.batch import Sequence
 from minstate.paged_kv import KVPool
 from minstate.prefix_cache import PrefixCache
+from minstate.sequence import Sequence
 
 PAGE_SIZE = 16
 

@@ -6,12 +6,12 @@ import time
 import pandas as pd
 
 from minstate.lab.bench import RESULTS
-from minstate.lab.capacity import MOST, TARGET, Case, agents_per_gpu
-from minstate.lab.eviction import compare_eviction
-from minstate.lab.hardware import LLAMA_8B, LLAMA_70B, SMOLLM2_135M, h100
-from minstate.lab.simulate import STATEFUL, serve_arrivals
-from minstate.lab.simulate_figures import agents_bars, eviction_curves
-from minstate.lab.traffic import Shape
+from minstate.lab.figures.simulation import agents_bars, eviction_curves
+from minstate.lab.machines.data_sheets import LLAMA_8B, LLAMA_70B, SMOLLM2_135M, h100
+from minstate.lab.serving.capacity import MOST, TARGET, Case, agents_per_gpu
+from minstate.lab.serving.eviction import compare_eviction
+from minstate.lab.serving.simulation import STATEFUL, serve_arrivals
+from minstate.lab.serving.traffic import Shape
 
 LONGEST = 12_288  # tokens of the longest log among the ten thousand: together they are a hundred million
 CASES = (

@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from minstate.engine import Engine
-from minstate.lab import figures
+from minstate.lab.agent.workload import AgenticWorkload
 from minstate.lab.bench import RESULTS, ROOT
-from minstate.lab.trace_replay import replay
-from minstate.lab.traces import read_trace
-from minstate.lab.workload import AgenticWorkload
+from minstate.lab.figures import turn_costs as figures
+from minstate.lab.traces.replay import replay
+from minstate.lab.traces.trace import read_trace
 from minstate.speculation import CORPUS, GRAMMAR, LOG, CostTable, Speculation, band
 from minstate.turn import Turn
 

@@ -1,0 +1,1 @@
+"""Triton kernels for an NVIDIA GPU, each with its derivation. Importing one needs triton."""

@@ -1,0 +1,68 @@
+"""A small random model with a byte tokenizer: an engine that takes a step in a millisecond, to try things with.
+
+What it says makes no sense, and is as reproducible as what any other model says. It computes in float64, so that an
+equality of outputs is not left to rounding.
+"""
+
+from functools import cache
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from minstate.engine import Engine
+from minstate.lab.engines.template_styles import CHAT, CHATML
+from minstate.model import Model, ModelConfig
+
+CONFIG = ModelConfig.from_hf(
+    {
+        "model_type": "llama",
+        "vocab_size": len(CHAT) + 256,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+    }
+)
+
+
+def byte_tokenizer(template: str | None = CHATML, special: list[str] = CHAT) -> PreTrainedTokenizerFast:
+    """One token a byte, after the special ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(special + alphabet)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens(special)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, chat_template=template)
+
+
+@cache
+def small_model(seed: int = 0) -> Model:
+    """A model of `CONFIG`'s shape with weights drawn from the seed, in float64."""
+    draw = torch.Generator().manual_seed(seed)
+    shapes = CONFIG.tensor_shapes().items()
+    return Model(CONFIG, {name: 0.3 * torch.randn(size, generator=draw, dtype=torch.float64) for name, size in shapes})
+
+
+def small_engine(kind: type[Engine] = Engine, *, seed: int = 0, **settings) -> Engine:
+    """An engine on `small_model`; pages of 4 tokens unless `settings` say otherwise."""
+    settings = {"page_size": 4, "num_pages": 256, "eos_ids": [CHAT.index("<|im_end|>")], **settings}
+    return kind(small_model(seed), byte_tokenizer(), **settings)
+
+
+def poison(engine: Engine) -> None:
+    """Fill all pages, and from now on every page that is freed, with NaN: whoever reads one says nonsense."""
+    allocator, release = engine.pool.allocator, engine.pool.allocator.release
+    pages = engine.pool.kv.unflatten(3, (-1, engine.pool.page_size))
+    pages[:, :, :, [page for page, owners in enumerate(allocator.owners) if not owners]] = torch.nan
+
+    def release_and_poison(released) -> None:
+        released = list(released)
+        release(released)
+        pages[:, :, :, [page for page in released if not allocator.owners[page]]] = torch.nan
+
+    allocator.release = release_and_poison

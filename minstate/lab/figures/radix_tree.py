@@ -1,0 +1,228 @@
+"""Pictures of the prefix tree: its nodes along the tokens they hold, who is where in it; and what sharing saves."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MultipleLocator
+
+from minstate.lab.figures.turn_costs import BLUE, GREEN, INK, ORANGE, PURPLE, STYLE, THOUSANDS, new_figure
+from minstate.radix_tree import TOKEN_BYTES, Node, RadixTree
+
+LOCKED = {"facecolor": "#8FC1DF", "edgecolor": INK, "linewidth": 2}
+INNER = {"facecolor": "#E3F1FA", "edgecolor": INK, "linewidth": 0.8}
+LEAF = {"facecolor": "#FCEFC8", "edgecolor": ORANGE, "linewidth": 1.4}
+DEAD = {"facecolor": "white", "edgecolor": "#999999", "linewidth": 1.2, "linestyle": "--", "hatch": "//"}
+LEGEND = {
+    "locked by a running turn": LOCKED,
+    "not locked, but others hang on it": INNER,
+    "leaf that nobody locks: may be evicted": LEAF,
+    "evicted, and still remembered": DEAD,
+}
+COLORS = (ORANGE, GREEN, BLUE, PURPLE)
+LINES = ("s-", "^:", "o-", "D-.")
+HEIGHT = 0.6  # of a node's box; rows are 1 apart
+XLABEL = "tokens from the beginning of the conversation"
+ROOM = (-0.15, 0.05)  # above the first row, below the last
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """One node as it was. What it lost by eviction has no `tokens` and `pages` any more; `end` is where it ended for
+    those who remember it.
+    """
+
+    parent: int | None  # its number among the state's nodes; None: a root
+    start: int
+    end: int
+    tokens: tuple[int, ...]
+    pages: tuple[int, ...]
+    locks: int
+    dead: bool
+    tenant: str  # of a root: whose it is
+
+
+@dataclass(frozen=True)
+class TreeState:
+    """A tree at one moment: a copy, so later changes do not reach it."""
+
+    page_size: int
+    nodes: tuple[NodeState, ...]
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)  # by sequence: its node's number, tokens above
+    title: str = ""
+
+    @staticmethod
+    def of(tree: RadixTree, places: Mapping[str, tuple] | None = None, title: str = "") -> "TreeState":
+        """The state of `tree`, and of the `places` (node, at, ...) that sequences remember in it, by name."""
+        places = places or {}
+        dead = [node for node, *_ in places.values() if node.dead]
+        number = {node: i for i, node in enumerate(dict.fromkeys([*tree.nodes(), *dead]))}
+        tenants = {root: str(tenant) for tenant, root in tree.tenants.items()}
+        nodes = [
+            NodeState(
+                parent=number.get(_lowest_live(node.parent)),
+                start=node.start,
+                end=max([node.end, *(at for remembered, at, *_ in places.values() if remembered is node)]),
+                tokens=_decode(node),
+                pages=tuple(node.pages),
+                locks=node.locks,
+                dead=node.dead,
+                tenant=tenants.get(node, ""),
+            )
+            for node in number
+        ]
+        remembered = {name: (number[node], at) for name, (node, at, *_) in places.items()}
+        return TreeState(tree.page_size, tuple(nodes), remembered, title)
+
+    def children(self, number: int | None) -> list[int]:
+        """The numbers of a node's children, in order; of `None`, the roots'."""
+        return [i for i, node in enumerate(self.nodes) if node.parent == number]
+
+    def rows(self) -> list[int]:
+        """For each node its line: its first live child's, so that the halves of a cut meet; dead ones stand apart."""
+        rows, free = [0] * len(self.nodes), count()
+
+        def place(i: int) -> int:
+            below = sorted(self.children(i), key=lambda child: self.nodes[child].dead)
+            alone = not below or self.nodes[below[0]].dead
+            lines = [next(free)] if alone else []
+            rows[i] = (lines + [place(child) for child in below])[0]
+            return rows[i]
+
+        for root in self.children(None):
+            place(root)
+        return rows
+
+
+def tree_figure(
+    state: TreeState, text: Callable[[tuple[int, ...]], str] | None = None, *, among: Sequence[TreeState] = ()
+) -> Figure:
+    """The tree from left to right, along the tokens that its nodes hold.
+
+    text    turns a page's tokens into its label: pages are then drawn one by one, numbered; else only nodes are
+    among   states whose pictures are to have the same axes
+    """
+    end, lines = _extent([state, *among])
+    figure, (axes,) = new_figure(width=9.6, height=1.15 + 0.5 * lines)
+    _draw(axes, state, text, end, lines)
+    axes.set_xlabel(XLABEL, fontsize=8)
+    _legend(figure, [state, *among])
+    return figure
+
+
+def tree_strip(states: Sequence[TreeState], text: Callable[[tuple[int, ...]], str] | None = None) -> Figure:
+    """Several moments in one static picture, two in a row, to be read like lines of text."""
+    end, _ = _extent(states)
+    pairs = [states[i : i + 2] for i in range(0, len(states), 2)]
+    heights = [_extent(pair)[1] + ROOM[1] - ROOM[0] for pair in pairs]  # in rows: a node is equally high in all panels
+    figure, _ = new_figure(width=9.6, height=0.7 + 0.45 * len(pairs) + 0.36 * sum(heights))
+    figure.clear()
+    grid = figure.add_gridspec(len(pairs), 2, height_ratios=heights)
+    for row, pair in enumerate(pairs):
+        for column, state in enumerate(pair):
+            axes = figure.add_subplot(grid[row, column])
+            _draw(axes, state, text, end, _extent(pair)[1], small=True)
+            axes.set_xlabel(XLABEL if row == len(pairs) - 1 else "", fontsize=8)
+    _legend(figure, states)
+    return figure
+
+
+def _legend(figure: Figure, states: Sequence[TreeState]) -> None:
+    """What the looks mean that any of the states has."""
+    shown = {kind for state in states for i in range(len(state.nodes)) for kind, *_ in _parts(state, i)}
+    swatches = [Patch(**look, label=label) for label, look in LEGEND.items() if label in shown]
+    if swatches:
+        figure.legend(handles=swatches, loc="outside lower left", ncols=2, fontsize=8, frameon=False)
+
+
+def _extent(states: Sequence[TreeState]) -> tuple[int, int]:
+    """How many tokens, and how many lines, the largest of the states takes."""
+    tokens = max((node.end for each in states for node in each.nodes), default=0)
+    return max(tokens, 1), 1 + max(max(each.rows(), default=0) for each in states)
+
+
+def _parts(state: TreeState, i: int) -> list[tuple[str, int, int]]:
+    """The boxes of the state's node `i`: what the legend calls each, where it starts and ends. A root has none."""
+    locked, inner, leaf, evicted = LEGEND
+    node, others = state.nodes[i], any(not state.nodes[child].dead for child in state.children(i))
+    if node.parent is None:
+        return []
+    held = node.start if node.dead else min(node.end, node.start + len(node.pages) * state.page_size)
+    parts = [(locked if node.locks else inner if others else leaf, node.start, held), (evicted, held, node.end)]
+    return [part for part in parts if part[1] < part[2]]
+
+
+def _draw(axes: Axes, state: TreeState, text, end: int, lines: int, *, small: bool = False) -> None:
+    rows, size = state.rows(), state.page_size
+    for i, (node, row) in enumerate(zip(state.nodes, rows, strict=True)):
+        middle = row + HEIGHT / 2
+        if node.parent is None:
+            axes.plot(0, middle, "o", color=INK, markersize=4 if small else 6)
+            axes.text(-0.02 * end, middle, node.tenant, ha="right", va="center", fontsize=8)
+            continue
+        if row != rows[node.parent]:
+            bend = min(node.start, state.nodes[node.parent].end) - 0.006 * end  # a dead one may lie further on
+            axes.plot([bend, bend, node.start], [rows[node.parent] + HEIGHT, middle, middle], color=INK, linewidth=1)
+        for kind, first, last in _parts(state, i):
+            axes.add_patch(Rectangle((first, row), last - first, HEIGHT, **LEGEND[kind]))
+        if node.dead or not text:
+            label = "dead" if node.dead else f"{node.start}:{node.end}" + (f", {len(node.pages)} p." * (not small))
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1} if node.dead else None
+            axes.text((node.start + node.end) / 2, middle, label, ha="center", va="center", fontsize=8, bbox=box)
+            continue
+        for k, page in enumerate(node.pages):
+            left = node.start + k * size
+            if k:
+                axes.plot([left, left], [row + 0.08, row + HEIGHT - 0.08], color=INK, linewidth=0.5)
+            label = text(node.tokens[k * size : (k + 1) * size])
+            height, fontsize = (middle, 8) if small else (middle + 0.06, 9)
+            look = {"ha": "center", "va": "center", "family": "monospace", "fontsize": fontsize}
+            axes.text(left + size / 2, height, label, **look)
+            if not small:
+                axes.text(left + size * 0.05, row + 0.04, str(page), fontsize=8, va="top")
+    for (i, at), names in _gather(state.places).items():
+        look = {"fontsize": 8 if small else 9, "fontweight": "bold", "color": INK}
+        axes.text(at + 0.006 * end, rows[i] + HEIGHT + 0.03, " ".join(names) + "▲", ha="right", va="top", **look)
+    axes.set(xlim=(-0.02 * end, end * 1.02), ylim=(lines + ROOM[1], ROOM[0]), yticks=[])
+    axes.xaxis.set_major_locator(MultipleLocator(size * max(1, -(-end // size // 12))))
+    with mpl.rc_context(STYLE):
+        axes.set_title(state.title, fontsize=9 if small else 11)
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+    axes.tick_params(length=2, labelsize=8)
+
+
+def lines_figure(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, colors: Sequence[str] = COLORS, **labels
+) -> Figure:
+    """A line through the points (xs, ys) of each name; `labels` are what matplotlib's `Axes.set` takes."""
+    figure, (axes,) = new_figure(width=7.2, height=3.4)
+    with mpl.rc_context(STYLE):
+        for (name, (xs, ys)), color, style in zip(lines.items(), colors, LINES, strict=False):
+            axes.plot(xs, ys, style, color=color, label=name, linewidth=2, markersize=5)
+        axes.set(**labels)
+        axes.yaxis.set_major_formatter(THOUSANDS)
+        axes.legend(fontsize=8.5)
+    return figure
+
+
+def _gather(places: Mapping[str, tuple[int, int]]) -> dict[tuple[int, int], list[str]]:
+    """The names at each place."""
+    together: dict[tuple[int, int], list[str]] = {}
+    for name, place in places.items():
+        together.setdefault(place, []).append(name)
+    return together
+
+
+def _lowest_live(node: Node | None) -> Node | None:
+    while node and node.dead:
+        node = node.parent
+    return node
+
+
+def _decode(node: Node) -> tuple[int, ...]:
+    return tuple(int.from_bytes(node.key[i : i + TOKEN_BYTES], "big") for i in range(0, len(node.key), TOKEN_BYTES))

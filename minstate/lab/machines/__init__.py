@@ -1,0 +1,1 @@
+"""Machines, measured and predicted: data sheets, rooflines, seconds of a turn, compiled kernels."""

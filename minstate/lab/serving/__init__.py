@@ -1,0 +1,1 @@
+"""Many agents on one engine, real or simulated: traffic, eviction, how many agents a GPU serves."""

@@ -1,0 +1,1 @@
+"""Recorded conversations of agents: the file format, writing, reading and replaying them."""

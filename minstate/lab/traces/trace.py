@@ -1,0 +1,195 @@
+"""Traces: conversations of agents in a file, to be replayed on any engine.
+
+A trace is a text file in UTF-8 (no byte order mark), one JSON object a line, each line ended by a single "\\n". The
+first line is the header, every other line one turn, in an order in which they can be played. So a reader needs no more
+than one line at a time, and what was lost at the end or in the middle shows.
+
+The header:
+
+    {"format": "minstate-trace", "version": 1,
+     "name": "planning", "seed": 0, "about": "one sentence",      seed: null where nothing was drawn from one
+     "sessions": {"main": {"messages": [...], "tools": [...]}},   how each session begins, before its first turn
+     "turns": 17,                                                 optional: how many lines follow
+     "repeated_4grams": 0.31, ...}                                optional: figures, and whatever else is of interest
+
+`repeated_4grams` is the share of output tokens that end a 4-gram of ids which stood in the session's log before.
+
+A turn:
+
+    {"session": "tests", "turn": 1,                counts from 1 in each session, without gaps
+     "messages": [{"role": "user", ...}],          the input that is new in it: at least one message
+     "output": {"role": "assistant", ...},         what the assistant answered
+     "delay_s": 0.8,                               seconds, from 0 up
+     "fork_of": {"session": "main", "after_turn": 2},             optional
+     "waits_for": ["orders"]}                                     optional
+
+A message has a "role" ("system", "user", "assistant" or "tool") and a "content", a text, which is empty in a tool's
+message only. The assistant alone has "tool_calls", `[{"name": "read_file", "arguments": {...}}]`, and its content may
+then be missing, null or empty. An output is one message; the session's next turn begins with what came after it, and
+never holds the output itself again. Further keys of messages and calls ("name", "tool_call_id", "id") are kept.
+
+`fork_of` stands on the first turn of a session that is not in the header: it begins as a copy of another session's log.
+That session must be at that very turn: whoever forks stands before the parent's next turn. Its own turns count from 1.
+`delay_s` is what tools or people take between the session's previous output (a fork's: its parent's) and this input.
+`waits_for` names sessions whose turns so far must be done before this input is there: their reports are in it. The time
+in which models write is in neither, as it depends on the engine.
+
+In JSON, keys must not occur twice in an object, numbers must be finite, and texts must hold no lone surrogates.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from minstate.lab.traces.records import (
+    Fork,
+    Mismatch,
+    Opening,
+    TraceError,
+    TraceHeader,
+    TraceTurn,
+    dump_line,
+    expect,
+    header_from_json,
+    header_to_json,
+    located,
+    parse_line,
+    turn_from_json,
+    turn_to_json,
+)
+
+__all__ = [
+    "Fork", "Opening", "Trace", "TraceError", "TraceFile", "TraceHeader", "TraceTurn", "TraceWriter", "read_trace",
+    "write_trace",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A header and its turns, which can be iterated again and again: a tuple, or read from a file as they are asked."""
+
+    header: TraceHeader
+    turns: Iterable[TraceTurn]
+
+
+@dataclass(frozen=True)
+class TraceFile:
+    """The turns of a file, one at a time. Iterating raises `TraceError` at the first line that is wrong, or OSError."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[TraceTurn]:
+        return read_turns(self.path)
+
+
+def read_trace(path: str | Path) -> Trace:
+    """Read the header; the turns are read, and checked, while they are iterated. Raises `TraceError`, OSError."""
+    with Path(path).open("rb") as file, located(f"{path}, line 1"):
+        return Trace(header_from_json(parse_line(file.readline())), TraceFile(Path(path)))
+
+
+def read_turns(path: Path) -> Iterator[TraceTurn]:
+    """Yield a file's turns; holds one line at a time, and of each session its last output."""
+    number = 1
+    with path.open("rb") as file:
+        with located(f"{path}, line 1"):
+            order = Order(header_from_json(parse_line(file.readline())))
+        for number, line in enumerate(file, 2):
+            with located(f"{path}, line {number}"):
+                turn = turn_from_json(parse_line(line))
+                order.take(turn)
+            yield turn
+    with located(f"{path}, line {number + 1}"):
+        order.end()
+
+
+def write_trace(path: str | Path, header: TraceHeader, turns: Iterable[TraceTurn]) -> None:
+    """Write a whole trace, a turn at a time. Raises `TraceError`, OSError."""
+    with TraceWriter(path, header) as writer:
+        for turn in turns:
+            writer.append(turn)
+
+
+class TraceWriter:
+    """Writes a trace line by line; use it in a `with` statement.
+
+    Each line is checked as a reader would, before it is written: after a `TraceError` the file holds what it held. The
+    file is replaced when it is opened, and each line is on its way to the disk when `append` returns.
+    """
+
+    def __init__(self, path: str | Path, header: TraceHeader):
+        self.path = Path(path)
+        self._number = 1
+        with located(f"{self.path}, line 1"):
+            line = dump_line(header_to_json(header))
+            self._order = Order(header_from_json(parse_line(line)))
+        self._file = self.path.open("wb")
+        self._write(line)
+
+    def append(self, turn: TraceTurn) -> None:
+        """Write the next turn. Raises `TraceError` if a reader would refuse it here."""
+        with located(f"{self.path}, line {self._number + 1}"):
+            line = dump_line(turn_to_json(turn))
+            self._order.take(turn_from_json(parse_line(line)))
+        self._write(line)
+        self._number += 1
+
+    def _write(self, line: bytes) -> None:
+        self._file.write(line)
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        """Close the file. Raises `TraceError` if turns are missing, unless another error is on its way."""
+        self._file.close()
+        if kind is None:
+            with located(f"{self.path}, line {self._number + 1}"):
+                self._order.end()
+
+
+class Order:
+    """What a trace's turns so far allow as the next one."""
+
+    def __init__(self, header: TraceHeader):
+        self._promised = header.turns
+        self._taken = 0
+        self._turns = dict.fromkeys(header.sessions, 0)  # of each session
+        self._said: dict[str, tuple] = {}  # the last output of each session
+
+    def take(self, turn: TraceTurn) -> None:
+        """Count one more turn. Raises `Mismatch`, and nothing has changed, if it can't come here."""
+        fork, known = turn.fork_of, ", ".join(self._turns)
+        if self._taken == self._promised:
+            raise Mismatch(f"the end of the file after {self._promised} turns, as the header says", "another turn")
+        for name in [fork.session if fork else turn.session, *turn.waits_for]:
+            expect(name in self._turns, f"one of the sessions so far ({known})", name)
+        if fork:
+            expect(turn.session not in self._turns, 'a new session on a turn with "fork_of"', turn.session)
+            parent, at = fork.session, self._turns[fork.session]
+            expect(at, "a fork of a session that has had a turn", parent)
+            expect(fork.after_turn == at, f"a fork of {parent} after the turn that it is at, {at}", fork.after_turn)
+        expected = 1 if fork else self._turns[turn.session] + 1
+        expect(turn.turn == expected, f"turn {expected} of {turn.session}", turn.turn)
+        last = self._said.get(fork.session if fork else turn.session)
+        for message in turn.messages:
+            if message["role"] == "assistant" and what_is_said(message) == last:
+                raise Mismatch("messages that are new", "the previous turn's output again")
+        self._turns[turn.session] = turn.turn
+        self._said[turn.session] = what_is_said(turn.output)
+        self._taken += 1
+
+    def end(self) -> None:
+        """No more turns. Raises `Mismatch` if some are missing."""
+        if self._promised is None and not self._taken:
+            raise Mismatch("at least one turn", "the end of the file")
+        if self._promised is not None and self._taken != self._promised:
+            raise Mismatch(f"{self._promised} turns, as the header says", f"the end of the file after {self._taken}")
+
+
+def what_is_said(message: Mapping) -> tuple:
+    """A message's content and calls, in a form in which two ways of writing the same compare equal."""
+    calls = [(call["name"], call["arguments"]) for call in message.get("tool_calls") or []]
+    return message.get("content") or "", calls
