@@ -23,12 +23,16 @@ WHERE_TO_GET_ONE = (
 )
 
 
+def clone_folder() -> Path | None:
+    """The clone of the repository that this package runs from, or None if it is an installed copy."""
+    folder = Path(__file__).resolve().parents[1]
+    return folder if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir() else None
+
+
 def weights_folder() -> Path:
-    """The folder that fetched models are kept in: `data/weights` of a source checkout, else the user's cache."""
-    checkout = Path(__file__).resolve().parents[1]
-    if (checkout / "pyproject.toml").is_file():
-        return checkout / "data" / "weights"
-    return Path.home() / ".cache" / "minstate" / "weights"
+    """The folder that fetched models are kept in: `data/weights` in a clone, else one in the user's cache."""
+    clone = clone_folder()
+    return clone / "data" / "weights" if clone else Path.home() / ".cache" / "minstate" / "weights"
 
 
 def find_model(name: str | Path | None = None) -> Path:

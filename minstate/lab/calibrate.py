@@ -16,9 +16,8 @@ from tqdm import tqdm
 
 from minstate.costs import CostTable
 from minstate.engine import Engine
-from minstate.lab.bench import ROOT
-from minstate.lab.bench.cpu_steps import prefilled
-from minstate.lab.measure import machine
+from minstate.lab.extras import lab_extra
+from minstate.lab.paths import OUT
 from minstate.ragged_batch import RaggedBatch
 from minstate.sequence import Sequence
 
@@ -33,6 +32,9 @@ def calibrate(dtype: str, rounds: int = 7, device: str = "cpu") -> CostTable:
     Takes the lower quartile, since whatever disturbs a pass makes it longer. Costs are made to rise with tokens and
     with context, as they do but for noise.
     """
+    from minstate.lab.bench.cpu_steps import prefilled  # these two need the extra `lab`
+    from minstate.lab.measure import machine
+
     engine = Engine.from_pretrained(dtype=dtype, device=device, num_pages=sum(CONTEXTS) // 16 + 256)
     sequences = [prefilled(engine, context) for context in tqdm(CONTEXTS, desc=f"{dtype}, prompts")]
     cases = [(row, column) for row in range(len(CONTEXTS)) for column in range(len(TOKENS))]
@@ -66,11 +68,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m minstate.lab.calibrate", description=__doc__)
     parser.add_argument("dtypes", nargs="*", default=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--path", type=Path, default=ROOT / "out" / "costs.json")
+    parser.add_argument("--path", type=Path, default=OUT / "costs.json")
     arguments = parser.parse_args()
     arguments.path.parent.mkdir(parents=True, exist_ok=True)
     for dtype in arguments.dtypes:
-        table = calibrate(dtype, device=arguments.device)
+        with lab_extra("lab.calibrate"):
+            table = calibrate(dtype, device=arguments.device)
         table.save(arguments.path, dtype)
         costs = ", ".join(f"{n}: {table.at(1024)(n):.3g}" for n in TOKENS)
         print(f"{dtype}, ms by tokens at a context of 1,024: {costs}")

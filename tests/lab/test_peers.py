@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from minstate.lab.bench import peers
+from minstate.lab.paths import CLONE, TRACES
 
 ENGINE = """
 def load(spec):
@@ -23,9 +24,9 @@ def load(spec):
 def folder(tmp_path, monkeypatch):
     """A checkout whose only engine counts the tokens that it is given."""
     (tmp_path / "peers").mkdir()
-    (tmp_path / "peers" / "serve.py").write_text((peers.ROOT / "peers" / "serve.py").read_text())
+    (tmp_path / "peers" / "run_engine.py").write_text((CLONE / "peers" / "run_engine.py").read_text())
     (tmp_path / "peers" / "run_minstate.py").write_text(ENGINE)
-    monkeypatch.setattr(peers, "ROOT", tmp_path)
+    monkeypatch.setattr(peers, "clone_for", lambda program: tmp_path)
     monkeypatch.setattr(peers, "ENVIRONMENTS", tmp_path / "none")
     monkeypatch.setattr(peers, "find_model", lambda: tmp_path)
     monkeypatch.setattr(peers, "read_tokenizer", lambda folder: tiny.tokenizer())
@@ -95,5 +96,5 @@ def test_recipes_name_exact_versions():
 
 def test_a_trace_becomes_the_tokens_of_its_turns():
     turns = peers.conversation("agentic")
-    header = json.loads((peers.ROOT / "data/traces/agentic-0.jsonl").read_text().splitlines()[0])
+    header = json.loads((TRACES / "agentic-0.jsonl").read_text().splitlines()[0])
     assert len(turns) == 6 and sum(len(new) + count for new, count in turns) == header["positions"]

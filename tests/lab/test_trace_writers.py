@@ -5,13 +5,13 @@ from collections import Counter
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minstate import Engine
+from minstate.lab.paths import TRACES
 from minstate.lab.traces.replay import replay, trace_figures
 from minstate.lab.traces.scripts import SCRIPTS, Draft, Script
 from minstate.lab.traces.trace import Trace, read_trace, write_trace
@@ -19,7 +19,6 @@ from minstate.lab.traces.write import generate, new_sentences, records, runs, wo
 from minstate.model import Model, ModelConfig
 from minstate.weights import find_model, read_tokenizer
 
-TRACES = Path(__file__).resolve().parents[2] / "data" / "traces"
 COMMITTED = {"agentic-0": 6, "coding-0": 35, "data_analysis-0": 12, "planning-0": 17}  # turns
 POSITIONS = 8192
 

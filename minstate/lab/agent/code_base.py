@@ -1,6 +1,6 @@
 """A small order service, written from a seed: seven modules, their tests, a database, and one bug that a test catches.
 
-The code is filled in from the templates under `data/order_service`. The seed draws the names, the numbers, the
+The code is filled in from the templates under `lab/data/order_service`. The seed draws the names, the numbers, the
 database's rows, and which of the bugs gets in. Everything comes from `random.Random`, which gives the same values for
 the same seed on every machine and Python version.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from string import Template
 
-from minstate.lab.agent.workspace import DATA
+from minstate.lab.paths import DATA
 
 SOURCE = DATA / "order_service"
 WORDS = json.loads((SOURCE / "words.json").read_text(encoding="utf-8"))

@@ -16,7 +16,8 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-DATA = Path(__file__).resolve().parents[3] / "data"
+from minstate.lab.paths import DATA
+
 DATABASE = "shop.sqlite"
 MAX_LINES = 60
 MAX_ROWS = 12

@@ -1,6 +1,8 @@
-"""Benchmarks, one a file: `python -m minstate.lab.bench NAME`. Results go to `data/results/` as JSON."""
+"""Benchmarks, one a file: `python -m minstate.lab.bench NAME`. Results go to `data/results/` as JSON.
 
-from pathlib import Path
+Without a clone of the repository they go to `results/`, below the working directory.
+"""
 
-ROOT = Path(__file__).resolve().parents[3]
-RESULTS = ROOT / "data" / "results"
+from minstate.lab.paths import RESULTS
+
+__all__ = ["RESULTS"]

@@ -1,53 +1,49 @@
-"""Run one benchmark, print its table and write it to `data/results/`.
+"""Run one benchmark, print its table and write it to `data/results/` (without a clone: to `results/`).
 
 Settings go behind its name: `python -m minstate.lab.bench peers workload=coding dtype=bfloat16`.
 """
 
 import argparse
 import json
+import sys
 from datetime import date
+from importlib import import_module
 
-from minstate.lab.bench import RESULTS
-from minstate.lab.bench.ablation import ablation
-from minstate.lab.bench.cpu_steps import cpu_steps
-from minstate.lab.bench.gpu import gpu
-from minstate.lab.bench.kernels import kernels
-from minstate.lab.bench.many_agents import many_agents
-from minstate.lab.bench.paged_decode import paged_decode
-from minstate.lab.bench.peers import peers
-from minstate.lab.bench.prompt_lookup import prompt_lookup
-from minstate.lab.bench.radix_tree import radix_tree
-from minstate.lab.bench.simulate import simulate
-from minstate.lab.bench.speculation import speculation
-from minstate.lab.measure import machine
+from minstate.errors import BadValue, ModelNotFound
+from minstate.lab.extras import lab_extra
+from minstate.lab.paths import RESULTS
 
-BENCHMARKS = {
-    benchmark.__name__: benchmark
-    for benchmark in (
-        ablation,
-        cpu_steps,
-        gpu,
-        kernels,
-        many_agents,
-        paged_decode,
-        peers,
-        prompt_lookup,
-        radix_tree,
-        simulate,
-        speculation,
-    )
-}
+BENCHMARKS = (  # each is a function in the module of its name
+    "ablation",
+    "cpu_steps",
+    "gpu",
+    "kernels",
+    "many_agents",
+    "paged_decode",
+    "peers",
+    "prompt_lookup",
+    "radix_tree",
+    "simulate",
+    "speculation",
+)
 
 
 def main() -> None:
+    """Run the benchmark that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m minstate.lab.bench", description=__doc__)
     parser.add_argument("name", choices=BENCHMARKS)
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="of the benchmark's own")
     arguments = parser.parse_args()
     settings = dict(setting.split("=", 1) for setting in arguments.settings)
-    table = BENCHMARKS[arguments.name](**settings).round(3)
-    print(table.to_string())
+    with lab_extra(f"the benchmark `{arguments.name}`"):
+        benchmark = getattr(import_module(f"minstate.lab.bench.{arguments.name}"), arguments.name)
+        from minstate.lab.measure import machine
     RESULTS.mkdir(parents=True, exist_ok=True)
+    try:
+        table = benchmark(**settings).round(3)
+    except (BadValue, ModelNotFound) as error:  # no model, or no GPU: its message says what to do
+        sys.exit(f"error: {error}")
+    print(table.to_string())
     record = {
         "command": " ".join(["python -m minstate.lab.bench", arguments.name, *arguments.settings]),
         "date": date.today().isoformat(),

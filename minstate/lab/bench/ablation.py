@@ -8,12 +8,12 @@ from tqdm import tqdm
 
 from minstate.costs import CostTable
 from minstate.engine import Engine
-from minstate.lab.bench import RESULTS, ROOT
 from minstate.lab.bench.shapley import bootstrap, shapley, subsets
 from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
 from minstate.lab.figures import headline as headline_figures
 from minstate.lab.machines.cost_fit import CostFit
 from minstate.lab.measure import flat
+from minstate.lab.paths import RESULTS, TRACES
 from minstate.lab.traces.replay import replay
 from minstate.lab.traces.trace import read_trace
 from minstate.speculation import CORPUS, GRAMMAR, LOG, Speculation
@@ -59,7 +59,7 @@ def measure(engines: dict[str, Engine], workload: str, repeats: int, *, same: bo
     Each repeat is a tenant of its own: nothing in it has been seen. `same`: raises AssertionError where in a
     turn two configurations say different tokens, or the model's own choices agree with them in different numbers.
     """
-    trace = read_trace(ROOT / "data" / "traces" / f"{workload}-0.jsonl")
+    trace = read_trace(TRACES / f"{workload}-0.jsonl")
     order, rows = np.random.default_rng(0), []
     for engine in engines.values():
         engine.open(tenant="warm-up").send("Are you there?", max_new_tokens=4)

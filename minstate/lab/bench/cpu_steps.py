@@ -8,8 +8,8 @@ import torch
 from tqdm import tqdm
 
 from minstate.engine import Engine
-from minstate.lab.bench import ROOT
 from minstate.lab.machines.roofline import Roofline, measure_roofline
+from minstate.lab.paths import source_text
 from minstate.ragged_batch import RaggedBatch
 from minstate.sampling import Sampling
 from minstate.sequence import Sequence
@@ -53,9 +53,8 @@ def _mixed(order: np.random.Generator, cases: list) -> list:
 
 def prefilled(engine: Engine, context: int) -> Sequence:
     """A sequence of real text with K/V up to `context`: scores of random keys would be unlike any model's."""
-    text = "".join((ROOT / "minstate" / f"{name}.py").read_text() for name in ("engine", "radix_tree"))
     sequence = Sequence(engine.pool)
-    sequence.log = engine.tokenizer.encode(text)[:context]
+    sequence.log = engine.tokenizer.encode(source_text())[:context]
     while sequence.kv_len < context:
         engine.logits(RaggedBatch.build([(sequence, min(512, context - sequence.kv_len))]))
     return sequence

@@ -12,12 +12,12 @@ from tqdm import tqdm
 from minstate.costs import CostTable
 from minstate.engine import Engine
 from minstate.errors import BadValue
-from minstate.lab.bench import ROOT
 from minstate.lab.bench.kernels import measure_gpu
 from minstate.lab.calibrate import calibrate
 from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
 from minstate.lab.machines.data_sheets import LLAMA_8B
 from minstate.lab.machines.roofline import Roofline
+from minstate.lab.paths import TRACES
 from minstate.lab.traces.replay import replay
 from minstate.lab.traces.trace import read_trace
 from minstate.model import Model, ModelConfig
@@ -105,7 +105,7 @@ def workflow(trace: str, model: Model, tokenizer, eos_ids: list[int], costs: Cos
         speculation = Speculation(costs) if speculates else False
         engine = kind(model, tokenizer, eos_ids=eos_ids, speculation=speculation)
         for repeat in range(2):  # the first captures graphs and compiles
-            turns = [turn for _, turn in replay(engine, read_trace(ROOT / "data/traces" / f"{trace}-0.jsonl"),
+            turns = [turn for _, turn in replay(engine, read_trace(TRACES / f"{trace}-0.jsonl"),
                                                 tenant=f"repeat {repeat}")]  # fmt: skip
         seconds = [turn.stats.total_s for turn in turns]
         rows.append(

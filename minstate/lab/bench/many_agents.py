@@ -7,11 +7,11 @@ import pandas as pd
 
 from minstate.costs import CostTable
 from minstate.engine import Engine
-from minstate.lab.bench import RESULTS
 from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
 from minstate.lab.engines.soak import soak
 from minstate.lab.engines.stub_model import mute_engine
 from minstate.lab.figures import agents as agent_figures
+from minstate.lab.paths import RESULTS
 from minstate.lab.serving.side_by_side import ModelledClock, play, wordless
 from minstate.lab.traces.trace import Trace
 

@@ -19,14 +19,14 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from minstate.lab.bench import ROOT
 from minstate.lab.bench.gguf_files import write_gguf
 from minstate.lab.engines.stub_model import mute_engine
+from minstate.lab.paths import CLONE, TRACES, clone_for, source_text
 from minstate.lab.traces.replay import replay
 from minstate.lab.traces.trace import read_trace
 from minstate.weights import find_model, read_tokenizer
 
-ENVIRONMENTS = Path(os.environ.get("MINSTATE_PEERS", ROOT / ".peers"))
+ENVIRONMENTS = Path(os.environ.get("MINSTATE_PEERS", (CLONE or Path.cwd()) / ".peers"))
 OURS = "minstate, stateful"
 STATELESS = ["minstate, stateless", "transformers, stateless", "transformers, prompt lookup", "vllm, stateless"]
 KEPT = [
@@ -60,8 +60,9 @@ class Peer:
     def __init__(self, python: Path, spec: dict, log):
         environment = os.environ | ENVIRONMENT | {"VLLM_CPU_OMP_THREADS_BIND": f"0-{spec['threads'] - 1}"}
         self.spec, self.log = spec, log
+        program = clone_for("the benchmark `peers`") / "peers" / "run_engine.py"
         self.process = subprocess.Popen(
-            [python, ROOT / "peers" / "serve.py", json.dumps(spec)],
+            [python, program, json.dumps(spec)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
         )  # fmt: skip
         self.version = self._answer()["version"]
@@ -123,7 +124,7 @@ def conversation(trace: str) -> list[tuple[list[int], int]]:
     """Each turn of a committed trace with one session: the token ids that it adds, and how many the answer has."""
     engine = mute_engine()
     sessions, turns, before = {}, [], 0
-    for record, turn in replay(engine, read_trace(ROOT / "data" / "traces" / f"{trace}-0.jsonl"), sessions=sessions):
+    for record, turn in replay(engine, read_trace(TRACES / f"{trace}-0.jsonl"), sessions=sessions):
         log, generated = sessions[record.session].token_ids, turn.stats.generated
         turns.append((log[before : len(log) - generated], generated))
         before = len(log)
@@ -167,8 +168,7 @@ def measure_steps(peers: dict[str, Peer], repeats: int, contexts: list[int], tok
 
     The step is the difference between two answers, of 1 and of 1 + `tokens` tokens, to the same kept prompt.
     """
-    text = "".join((ROOT / "minstate" / f"{name}.py").read_text() for name in ("engine", "radix_tree", "paged_kv"))
-    ids = read_tokenizer(find_model()).encode(text)
+    ids = read_tokenizer(find_model()).encode(source_text())
     order, rows = np.random.default_rng(0), []
     with tqdm(total=len(contexts) * (repeats + 1) * len(peers), unit="measurement") as bar:
         for context in contexts:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from minstate.costs import CostTable
-from minstate.lab.bench import ROOT
+from minstate.lab.paths import source_text
 from minstate.prompt_lookup import LONGEST, Corpus, Match, NgramIndex
 from minstate.speculation import Speculation, Speculator
 from minstate.weights import find_model, read_tokenizer
@@ -71,8 +71,7 @@ def prompt_lookup() -> pd.DataFrame:
     A look-up is timed as a decode step does it: one token is new. `hits` is the share of tokens whose predecessors
     matched at all and that were what had followed the match.
     """
-    files = sorted((ROOT / "minstate").rglob("*.py")) + sorted((ROOT / "tests").rglob("*.py"))
-    ids = read_tokenizer(find_model()).encode("".join(path.read_text() for path in files))
+    ids = read_tokenizer(find_model()).encode(source_text("**/*.py"))
     rows = []
     for tokens in (10_000, 100_000):
         if len(ids) < tokens + LOOKUPS:

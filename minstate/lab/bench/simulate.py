@@ -5,9 +5,9 @@ import time
 
 import pandas as pd
 
-from minstate.lab.bench import RESULTS
 from minstate.lab.figures.simulation import agents_bars, eviction_curves
 from minstate.lab.machines.data_sheets import LLAMA_8B, LLAMA_70B, SMOLLM2_135M, h100
+from minstate.lab.paths import RESULTS
 from minstate.lab.serving.capacity import MOST, TARGET, Case, agents_per_gpu
 from minstate.lab.serving.eviction import compare_eviction
 from minstate.lab.serving.simulation import STATEFUL, serve_arrivals

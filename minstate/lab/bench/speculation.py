@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from minstate.engine import Engine
 from minstate.lab.agent.workload import AgenticWorkload
-from minstate.lab.bench import RESULTS, ROOT
 from minstate.lab.figures import turn_costs as figures
+from minstate.lab.paths import RESULTS, TRACES
 from minstate.lab.traces.replay import replay
 from minstate.lab.traces.trace import read_trace
 from minstate.speculation import CORPUS, GRAMMAR, LOG, CostTable, Speculation, band
@@ -29,12 +29,12 @@ LOOK = {
 
 def six_turns(engine: Engine) -> Iterator[Turn]:
     """The trace of a tool-calling agent, its output given."""
-    return (turn for _, turn in replay(engine, read_trace(ROOT / "data" / "traces" / "agentic-0.jsonl")))
+    return (turn for _, turn in replay(engine, read_trace(TRACES / "agentic-0.jsonl")))
 
 
 def thirty_five_turns(engine: Engine) -> Iterator[Turn]:
     """The trace of a coding agent, its output given."""
-    return (turn for _, turn in replay(engine, read_trace(ROOT / "data" / "traces" / "coding-0.jsonl")))
+    return (turn for _, turn in replay(engine, read_trace(TRACES / "coding-0.jsonl")))
 
 
 def written_calls(engine: Engine) -> Iterator[Turn]:

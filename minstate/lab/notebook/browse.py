@@ -26,12 +26,12 @@ from nbconvert.preprocessors import ClearOutputPreprocessor
 from PIL import Image
 from tqdm import tqdm
 
-from minstate.lab.main import ROOT
+from minstate.lab import paths
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
-OUT = ROOT / "out" / "browse"
+OUT = paths.OUT / "browse"
 PROGRAMS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"]
 PATIENCE = 180  # seconds for JupyterLab or a kernel to start, and for a kernel to draw
 SETTINGS = {  # all cells and nothing else is on the page, and no question is asked about news
@@ -74,7 +74,7 @@ PICTURE = """async (control, seen) => {
 def lay_out(notebooks: list[Path], folder: Path) -> None:
     """Make `folder` look like the repository, with copies of `notebooks`, without outputs, as its `notebooks`."""
     (folder / "notebooks").mkdir(parents=True)
-    for entry in ROOT.iterdir():
+    for entry in paths.clone_for("lab.notebook.browse").iterdir():
         if entry.name != "notebooks" and not entry.name.startswith("."):
             (folder / entry.name).symlink_to(entry)
     for path in notebooks:
@@ -196,8 +196,9 @@ def main(notebooks: list[Path]) -> int:
         from playwright.sync_api import Error, sync_playwright
     except ModuleNotFoundError:
         sys.exit("playwright is not installed: `make browse`, or `pip install -c constraints.txt -e '.[browse]'`")
+    paths.clone_for("lab.notebook.browse")
     OUT.mkdir(parents=True, exist_ok=True)
-    notebooks, faults = notebooks or sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")), 0
+    notebooks, faults = notebooks or sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")), 0
     with TemporaryDirectory() as temporary, sync_playwright() as playwright:
         program, folder = chromium(playwright.chromium.executable_path), Path(temporary)
         lay_out(notebooks, folder / "course")

@@ -18,7 +18,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 from pygments.formatters import HtmlFormatter
 
-from minstate.lab.main import ROOT
+from minstate.lab.paths import OUT, clone_for
 
 STYLE = """
 :root { --ink: #222; --pale: #f6f7f8; --line: #dde1e4; --blue: #0072B2; }
@@ -191,8 +191,8 @@ def build(notebooks: list[Path], guide: Path, out: Path) -> list[Path]:
 
 def main() -> None:
     """The site of the whole course."""
-    folder = ROOT / "notebooks"
-    pages = build(sorted(folder.glob("[0-9][0-9]_*.ipynb")), folder / "README.md", ROOT / "out" / "site")
+    folder = clone_for("lab.notebook.site") / "notebooks"
+    pages = build(sorted(folder.glob("[0-9][0-9]_*.ipynb")), folder / "README.md", OUT / "site")
     print(f"{len(pages)} pages; begin with {pages[0]}")
 
 

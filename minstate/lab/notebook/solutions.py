@@ -22,10 +22,9 @@ from textwrap import indent
 import nbformat
 from nbformat import NotebookNode
 
-from minstate.lab.main import ROOT
+from minstate.lab.paths import OUT, clone_for
 
-NOTEBOOKS = ROOT / "notebooks"
-SOLVED = ROOT / "out" / "solved"
+SOLVED = OUT / "solved"
 SOLUTION = """{solution}
 
 
@@ -105,12 +104,13 @@ def write_solved(source: Path, out: Path) -> int:
 
 def main() -> None:
     """Solve every notebook of the course, into `out/solved/`."""
+    clone = clone_for("lab.notebook.solutions")
     SOLVED.mkdir(parents=True, exist_ok=True)
     for stale in SOLVED.glob("*.ipynb"):
         stale.unlink()
-    for source in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+    for source in sorted((clone / "notebooks").glob("[0-9][0-9]_*.ipynb")):
         count = write_solved(source, SOLVED)
-        print(f"{(SOLVED / source.name).relative_to(ROOT)}: {count} exercises solved")
+        print(f"{(SOLVED / source.name).relative_to(clone)}: {count} exercises solved")
 
 
 if __name__ == "__main__":

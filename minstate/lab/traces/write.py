@@ -146,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m minstate.lab.traces.write", description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=SCRIPTS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="the file to write, such as data/traces/coding-0.jsonl")
+    parser.add_argument("--out", type=Path, required=True, help="the file to write, such as coding-0.jsonl")
     arguments = parser.parse_args()
     engine = Engine.from_pretrained(num_pages=1024)
     trace = generate(arguments.name, arguments.seed, engine)
