@@ -5,9 +5,9 @@ from functools import cache
 from transformers import PreTrainedTokenizerFast
 
 from minstate.lab.engines.small_engine import byte_tokenizer
-from minstate.lab.engines.template_styles import CHAT, STYLES
+from minstate.lab.engines.template_styles import CHATML_TOKENS, STYLES
 
-__all__ = ["CHAT", "STYLES", "byte_tokenizer", "tokenizer"]
+__all__ = ["CHATML_TOKENS", "STYLES", "byte_tokenizer", "tokenizer"]
 
 
 @cache

@@ -218,7 +218,7 @@ def test_what_a_template_refuses_is_a_bad_message():
     ],
 )
 def test_templates_that_cannot_be_used_are_refused(template, says):
-    tokenizer = templates.byte_tokenizer(template, templates.CHAT)
+    tokenizer = templates.byte_tokenizer(template, templates.CHATML_TOKENS)
     if says is None:  # it drops replies once something follows: noticed with the first delta
         with pytest.raises(UnsupportedModel, match="leaves out"):
             Chat(tokenizer)

@@ -9,16 +9,16 @@ import weakref
 
 import pytest
 import torch
+from minstate.forward import forward
 from tiny import engine
 
 from minstate import CostTable, OutOfPages, Sampling, Speculation
 from minstate.chat.grammar import Constraint
-from minstate.forward import forward
 from minstate.guard import interrupted_later
 from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
 from minstate.lab.engines.faults import SEAMS, InjectedFault, faults
 from minstate.lab.engines.small_engine import small_engine
-from minstate.lab.engines.soak import RATES, run, script, soak
+from minstate.lab.engines.soak import RATES, draw_rounds, play_rounds, soak
 from minstate.model import Model
 from minstate.paged_kv import PageTable
 from minstate.prefix_cache import PrefixCache
@@ -269,11 +269,11 @@ def test_a_soak_with_faults_says_what_the_undisturbed_run_says(seed):
 
 
 def test_a_soak_notices_a_page_that_is_lost_and_a_token_that_differs(monkeypatch):
-    rounds = script(40)
-    calm = run(rounds, small_engine(), {})
+    rounds = draw_rounds(40)
+    calm = play_rounds(rounds, small_engine(), {})
     assert not calm.failed and not calm.faults and calm.lost_pages == 0
     e = small_engine()
     e.pool.allocator.release = lambda pages: None
     with pytest.raises(AssertionError):
-        run(rounds, e, RATES)
-    assert run(rounds, small_engine(seed=1), {}).answers != calm.answers
+        play_rounds(rounds, e, RATES)
+    assert play_rounds(rounds, small_engine(seed=1), {}).answers != calm.answers

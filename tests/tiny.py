@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from minstate import CostTable, Engine, Sampling, Speculation
 from minstate.lab.engines.small_engine import poison
-from minstate.lab.engines.template_styles import CHAT as SPECIAL
 from minstate.lab.engines.template_styles import CHATML
+from minstate.lab.engines.template_styles import CHATML_TOKENS as SPECIAL
 from minstate.model import Model, ModelConfig
 
 VOCABULARY = len(SPECIAL) + 256

@@ -48,12 +48,12 @@ def run_side_by_side(
                     for name in list(engines)[:: 1 if (number + repeat) % 2 else -1]:
                         bar.set_description(f"turn {number}, {name}")
                         turn = sessions[name].send(next(agents[name]), max_new_tokens=max_new_tokens, sampling=sampling)
-                        rows.append({"repeat": repeat, "turn": number, "engine": name, **flat(turn)})
+                        rows.append({"repeat": repeat, "turn": number, "engine": name, **turn_row(turn)})
                         bar.update()
     return pd.DataFrame(rows)
 
 
-def flat(turn: Turn) -> dict:
+def turn_row(turn: Turn) -> dict:
     """A turn as one flat row of a table."""
     stats = turn.stats
     derived = {name: getattr(stats, name) for name in DERIVED}
@@ -79,7 +79,7 @@ def per_turn(rows: pd.DataFrame, foil: str, ours: str) -> pd.DataFrame:
     )
 
 
-def pretty(table: pd.DataFrame) -> pd.DataFrame:
+def formatted(table: pd.DataFrame) -> pd.DataFrame:
     """`per_turn`'s table as text, rounded for reading."""
     forms = {"reused share": "{:.0%}", "ratio": "{:.1f} ×"}
     return pd.DataFrame({name: table[name].map(forms.get(name, "{:,.0f}").format) for name in table})

@@ -1,16 +1,16 @@
 """Every combination of mechanisms does the work that it should, and no other, on turns without a model."""
 
 import pytest
-
 from minstate.costs import CostTable
+
 from minstate.lab.bench import ablation
 from minstate.lab.bench.shapley import subsets
-from minstate.lab.engines.stub_model import mute_engine
+from minstate.lab.engines.stub_model import stub_engine
 
 
 @pytest.fixture(scope="module")
 def turns():
-    first, costs = mute_engine(num_pages=1), CostTable.default("float32")
+    first, costs = stub_engine(num_pages=1), CostTable.default("float32")
     engines = {
         ablation.name_of(some): ablation.engine_with(some, first, costs) for some in subsets(ablation.MECHANISMS)
     }

@@ -7,7 +7,7 @@ from tiny import engine
 from minstate import Sampling
 from minstate.lab.engines.baselines import NaiveEngine
 from minstate.lab.figures.turn_costs import cumulative, prompt_strips, turn_costs
-from minstate.lab.measure import per_turn, pretty, run_side_by_side
+from minstate.lab.measure import formatted, per_turn, run_side_by_side
 
 
 class Chatter:
@@ -44,7 +44,7 @@ def test_the_table_shows_what_was_counted(rows):
     assert (table["forwarded, stateful"] == stateful["delta"] + 3).all()
     assert (table["forwarded, naive"] == stateful["n"] + 3).all()
     assert table["reused share"].iloc[0] == 0 and (table["reused share"].iloc[1:] > 0.5).all()
-    assert pretty(table).loc[1, "reused share"] == "0%"
+    assert formatted(table).loc[1, "reused share"] == "0%"
 
 
 def test_figures_draw_what_was_counted(rows):

@@ -18,7 +18,7 @@ def call(tool: str, **arguments: str | int) -> dict:
     return {"name": tool, "arguments": arguments}
 
 
-def script(code: CodeBase, random: Random) -> Generator[dict, str, None]:
+def debugging_script(code: CodeBase, random: Random) -> Generator[dict, str, None]:
     """Yield tool calls; each call's result is to be sent back in before the next one is drawn."""
     touched = query_touched_orders(code, random)
     start = random.choice(["tests", "database", "folder"])

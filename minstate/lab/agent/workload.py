@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 
 from minstate.lab.agent.code_base import WORDS, write_code_base
-from minstate.lab.agent.script import MAX_CALLS, script
+from minstate.lab.agent.script import MAX_CALLS, debugging_script
 from minstate.lab.agent.workspace import DATABASE, load_schemas, run_tool, write_workspace
 
 MODULES = {
@@ -86,7 +86,7 @@ class AgenticWorkload:
         workspace = Path(tempfile.mkdtemp(dir=self.folder))
         write_workspace(workspace, self.code.files, self.code.tables)
         yield [self.task]
-        calls = script(self.code, Random(f"script {self.seed}"))
+        calls = debugging_script(self.code, Random(f"script {self.seed}"))
         result = None
         for _ in range(self.turns - 1):
             call = calls.send(result)

@@ -12,7 +12,7 @@ from minstate.lab.bench.shapley import bootstrap, shapley, subsets
 from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
 from minstate.lab.figures import headline as headline_figures
 from minstate.lab.machines.cost_fit import CostFit
-from minstate.lab.measure import flat
+from minstate.lab.measure import turn_row
 from minstate.lab.paths import RESULTS, TRACES
 from minstate.lab.traces.replay import replay
 from minstate.lab.traces.trace import read_trace
@@ -71,7 +71,7 @@ def measure(engines: dict[str, Engine], workload: str, repeats: int, *, same: bo
                 for name in order.permutation(list(plays)):
                     bar.set_description(f"turn {number}, {name}")
                     _, turn = next(plays[name])
-                    turns[name] = flat(turn) | {"passes": len(turn.verdicts)}
+                    turns[name] = turn_row(turn) | {"passes": len(turn.verdicts)}
                     bar.update()
                 said = {(turn["n"], turn["token_ids"], turn["agreed"]) for turn in turns.values()}
                 assert len(said) == 1 or not same, f"turn {number} of {workload} differs between configurations"

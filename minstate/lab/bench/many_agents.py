@@ -9,7 +9,7 @@ from minstate.costs import CostTable
 from minstate.engine import Engine
 from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
 from minstate.lab.engines.soak import soak
-from minstate.lab.engines.stub_model import mute_engine
+from minstate.lab.engines.stub_model import stub_engine
 from minstate.lab.figures import agents as agent_figures
 from minstate.lab.paths import RESULTS
 from minstate.lab.serving.side_by_side import ModelledClock, play, wordless
@@ -125,7 +125,7 @@ def under_pressure(shares: tuple[float, ...] = (2.0, 1.0, 0.75, 0.5, 0.375, 0.25
         for hints in (False, True) if share else (False,):
             num_pages = round(share * working_set) if share else 16384
             clock = ModelledClock(CostTable.default("float32"))
-            engine = mute_engine(num_pages=num_pages, page_size=PAGE_SIZE, clock=clock.now)
+            engine = stub_engine(num_pages=num_pages, page_size=PAGE_SIZE, clock=clock.now)
             turns = play(engine, traces, clock=clock, hints=hints)
             engine.check()
             if share is None:

@@ -20,7 +20,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from minstate.lab.bench.gguf_files import write_gguf
-from minstate.lab.engines.stub_model import mute_engine
+from minstate.lab.engines.stub_model import stub_engine
 from minstate.lab.paths import CLONE, TRACES, clone_for, source_text
 from minstate.lab.traces.replay import replay
 from minstate.lab.traces.trace import read_trace
@@ -122,7 +122,7 @@ def _gguf(folder: Path, kind: str) -> Path:
 
 def conversation(trace: str) -> list[tuple[list[int], int]]:
     """Each turn of a committed trace with one session: the token ids that it adds, and how many the answer has."""
-    engine = mute_engine()
+    engine = stub_engine()
     sessions, turns, before = {}, [], 0
     for record, turn in replay(engine, read_trace(TRACES / f"{trace}-0.jsonl"), sessions=sessions):
         log, generated = sessions[record.session].token_ids, turn.stats.generated

@@ -11,13 +11,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from minstate.engine import Engine
-from minstate.lab.engines.template_styles import CHAT, CHATML
+from minstate.lab.engines.template_styles import CHATML, CHATML_TOKENS
 from minstate.model import Model, ModelConfig
 
 CONFIG = ModelConfig.from_hf(
     {
         "model_type": "llama",
-        "vocab_size": len(CHAT) + 256,
+        "vocab_size": len(CHATML_TOKENS) + 256,
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
@@ -30,7 +30,7 @@ CONFIG = ModelConfig.from_hf(
 )
 
 
-def byte_tokenizer(template: str | None = CHATML, special: list[str] = CHAT) -> PreTrainedTokenizerFast:
+def byte_tokenizer(template: str | None = CHATML, special: list[str] = CHATML_TOKENS) -> PreTrainedTokenizerFast:
     """One token a byte, after the special ones."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(special + alphabet)}, merges=[]))
@@ -50,7 +50,7 @@ def small_model(seed: int = 0) -> Model:
 
 def small_engine(kind: type[Engine] = Engine, *, seed: int = 0, **settings) -> Engine:
     """An engine on `small_model`; pages of 4 tokens unless `settings` say otherwise."""
-    settings = {"page_size": 4, "num_pages": 256, "eos_ids": [CHAT.index("<|im_end|>")], **settings}
+    settings = {"page_size": 4, "num_pages": 256, "eos_ids": [CHATML_TOKENS.index("<|im_end|>")], **settings}
     return kind(small_model(seed), byte_tokenizer(), **settings)
 
 

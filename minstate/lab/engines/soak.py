@@ -36,7 +36,7 @@ DRAFTS_ARE_CHEAP = CostTable((1, 64), (0, 10000), ((1.0, 1.01), (1.0, 1.01)))
 
 
 @dataclass(frozen=True, eq=False)
-class Ask:
+class SoakTurn:
     """A turn to be taken by the session at `place`."""
 
     place: int
@@ -52,7 +52,7 @@ class Round:
     happening: str
     place: int
     other: int  # whose session gives way to a fork
-    asks: tuple[Ask, ...]
+    asks: tuple[SoakTurn, ...]
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Outcome:
         return {name: dict(value) if isinstance(value, Counter) else value for name, value in counted.items()}
 
 
-def script(turns: int, seed: int = 0) -> list[Round]:
+def draw_rounds(turns: int, seed: int = 0) -> list[Round]:
     """Rounds with so many turns in all."""
     draw, rounds = Random(f"soak {seed}"), []
     while turns > 0:
@@ -85,16 +85,16 @@ def script(turns: int, seed: int = 0) -> list[Round]:
     return rounds
 
 
-def _ask(draw: Random, place: int) -> Ask:
+def _ask(draw: Random, place: int) -> SoakTurn:
     sampling = Sampling(draw.choice([0.0, 0.0, 1.0]), seed=draw.randrange(100), ignore_eos=True)
     options = {"max_new_tokens": draw.randint(1, 24), "sampling": sampling}
     if draw.random() < 0.1:
         options = {"max_new_tokens": 60, "tools": [TOOL], "tool_choice": "required"}
     told = tuple(draw.randrange(40, 60) for _ in range(draw.randint(1, 12)))
-    return Ask(place, told, options, draw.randint(0, 3) if draw.random() < 0.05 else None)
+    return SoakTurn(place, told, options, draw.randint(0, 3) if draw.random() < 0.05 else None)
 
 
-def run(rounds: Iterable[Round], engine: Engine, rates: Mapping[str, float], seed: int = 0) -> Outcome:
+def play_rounds(rounds: Iterable[Round], engine: Engine, rates: Mapping[str, float], seed: int = 0) -> Outcome:
     """Play the rounds while calls at the seams fail at these `rates`. Everything is recounted after every step."""
     outcome, disturbed = Outcome(), _bursts(rates, seed)
     sessions = [engine.open(tenant=f"tenant {place % 2}") for place in range(SESSIONS)]
@@ -150,11 +150,11 @@ def _happen(one: Round, engine: Engine, sessions: list[Session], marks: dict, fo
     engine.check()
 
 
-def _converse(asks: Iterable[Ask], engine: Engine, sessions: list[Session], outcome: Outcome) -> Iterator:
+def _converse(asks: Iterable[SoakTurn], engine: Engine, sessions: list[Session], outcome: Outcome) -> Iterator:
     """Ask side by side, and again where a turn has failed. Yields the answers, in the order of the asks."""
-    answers: dict[Ask, tuple[int, ...]] = {}
+    answers: dict[SoakTurn, tuple[int, ...]] = {}
     while waiting := [ask for ask in asks if ask not in answers]:
-        running: dict[Handle, tuple[Ask, list[int], Mark]] = {}
+        running: dict[Handle, tuple[SoakTurn, list[int], Mark]] = {}
         for ask in waiting:
             session = sessions[ask.place]
             before = session.token_ids, session.mark()
@@ -201,13 +201,13 @@ def _insist(attempt):
 
 def soak(turns: int = 2000, seed: int = 0) -> Outcome:
     """The outcome of a disturbed run; raises AssertionError if it differs from the undisturbed one, or loses pages."""
-    rounds = script(turns, seed)
-    calm = run(tqdm(rounds, desc="undisturbed", unit="round"), small_engine(num_pages=1024), {})
+    rounds = draw_rounds(turns, seed)
+    calm = play_rounds(tqdm(rounds, desc="undisturbed", unit="round"), small_engine(num_pages=1024), {})
     ticks = count()
     speculation = Speculation(DRAFTS_ARE_CHEAP)
     engine = small_engine(num_pages=NUM_PAGES, speculation=speculation, clock=lambda: float(next(ticks)))
     poison(engine)
-    wild = run(tqdm(rounds, desc="disturbed", unit="round"), engine, RATES, seed)
+    wild = play_rounds(tqdm(rounds, desc="disturbed", unit="round"), engine, RATES, seed)
     assert wild.answers == calm.answers, "the answers are not those of the undisturbed run"
     assert wild.lost_pages == calm.lost_pages == 0
     return wild

@@ -7,7 +7,7 @@ from minstate.model import ModelConfig
 from minstate.weights import find_model, read_config, read_tokenizer
 
 
-class Mute:
+class StubModel:
     """In the place of a `Model`: what it says is nothing in particular, so turns must be replayed."""
 
     def __init__(self, config: ModelConfig):
@@ -18,7 +18,7 @@ class Mute:
         return torch.zeros(len(batch.logit_rows), self.config.vocab_size)
 
 
-def mute_engine(kind: type[Engine] = Engine, **settings) -> Engine:
+def stub_engine(kind: type[Engine] = Engine, **settings) -> Engine:
     """An engine with the default model's tokenizer and shape, and none of its weights."""
     folder = find_model()
-    return kind(Mute(ModelConfig.from_hf(read_config(folder))), read_tokenizer(folder), **settings)
+    return kind(StubModel(ModelConfig.from_hf(read_config(folder))), read_tokenizer(folder), **settings)

@@ -115,11 +115,11 @@ MISTRAL = """\
 {%- endfor %}
 """
 
-CHAT = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHATML_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 STYLES = {
-    "chatml": (CHATML, CHAT),
-    "qwen2.5": (QWEN2, CHAT),
-    "qwen3": (QWEN3, CHAT),
+    "chatml": (CHATML, CHATML_TOKENS),
+    "qwen2.5": (QWEN2, CHATML_TOKENS),
+    "qwen3": (QWEN3, CHATML_TOKENS),
     "llama3": (LLAMA3, ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]),
     "mistral": (MISTRAL, ["<s>", "</s>", "[INST]", "[/INST]"]),
 }

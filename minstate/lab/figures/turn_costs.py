@@ -90,7 +90,7 @@ def cumulative(rows: pd.DataFrame, column: str, label: str, foil: str = "naive",
 
 
 def prompt_strips(turns: pd.DataFrame, count: int) -> Figure:
-    """What the first `count` prompts are made of, from one engine's `measure.flat` rows, indexed by turn."""
+    """What the first `count` prompts are made of, from one engine's `measure.turn_row` rows, indexed by turn."""
     figure, (axes,) = new_figure(width=8, height=2.8)
     parts = {KEPT: ("reused", REUSED), "Δ: new, forwarded once": ("delta", STATEFUL)}
     parts["generated"] = ("generated", {"facecolor": INK})

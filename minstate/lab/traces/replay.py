@@ -39,7 +39,7 @@ def replay(
             session.close()
 
 
-def trace_figures(played: Iterable[tuple[TraceTurn, Turn]], logs: Mapping[str, Sequence[int]]) -> dict[str, float]:
+def trace_statistics(played: Iterable[tuple[TraceTurn, Turn]], logs: Mapping[str, Sequence[int]]) -> dict[str, float]:
     """Figures of a trace that was played, for its header.
 
     `played` is what `replay` yields, `logs` the token ids of each session at the end. Returns the number of turns and

@@ -94,7 +94,7 @@ def read_turns(path: Path) -> Iterator[TraceTurn]:
     number = 1
     with path.open("rb") as file:
         with located(f"{path}, line 1"):
-            order = Order(header_from_json(parse_line(file.readline())))
+            order = TurnOrder(header_from_json(parse_line(file.readline())))
         for number, line in enumerate(file, 2):
             with located(f"{path}, line {number}"):
                 turn = turn_from_json(parse_line(line))
@@ -123,7 +123,7 @@ class TraceWriter:
         self._number = 1
         with located(f"{self.path}, line 1"):
             line = dump_line(header_to_json(header))
-            self._order = Order(header_from_json(parse_line(line)))
+            self._order = TurnOrder(header_from_json(parse_line(line)))
         self._file = self.path.open("wb")
         self._write(line)
 
@@ -150,7 +150,7 @@ class TraceWriter:
                 self._order.end()
 
 
-class Order:
+class TurnOrder:
     """What a trace's turns so far allow as the next one."""
 
     def __init__(self, header: TraceHeader):
@@ -175,10 +175,10 @@ class Order:
         expect(turn.turn == expected, f"turn {expected} of {turn.session}", turn.turn)
         last = self._said.get(fork.session if fork else turn.session)
         for message in turn.messages:
-            if message["role"] == "assistant" and what_is_said(message) == last:
+            if message["role"] == "assistant" and content_and_calls(message) == last:
                 raise Mismatch("messages that are new", "the previous turn's output again")
         self._turns[turn.session] = turn.turn
-        self._said[turn.session] = what_is_said(turn.output)
+        self._said[turn.session] = content_and_calls(turn.output)
         self._taken += 1
 
     def end(self) -> None:
@@ -189,7 +189,7 @@ class Order:
             raise Mismatch(f"{self._promised} turns, as the header says", f"the end of the file after {self._taken}")
 
 
-def what_is_said(message: Mapping) -> tuple:
+def content_and_calls(message: Mapping) -> tuple:
     """A message's content and calls, in a form in which two ways of writing the same compare equal."""
     calls = [(call["name"], call["arguments"]) for call in message.get("tool_calls") or []]
     return message.get("content") or "", calls

@@ -17,8 +17,8 @@ from minstate.lab.agent.code_base import WORDS, CodeBase, write_code_base
 from minstate.lab.agent.script import call, query_touched_orders
 from minstate.lab.agent.workload import MODULES, AgenticWorkload
 from minstate.lab.agent.workspace import DATABASE, load_schemas, run_tool, write_workspace
-from minstate.lab.traces.tool_choices import (
-    Policy,
+from minstate.lab.traces.tool_scripts import (
+    ToolScript,
     add_guards,
     check_promises,
     explore_sales,
@@ -42,7 +42,7 @@ DELAYS = {
 
 
 @dataclass(frozen=True)
-class Draft:
+class PlannedTurn:
     """A turn without the assistant's words."""
 
     session: str
@@ -55,16 +55,16 @@ class Draft:
 
 
 @dataclass(frozen=True)
-class Script:
+class Scenario:
     """A trace without the assistant's words."""
 
     about: str
     sessions: dict[str, Opening]
-    drafts: tuple[Draft, ...]
+    turns: tuple[PlannedTurn, ...]
 
 
 @dataclass(frozen=True)
-class Scene:
+class Workplace:
     """Where a script plays: a code base in a folder, the people, and the seed's lots still to be drawn."""
 
     folder: Path
@@ -76,17 +76,19 @@ class Scene:
         return round(self.random.uniform(*DELAYS[cause]), 3)
 
 
-def in_scene(script: Callable[[Scene], Script], seed: int) -> Script:
+def in_scene(script: Callable[[Workplace], Scenario], seed: int) -> Scenario:
     """Run a script in a fresh workspace of its own, which is removed when it is over."""
     name = script.__name__
     random = Random(f"{name} {seed}")
     code = write_code_base(Random(f"{name}, code base {seed}"))
     with tempfile.TemporaryDirectory(prefix="minstate-") as folder:
         write_workspace(Path(folder), code.files, code.tables)
-        return script(Scene(Path(folder), code, tuple(random.sample(WORDS["people"], 3)), random))
+        return script(Workplace(Path(folder), code, tuple(random.sample(WORDS["people"], 3)), random))
 
 
-def converse(scene: Scene, session: str, request: str, policy: Policy, tokens: int, report: int) -> Iterator[Draft]:
+def converse(
+    scene: Workplace, session: str, request: str, policy: ToolScript, tokens: int, report: int
+) -> Iterator[PlannedTurn]:
     """A user's request, the policy's tool calls one a turn, each followed by its result, and a report at the end.
 
     tokens, report  of an output that calls a tool, and of the last one, which does not
@@ -97,14 +99,14 @@ def converse(scene: Scene, session: str, request: str, policy: Policy, tokens: i
         try:
             wanted = policy.send(result)
         except StopIteration:
-            yield Draft(session, tuple(messages), (), report, delay_s)
+            yield PlannedTurn(session, tuple(messages), (), report, delay_s)
             return
-        yield Draft(session, tuple(messages), (wanted,), tokens, delay_s)
+        yield PlannedTurn(session, tuple(messages), (wanted,), tokens, delay_s)
         messages, delay_s = [run(scene, wanted)], scene.delay_s(wanted["name"])
         result = messages[0]["content"]
 
 
-def run(scene: Scene, wanted: dict) -> dict:
+def run(scene: Workplace, wanted: dict) -> dict:
     """The message with the result of a tool call."""
     return tool_result(wanted["name"], run_tool(scene.folder, wanted["name"], wanted["arguments"]))
 
@@ -113,7 +115,7 @@ def tool_result(name: str, content: str) -> dict:
     return {"role": "tool", "name": name, "content": content}
 
 
-def briefing(scene: Scene, duty: str) -> dict:
+def briefing(scene: Workplace, duty: str) -> dict:
     """The system message: who the agent is, what it looks after, and how it works."""
     boss, clerk, agent = scene.people
     names = scene.code.names
@@ -130,7 +132,7 @@ def briefing(scene: Scene, duty: str) -> dict:
     return {"role": "system", "content": "\n".join(lines)}
 
 
-def agentic(seed: int) -> Script:
+def agentic(seed: int) -> Scenario:
     """Six turns: a complaint, tests, code, a change, the orders concerned, a report."""
     with AgenticWorkload(seed, turns=6) as workload:
         turns = list(workload)
@@ -139,14 +141,14 @@ def agentic(seed: int) -> Script:
         for turn, following in zip(turns, [*turns[1:], None], strict=True):
             calls = tuple(following[0]["tool_calls"]) if following else ()
             delay_s = round(random.uniform(*DELAYS[cause]), 3)
-            drafts.append(Draft("main", (turn[-1],), calls, 80, delay_s))
+            drafts.append(PlannedTurn("main", (turn[-1],), calls, 80, delay_s))
             cause = calls[0]["name"] if calls else ""
         opening = Opening(tuple(workload.opening), tuple(workload.tools))
     about = "An agent mends a bug of an order service and looks up what it touched."
-    return Script(about, {"main": opening}, tuple(drafts))
+    return Scenario(about, {"main": opening}, tuple(drafts))
 
 
-def coding(scene: Scene) -> Script:
+def coding(scene: Workplace) -> Scenario:
     """35 turns: a bug is mended, then functions learn to refuse negative numbers, each with a test."""
     boss, clerk, agent = scene.people
     request = (
@@ -158,10 +160,10 @@ def coding(scene: Scene) -> Script:
     tools = tuple(tool for tool in load_schemas() if tool["function"]["name"] != "query")
     opening = Opening((briefing(scene, "the programmer"),), tools)
     about = "An agent mends a bug of an order service, then guards functions against negative numbers, with tests."
-    return Script(about, {"main": opening}, tuple(drafts))
+    return Scenario(about, {"main": opening}, tuple(drafts))
 
 
-def data_analysis(scene: Scene) -> Script:
+def data_analysis(scene: Workplace) -> Scenario:
     """12 turns: a season's sales in SQL, a report, a question about it, more SQL, a second report."""
     boss, clerk, agent = scene.people
     request = (
@@ -175,7 +177,7 @@ def data_analysis(scene: Scene) -> Script:
     ]
     opening = Opening((briefing(scene, "the analyst"),), tuple(load_schemas()))
     about = "An agent answers two questions about a shop's season with SQL."
-    return Script(about, {"main": opening}, tuple(drafts))
+    return Scenario(about, {"main": opening}, tuple(drafts))
 
 
 DELEGATE = {
@@ -200,7 +202,7 @@ REPORT = {
 }
 
 
-def planning(scene: Scene) -> Script:
+def planning(scene: Workplace) -> Scenario:
     """17 turns: an orchestrator looks around, gives errands to three sub-agents forked from it, and acts on them."""
     boss, clerk, agent = scene.people
     request = (
@@ -215,8 +217,8 @@ def planning(scene: Scene) -> Script:
     }
     delegations = tuple(call("delegate", agent=name, task=task) for name, (task, _) in errands.items())
 
-    def main(messages: list[dict], calls: tuple[dict, ...], cause: str, **more) -> Draft:
-        return Draft("main", tuple(messages), calls, 64, scene.delay_s(cause), **more)
+    def main(messages: list[dict], calls: tuple[dict, ...], cause: str, **more) -> PlannedTurn:
+        return PlannedTurn("main", tuple(messages), calls, 64, scene.delay_s(cause), **more)
 
     look = call("list_files", folder=scene.code.names["package"])
     drafts = [main([{"role": "user", "content": request}], (look,), "user")]
@@ -237,23 +239,23 @@ def planning(scene: Scene) -> Script:
     drafts.append(main([run(scene, before)], (), before["name"]))
     opening = Opening((briefing(scene, "the planner"),), (*load_schemas(), DELEGATE, REPORT))
     about = "An orchestrator gives errands to three sub-agents forked from it, and acts on their reports."
-    return Script(about, {"main": opening}, tuple(drafts))
+    return Scenario(about, {"main": opening}, tuple(drafts))
 
 
-def run_errand(scene: Scene, fork: Fork, name: str, task: str, policy: Policy) -> list[Draft]:
+def run_errand(scene: Workplace, fork: Fork, name: str, task: str, policy: ToolScript) -> list[PlannedTurn]:
     """A sub-agent's turns, from its task to its call of `report`, which ends them."""
     messages, delay_s = [{"role": "user", "content": f"You are the sub-agent {name} now. {task}"}], 0.0
     drafts, result = [], None
     while True:
         wanted = policy.send(result)
-        drafts.append(Draft(name, tuple(messages), (wanted,), 64, delay_s, None if drafts else fork))
+        drafts.append(PlannedTurn(name, tuple(messages), (wanted,), 64, delay_s, None if drafts else fork))
         if wanted["name"] == "report":
             return drafts
         messages, delay_s = [run(scene, wanted)], scene.delay_s(wanted["name"])
         result = messages[0]["content"]
 
 
-SCRIPTS: dict[str, Callable[[int], Script]] = {
+SCENARIOS: dict[str, Callable[[int], Scenario]] = {
     "agentic": agentic,
     "coding": partial(in_scene, coding),
     "data_analysis": partial(in_scene, data_analysis),

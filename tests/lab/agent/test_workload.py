@@ -19,7 +19,7 @@ from minstate.lab.agent.script import MAX_CALLS
 from minstate.lab.agent.workload import AgenticWorkload
 from minstate.lab.agent.workspace import load_schemas, run_tool, write_workspace
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SEEDS = range(10)
 
 

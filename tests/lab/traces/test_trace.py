@@ -11,7 +11,7 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minstate.lab.traces.replay import repeated_tokens, replay, trace_figures
+from minstate.lab.traces.replay import repeated_tokens, replay, trace_statistics
 from minstate.lab.traces.trace import (
     Fork,
     Opening,
@@ -360,7 +360,7 @@ def test_figures_count_what_was_played():
     engine, sessions = tiny.engine(num_pages=1024, positions=4096), {}
     played = list(replay(engine, small(), sessions=sessions))
     logs = {name: session.token_ids for name, session in sessions.items()}
-    figures = trace_figures(played, logs)
+    figures = trace_statistics(played, logs)
     outputs = sum(turn.stats.generated for _, turn in played)
     assert figures["turns"] == 5 and figures["positions"] == max(map(len, logs.values()))
     assert 0 < figures["repeated_4grams"] < 1 and figures["median_output_tokens"] < outputs

@@ -12,10 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from minstate import Engine
 from minstate.lab.paths import TRACES
-from minstate.lab.traces.replay import replay, trace_figures
-from minstate.lab.traces.scripts import SCRIPTS, Draft, Script
+from minstate.lab.traces.replay import replay, trace_statistics
+from minstate.lab.traces.scenarios import SCENARIOS, PlannedTurn, Scenario
 from minstate.lab.traces.trace import Trace, read_trace, write_trace
-from minstate.lab.traces.write import generate, new_sentences, records, runs, words_of
+from minstate.lab.traces.write import generate_trace, new_sentences, recorded_author, word_4grams, written_turns
 from minstate.model import Model, ModelConfig
 from minstate.weights import find_model, read_tokenizer
 
@@ -29,8 +29,8 @@ def committed(name: str) -> Trace:
 
 
 @cache
-def script(name: str, seed: int = 0) -> Script:
-    return SCRIPTS[name](seed)
+def script(name: str, seed: int = 0) -> Scenario:
+    return SCENARIOS[name](seed)
 
 
 def engine_without_thoughts() -> Engine:
@@ -66,7 +66,7 @@ def test_committed_traces_are_valid_and_small(name):
 @pytest.mark.parametrize("name", COMMITTED)
 def test_committed_traces_have_the_figures_of_their_headers(name):
     header = committed(name).header
-    figures = trace_figures(*played(name))
+    figures = trace_statistics(*played(name))
     assert figures["positions"] <= POSITIONS
     assert figures == {key: header.turns if key == "turns" else header.more[key] for key in figures}
 
@@ -93,7 +93,7 @@ def test_tools_say_the_same_again(name):
     trace = committed(name)
     again = script(trace.header.name, trace.header.seed)
     assert again.sessions == trace.header.sessions and again.about == trace.header.about
-    assert tuple(records(again, words_of(trace.turns))) == tuple(trace.turns)
+    assert tuple(written_turns(again, recorded_author(trace.turns))) == tuple(trace.turns)
 
 
 @pytest.mark.parametrize("name", COMMITTED)
@@ -108,29 +108,29 @@ def test_nothing_is_said_twice(name):
     known = set()
     for sentence in sentences:
         assert new_sentences(sentence, known) == [sentence]
-        known.update(runs(sentence))
+        known.update(word_4grams(sentence))
 
 
 # Scripts
 
 
-def results(drafts: tuple[Draft, ...]) -> list[str]:
+def results(drafts: tuple[PlannedTurn, ...]) -> list[str]:
     return [message["content"] for draft in drafts for message in draft.messages if message["role"] == "tool"]
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", SCENARIOS)
 def test_scripts_of_any_seed_go_well(name, seed):
-    drafts = script(name, seed).drafts
-    assert len(drafts) == len(script(name).drafts)
+    drafts = script(name, seed).turns
+    assert len(drafts) == len(script(name).turns)
     assert not [result for result in results(drafts) if result.startswith("error:")]
-    assert drafts[-1].messages != script(name).drafts[-1].messages or name == "coding"  # which ends on "OK"
+    assert drafts[-1].messages != script(name).turns[-1].messages or name == "coding"  # which ends on "OK"
     assert not any(draft.calls for draft in drafts[-1:])
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_coder_mends_the_bug_and_leaves_every_test_green(seed):
-    drafts = script("coding", seed).drafts
+    drafts = script("coding", seed).turns
     reports = [
         after.messages[0]["content"]
         for before, after in pairwise(drafts)
@@ -145,7 +145,7 @@ def test_the_coder_mends_the_bug_and_leaves_every_test_green(seed):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_planner_waits_for_its_agents_and_acts_on_what_they_found(seed):
-    drafts = script("planning", seed).drafts
+    drafts = script("planning", seed).turns
     (joined,) = (draft for draft in drafts if draft.waits_for)
     reports = [call["arguments"]["finding"] for d in drafts for call in d.calls if call["name"] == "report"]
     assert sorted(message["content"] for message in joined.messages) == sorted(reports) and len(reports) == 3
@@ -173,22 +173,22 @@ def test_the_planner_waits_for_its_agents_and_acts_on_what_they_found(seed):
     ],
 )
 def test_words_are_whole_sentences_that_are_new(text, kept):
-    known = set(runs("She said: he likes apples very much"))
+    known = set(word_4grams("She said: he likes apples very much"))
     assert new_sentences(text, known) == kept
 
 
 def test_a_trace_is_generated_from_end_to_end(tmp_path, monkeypatch):
     """Two turns of the planner and one of each sub-agent, with a model that knows nothing to say."""
-    beginning = replace(script("planning"), drafts=script("planning").drafts[:5])
-    monkeypatch.setitem(SCRIPTS, "planning", lambda seed: beginning)
+    beginning = replace(script("planning"), turns=script("planning").turns[:5])
+    monkeypatch.setitem(SCENARIOS, "planning", lambda seed: beginning)
     monkeypatch.setattr("minstate.lab.traces.write.ATTEMPTS", 1)
     monkeypatch.setattr("minstate.lab.traces.write.new_sentences", lambda text, known: [f"{len(known)} {text[:3]}."])
     engine = engine_without_thoughts()
-    trace = generate("planning", 0, engine)
+    trace = generate_trace("planning", 0, engine)
     write_trace(tmp_path / "t.jsonl", trace.header, trace.turns)
     back = read_trace(tmp_path / "t.jsonl")
     assert back.header == trace.header and tuple(back.turns) == trace.turns
-    assert tuple(records(beginning, words_of(back.turns))) == trace.turns
+    assert tuple(written_turns(beginning, recorded_author(back.turns))) == trace.turns
     assert ["content" in turn.output for turn in trace.turns] == [True, False, True, False, True], (
         "long calls say it all"
     )

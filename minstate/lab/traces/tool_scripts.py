@@ -11,7 +11,7 @@ from random import Random
 from minstate.lab.agent.code_base import CodeBase
 from minstate.lab.agent.script import call, paths_in, texts_in, what_failed, where_defined
 
-Policy = Generator[dict, str, object]
+ToolScript = Generator[dict, str, object]
 
 # A function of each module (by its template's key) whose one argument must not be negative.
 GUARDED = {
@@ -30,7 +30,7 @@ REFUSALS = [
 TEST_NAMES = ["refuses_negatives", "of_less_than_nothing", "below_zero"]
 
 
-def add_guards(code: CodeBase, random: Random) -> Policy:
+def add_guards(code: CodeBase, random: Random) -> ToolScript:
     """34 calls: mend the bug that fails the tests, guard three functions (two of them tests first), look at limits."""
     listing = yield call("list_files", folder=code.names["package"])
     report = yield call("run_tests")
@@ -83,7 +83,7 @@ def guard(path: str, name: str, source: str, refusal: str) -> dict:
     return call("edit_file", path=path, old=body, new="\n".join(lines))
 
 
-def add_test(test_file: str, name: str, random: Random) -> Policy:
+def add_test(test_file: str, name: str, random: Random) -> ToolScript:
     """Read the head of a test file, and add a test to its class."""
     source = yield call("read_file", path=test_file, first=random.randrange(3, 6), last=random.randrange(8, 11))
     heading = next(text for text in texts_in(source) if text.startswith("class "))
@@ -95,7 +95,7 @@ def add_test(test_file: str, name: str, random: Random) -> Policy:
     yield call("edit_file", path=test_file, old=heading, new="\n".join(lines))
 
 
-def explore_sales() -> Policy:
+def explore_sales() -> ToolScript:
     """7 calls: what tables there are, then the season by month, article, zone and customer."""
     yield call("query", sql="SELECT name, sql FROM sqlite_master WHERE type = 'table'")
     yield call("query", sql="SELECT count(*), min(placed_on), max(placed_on), sum(net), avg(net) FROM orders")
@@ -124,7 +124,7 @@ def explore_sales() -> Policy:
     )
 
 
-def look_at_payers(code: CodeBase) -> Policy:
+def look_at_payers(code: CodeBase) -> ToolScript:
     """3 calls: who pays late, the rule for it, and what came back of the articles."""
     yield call(
         "query",
@@ -139,7 +139,7 @@ def look_at_payers(code: CodeBase) -> Policy:
     )
 
 
-def find_bug(code: CodeBase, random: Random) -> Policy:
+def find_bug(code: CodeBase, random: Random) -> ToolScript:
     """3 calls and a report: which line makes the tests fail."""
     test_file, function = what_failed((yield call("run_tests")))
     path, line = where_defined(function, (yield call("search", pattern=rf"\b{function}\b")))
@@ -149,7 +149,7 @@ def find_bug(code: CodeBase, random: Random) -> Policy:
     yield call("report", finding=f"{path}, line {number}: `{wrong.strip()}` is what {test_file} stumbles over.")
 
 
-def survey_orders() -> Policy:
+def survey_orders() -> ToolScript:
     """3 calls and a report: zones, the best customers, and what came back."""
     zones = yield call(
         "query",
@@ -171,7 +171,7 @@ def survey_orders() -> Policy:
     yield call("report", finding=finding)
 
 
-def check_promises() -> Policy:
+def check_promises() -> ToolScript:
     """2 calls and a report: whether the numbers promised to customers are those in the code."""
     promises = yield call("read_file", path="docs/promises.md", first=5, last=12)
     constants = yield call("search", pattern=r"^[A-Z_]+ = (\d|\{)")
