@@ -1,38 +1,65 @@
-"""The foils: engines that remember less. The same code in every other respect."""
+"""Engines that keep less between two turns, to compare with. In every other respect they run the same code."""
+
+from dataclasses import replace
 
 from minstate.chat.template import Continuation, Transcript
 from minstate.engine import Engine
+from minstate.guard import entry
+from minstate.prefix_cache import PrefixCache
+from minstate.radix_tree import Node
 from minstate.sequence import Sequence
+from minstate.session import Session
 
 
 class NaiveEngine(Engine):
-    """Forwards the whole conversation at every turn, as a server does that keeps nothing between requests.
+    """Forwards the whole conversation at every turn, as a server does that keeps nothing between two requests.
 
-    Inside a turn it decodes with a K/V cache, as every server does. It is spared the templating and tokenising of the
-    history that a stateless request would also bring.
+    Within a turn it decodes with a K/V cache, as every server does. It does not render and tokenise the history again,
+    which a stateless request would cost as well.
     """
 
     def __init__(self, *args, **settings):
         super().__init__(*args, **{**settings, "prefix_cache": False})
 
-    def _before_turn(self, sequence: Sequence) -> None:
-        self.cache.forget(sequence, self.cache.tree.private_root())
+    @entry
+    def submit(self, session: Session, *args, **options):
+        """As `Engine.submit`, after the session has lost its K/V."""
+        if session.engine is self:
+            session.require_idle()
+            drop_kv(self.cache, session.sequence, self.cache.tree.private_root())
+        return super().submit(session, *args, **options)
 
 
 class PrefixReuseEngine(Engine):
-    """A new request at every turn, as a server with prefix caching sees it: there are no sessions, only the tree.
+    """Takes every turn for a new request, as a server with a prefix cache does: it has no sessions, only the tree.
 
-    Messages are text: a turn of messages renders and tokenises the whole conversation again. Where that gives other ids
-    than the model saw, nothing from there on is reused, and marks beyond are stale. A turn of `token_ids` resends the
-    ids. K/V is found in the tree from the root on; what no page of the tree holds, such as the end of the last answer,
-    is computed again.
+    A stateless client sends text: a turn of messages renders and tokenises the whole conversation again. Where the new
+    ids differ from the log, the log is cut, its K/V is not reused, and later marks become stale. A turn of `token_ids`
+    sends the ids of the log again. K/V is looked up in the tree from the root on; tokens that no page of the tree
+    holds, such as the end of the last output, are computed again.
     """
 
     def __init__(self, *args, **settings):
         super().__init__(*args, **{**settings, "prefix_cache": True})
 
-    def read_input(self, said: Transcript, log: list[int], messages, ids: list[int] | None) -> Continuation:
-        return super().read_input(said if messages is None else said.not_in_log(), log, messages, ids)
+    @entry
+    def submit(self, session: Session, *args, **options):
+        """As `Engine.submit`, after the session has lost its own K/V: the tree still has its full pages."""
+        if session.engine is self:
+            session.require_idle()
+            drop_kv(self.cache, session.sequence, session.sequence.root)
+        return super().submit(session, *args, **options)
 
-    def _before_turn(self, sequence: Sequence) -> None:
-        self.cache.forget(sequence, sequence.root)
+    def read_input(self, transcript: Transcript, log: list[int], messages, ids: list[int] | None) -> Continuation:
+        """As `Engine.read_input`, but messages are rendered together with the whole history."""
+        if messages is not None:
+            transcript = replace(transcript, in_log=0)
+        return super().read_input(transcript, log, messages, ids)
+
+
+def drop_kv(cache: PrefixCache, sequence: Sequence, root: Node) -> None:
+    """An idle sequence loses all its K/V, as if by eviction, and continues under `root`."""
+    cache.tree.join(root)  # otherwise `release` drops a root that only this sequence uses
+    cache.release(sequence)
+    cache.enter(sequence, root)
+    cache.tree.leave(root)
