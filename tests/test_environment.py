@@ -43,17 +43,17 @@ def pip_options(lines):
 
 @pytest.mark.parametrize("requirement", DIRECT, ids=str)
 def test_every_direct_dependency_has_a_pin_inside_its_range(requirement):
-    assert requirement.specifier, "a dependency without a range promises what nobody tested"
+    assert requirement.specifier, "a dependency without a range promises versions that were never tested"
     assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)])
 
 
-OURS = {"minstate", "minstate.kernels", "tiny", "templates", "pools"}
+OURS = {"minstate", *(path.stem for path in ROOT.glob("tests/**/*.py"))}
 
 
 def test_every_package_that_is_imported_is_asked_for():
     other_names = {"PIL": "pillow", "yaml": "pyyaml", "rattler": "py-rattler", "IPython": "ipykernel"}
     declared = {canonicalize_name(requirement.name) for requirement in DIRECT}
-    for file in [*ROOT.glob("minstate/**/*.py"), *ROOT.glob("kernels/*.py"), *ROOT.glob("tests/**/*.py")]:
+    for file in [ROOT / "setup.py", *ROOT.glob("minstate/**/*.py"), *ROOT.glob("tests/**/*.py")]:
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
@@ -83,14 +83,14 @@ def test_conda_gives_a_python_for_which_the_project_is_made_and_no_other():
     assert all(Version(python) in SpecifierSet(PROJECT["requires-python"]) for python in given)
 
 
-def test_conda_leaves_every_package_to_pip_so_that_no_pin_is_said_twice():
+def test_conda_leaves_every_package_to_pip_so_that_each_is_pinned_in_one_place():
     direct = {canonicalize_name(requirement.name) for requirement in DIRECT}
     assert set(conda_specs()) == {"python", "pip", "make"}
     assert not set(conda_specs()) & direct
 
 
 def test_conda_and_make_install_the_project_with_all_extras_under_the_constraints():
-    always = [extra for extra in EXTRAS if extra != "browse"]  # that one is for who has a browser, and asks for it
+    always = [extra for extra in EXTRAS if extra != "browse"]  # that extra is for a user who has a browser
     (conda,) = [line["pip"] for line in CONDA["dependencies"] if isinstance(line, dict)]
     expected = {"-c": "constraints.txt", "-e": f".[{','.join(always)}]"}
     assert pip_options(conda) == expected
