@@ -9,7 +9,6 @@ import weakref
 
 import pytest
 import torch
-from minstate.forward import forward
 from tiny import engine
 
 from minstate import CostTable, OutOfPages, Sampling, Speculation
@@ -89,7 +88,9 @@ def test_when_turns_are_tried_alone_nothing_holds_the_memory_of_the_pass_that_fa
     sequences = [Sequence(pool) for _ in range(3)]
     for sequence in sequences:
         sequence.log += [5] * 4
-    errors = forward(fails, RaggedBatch.build([(sequence, 4) for sequence in sequences]), [1, 1, 1])
+    runner = engine().runner
+    runner.logits = fails
+    errors = runner.run(RaggedBatch.build([sequence.chunk(4) for sequence in sequences]))
     assert len(held) == 4 and [str(error) for error in errors] == ["for the test"] * 3
 
 
@@ -115,7 +116,7 @@ def test_a_pass_that_fails_once_is_tried_for_each_turn_alone_and_harms_nobody():
 def test_a_turn_with_which_every_pass_fails_is_the_only_one_to_go(speculation):
     marker = next(i for i in range(10, 200) if all(i not in alone([j] * 9, 6) for j in (5, 6)))
     e = engine(speculation=speculation)
-    e.model = copy.copy(e.model)
+    e.runner.model = copy.copy(e.model)
     forward = e.model.forward
 
     def poisoned(batch, attend):
@@ -161,7 +162,7 @@ PLACES = {
     "in the model": (Model, "forward", 3),
     "while a turn ends": (PrefixCache, "end", 1),
     "while pages are evicted": (RadixTree, "trim", 1),
-    "in settling": (Scheduler, "settle", 3),
+    "in settling": (Scheduler, "finish_step", 3),
 }
 
 
@@ -276,4 +277,4 @@ def test_a_soak_notices_a_page_that_is_lost_and_a_token_that_differs(monkeypatch
     e.pool.allocator.release = lambda pages: None
     with pytest.raises(AssertionError):
         play_rounds(rounds, e, RATES)
-    assert play_rounds(rounds, small_engine(seed=1), {}).answers != calm.answers
+    assert play_rounds(rounds, small_engine(seed=1), {}).outputs != calm.outputs

@@ -1,4 +1,4 @@
-"""Engines to compare with and to test on: baselines that remember less, a stub model, injected faults, a soak test."""
+"""Engines to compare with and to test on: baselines that keep less K/V, a stub model, injected faults, a soak test."""
 
 from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
 

@@ -1,11 +1,12 @@
-"""Faults on purpose, at the four seams where an engine meets what can fail.
+"""Injected faults, at the four seams where an engine calls something that can fail.
 
-    allocation  the pool gives out no page                    `OutOfPages`, as if it were full
-    forward     the model's pass fails                        `InjectedFault`
-    sampling    choosing a token or advancing a grammar does  `InjectedFault`
-    file        writing or reading a session's file does      `InjectedFault`, which is an OSError too
+    seam        the call that fails                        the error
+    allocation  taking pages from the pool                 `OutOfPages`, as if the pool were full
+    forward     the model's forward pass                   `InjectedFault`
+    sampling    choosing a token or advancing a grammar    `InjectedFault`
+    file        writing or reading a session's file        `InjectedFault`, which is also an OSError
 
-What must hold afterwards is said in `minstate.errors`: the session that failed is as before its turn, the others go on.
+`minstate.errors` says what must hold afterwards: the session whose turn failed is as before, and all others continue.
 """
 
 from collections import Counter
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
-from minstate import persistence, turn
+from minstate import output, persistence
 from minstate.chat.grammar import Constraint
 from minstate.engine import Engine
 from minstate.errors import OutOfPages
@@ -22,23 +23,24 @@ SEAMS = ("allocation", "forward", "sampling", "file")
 
 
 class InjectedFault(OSError):
-    """Raised on purpose."""
+    """The error of an injected fault."""
 
 
 @contextmanager
 def faults(engine: Engine, when: Callable[[str], bool]) -> Iterator[Counter[str]]:
-    """Inside, a call at a seam fails if `when(seam)` says so. Yields how many have, by seam.
+    """Inside the `with` block, a call at a seam fails if `when(seam)` is true. Yields the number of faults by seam.
 
-    Allocation and forward pass are the engine's own; sampling and files are all engines' of this process.
+    Faults in allocation and forward passes affect this engine only; those in sampling and files affect all engines of
+    this process.
     """
     injected: Counter[str] = Counter()
 
-    def failing(seam: str, whole: Callable, error: Callable[[str], Exception] = InjectedFault) -> Callable:
+    def failing(seam: str, original: Callable, error: Callable[[str], Exception] = InjectedFault) -> Callable:
         def call(*args, **options):
             if when(seam):
                 injected[seam] += 1
                 raise error(f"a fault was injected: {seam}")
-            return whole(*args, **options)
+            return original(*args, **options)
 
         return call
 
@@ -47,9 +49,9 @@ def faults(engine: Engine, when: Callable[[str], bool]) -> Iterator[Counter[str]
         for place, name, replacement in [
             (allocator, "allocate", failing("allocation", allocator.allocate, OutOfPages)),
             (model, "forward", failing("forward", model.forward)),
-            (turn, "choose", failing("sampling", turn.choose)),
+            (output, "choose", failing("sampling", output.choose)),
             (Constraint, "advance", failing("sampling", Constraint.advance)),
-            (persistence, "replace", failing("file", persistence.replace)),  # all is written, and not in its place yet
+            (persistence, "replace", failing("file", persistence.replace)),  # complete, but not yet in place
             (persistence, "safe_open", failing("file", persistence.safe_open)),
         ]:
             stack.enter_context(mock.patch.object(place, name, replacement))

@@ -1,7 +1,7 @@
-"""A small random model with a byte tokenizer: an engine that takes a step in a millisecond, to try things with.
+"""An engine to try things with: a small random model and a byte tokenizer, one millisecond per step.
 
-What it says makes no sense, and is as reproducible as what any other model says. It computes in float64, so that an
-equality of outputs is not left to rounding.
+Its output makes no sense, but it is as reproducible as any other model's. The model computes in float64, so rounding
+does not decide whether two outputs are equal.
 """
 
 from functools import cache
@@ -31,7 +31,7 @@ CONFIG = ModelConfig.from_hf(
 
 
 def byte_tokenizer(template: str | None = CHATML, special: list[str] = CHATML_TOKENS) -> PreTrainedTokenizerFast:
-    """One token a byte, after the special ones."""
+    """A tokenizer with the special tokens first, then one token for each byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(special + alphabet)}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -42,7 +42,7 @@ def byte_tokenizer(template: str | None = CHATML, special: list[str] = CHATML_TO
 
 @cache
 def small_model(seed: int = 0) -> Model:
-    """A model of `CONFIG`'s shape with weights drawn from the seed, in float64."""
+    """A model of `CONFIG`'s shape whose float64 weights are drawn from the seed."""
     draw = torch.Generator().manual_seed(seed)
     shapes = CONFIG.tensor_shapes().items()
     return Model(CONFIG, {name: 0.3 * torch.randn(size, generator=draw, dtype=torch.float64) for name, size in shapes})
@@ -55,7 +55,7 @@ def small_engine(kind: type[Engine] = Engine, *, seed: int = 0, **settings) -> E
 
 
 def poison(engine: Engine) -> None:
-    """Fill all pages, and from now on every page that is freed, with NaN: whoever reads one says nonsense."""
+    """Fill every free page with NaN, now and whenever one is freed: a stale read then shows in the output."""
     allocator, release = engine.pool.allocator, engine.pool.allocator.release
     pages = engine.pool.kv.unflatten(3, (-1, engine.pool.page_size))
     pages[:, :, :, [page for page, owners in enumerate(allocator.owners) if not owners]] = torch.nan

@@ -1,11 +1,11 @@
-"""A soak: thousands of random turns on few pages, with faults at every seam, against the same turns undisturbed.
+"""A soak test: thousands of random turns on few pages, with faults at every seam, compared with an undisturbed run.
 
-A script of rounds is drawn from a seed. In a round some sessions take a turn side by side, and between two rounds
-sessions fork, roll back, end, are said to come back soon, or move into a file and out again. A client whose turn fails
-finds the session as it was before it, and asks again, until it has its answer; some change their minds half-way.
+A list of rounds is drawn from a seed. In a round, some sessions take a turn in one batch. Between two rounds a session
+is forked, rolled back, closed, announced to return soon, or saved into a file and loaded again. A client whose turn
+fails finds its session as it was before the turn, and submits the turn again until it succeeds. Some clients abort.
 
-So the answers must be those of a run without faults and with plenty of pages, token by token; and once all sessions are
-closed, every page must be free. Freed pages hold NaN, so that whoever reads one says nonsense.
+So the outputs must equal those of a run without faults and with plenty of pages, token by token. Once all sessions are
+closed, every page must be free. Freed pages hold NaN, so a stale read changes the output.
 """
 
 import tempfile
@@ -18,18 +18,19 @@ from random import Random
 
 from tqdm import tqdm
 
-from minstate.costs import CostTable
+from minstate.draft_budget import CostTable
 from minstate.engine import Engine
 from minstate.errors import OutOfPages
 from minstate.lab.engines.faults import InjectedFault, faults
 from minstate.lab.engines.small_engine import poison, small_engine
+from minstate.request import Request
 from minstate.sampling import Sampling
 from minstate.session import Mark, Session
 from minstate.speculation import Speculation
-from minstate.turn import Handle
 
-SESSIONS, LONGEST = 6, 150  # side by side; tokens of a log, beyond which a session is replaced by a new one
-NUM_PAGES = 64  # of 4 tokens: enough for any one turn, and for a third of what six sessions may hold
+NUM_SESSIONS = 6  # at any time
+MAX_LOG = 150  # tokens; a session whose log is longer is replaced by a new one
+NUM_PAGES = 64  # of 4 tokens: enough for any single turn, and for a third of what six sessions may hold
 RATES = {"allocation": 0.02, "forward": 0.02, "sampling": 0.004, "file": 0.5}  # share of calls that fail
 TOOL = {"name": "look", "parameters": {"type": "object", "properties": {"deep": {"type": "boolean"}}}}
 DRAFTS_ARE_CHEAP = CostTable((1, 64), (0, 10000), ((1.0, 1.01), (1.0, 1.01)))
@@ -37,161 +38,194 @@ DRAFTS_ARE_CHEAP = CostTable((1, 64), (0, 10000), ((1.0, 1.01), (1.0, 1.01)))
 
 @dataclass(frozen=True, eq=False)
 class SoakTurn:
-    """A turn to be taken by the session at `place`."""
+    """A turn that the session at `place` takes."""
 
     place: int
     token_ids: tuple[int, ...]
     options: dict
-    regret: int | None  # steps after which the client changes its mind, and wants the session as it was
+    abort_after: int | None  # steps after which the client aborts the turn
 
 
 @dataclass(frozen=True)
 class Round:
-    """What happens to the session at `place`, if anything; then turns side by side."""
+    """What happens to the session at `place`, if anything; then the turns of one batch."""
 
     happening: str
     place: int
-    other: int  # whose session gives way to a fork
-    asks: tuple[SoakTurn, ...]
+    other: int  # the place whose session a fork replaces
+    turns: tuple[SoakTurn, ...]
 
 
 @dataclass
 class Outcome:
-    """What a run has said, and what it went through."""
+    """What a run has generated, and what happened to it."""
 
-    answers: list[tuple[int, ...]] = field(default_factory=list)
+    outputs: list[tuple[int, ...]] = field(default_factory=list)
     faults: Counter = field(default_factory=Counter)  # injected, by seam
     happenings: Counter = field(default_factory=Counter)
-    failed: int = 0  # turns that ended with an error, and were asked for again
+    failed: int = 0  # turns that ended with an error, and were submitted again
     preempted: int = 0
     recomputed: int = 0  # tokens
-    accepted: int = 0  # tokens of drafts
+    accepted: int = 0  # draft tokens
     lost_pages: int = 0
 
     def counts(self) -> dict:
-        """All but the answers, as JSON has it."""
-        counted = {name: value for name, value in vars(self).items() if name != "answers"}
+        """Everything but the outputs, as values that JSON has."""
+        counted = {name: value for name, value in vars(self).items() if name != "outputs"}
         return {name: dict(value) if isinstance(value, Counter) else value for name, value in counted.items()}
 
 
 def draw_rounds(turns: int, seed: int = 0) -> list[Round]:
-    """Rounds with so many turns in all."""
+    """Rounds with `turns` turns in all."""
     draw, rounds = Random(f"soak {seed}"), []
     while turns > 0:
-        places = draw.sample(range(SESSIONS), min(turns, draw.randint(1, 4)))
+        places = draw.sample(range(NUM_SESSIONS), min(turns, draw.randint(1, 4)))
         happening = draw.choice(["", "", "fork", "mark", "rollback", "close", "expect", "file"])
-        rounds.append(Round(happening, *draw.sample(range(SESSIONS), 2), tuple(_ask(draw, at) for at in places)))
+        two_places = draw.sample(range(NUM_SESSIONS), 2)
+        rounds.append(Round(happening, *two_places, tuple(_draw_turn(draw, place) for place in places)))
         turns -= len(places)
     return rounds
 
 
-def _ask(draw: Random, place: int) -> SoakTurn:
+def _draw_turn(draw: Random, place: int) -> SoakTurn:
     sampling = Sampling(draw.choice([0.0, 0.0, 1.0]), seed=draw.randrange(100), ignore_eos=True)
     options = {"max_new_tokens": draw.randint(1, 24), "sampling": sampling}
     if draw.random() < 0.1:
         options = {"max_new_tokens": 60, "tools": [TOOL], "tool_choice": "required"}
-    told = tuple(draw.randrange(40, 60) for _ in range(draw.randint(1, 12)))
-    return SoakTurn(place, told, options, draw.randint(0, 3) if draw.random() < 0.05 else None)
+    token_ids = tuple(draw.randrange(40, 60) for _ in range(draw.randint(1, 12)))
+    return SoakTurn(place, token_ids, options, draw.randint(0, 3) if draw.random() < 0.05 else None)
 
 
 def play_rounds(rounds: Iterable[Round], engine: Engine, rates: Mapping[str, float], seed: int = 0) -> Outcome:
-    """Play the rounds while calls at the seams fail at these `rates`. Everything is recounted after every step."""
-    outcome, disturbed = Outcome(), _bursts(rates, seed)
-    sessions = [engine.open(tenant=f"tenant {place % 2}") for place in range(SESSIONS)]
-    marks: dict[Session, list[Mark]] = {}
-    with tempfile.TemporaryDirectory(prefix="minstate-") as folder, faults(engine, disturbed) as outcome.faults:
-        for one in rounds:
-            _happen(one, engine, sessions, marks, Path(folder))
-            outcome.happenings[one.happening] += 1
-            outcome.answers += _converse(one.asks, engine, sessions, outcome)
-            for place, session in enumerate(sessions):
-                if len(session.token_ids) > LONGEST:
-                    _replace(sessions, place, engine.open(tenant=f"tenant {place % 2}"))
-    for session in sessions:
+    """Play the rounds while calls at the seams fail at these `rates`. The engine recounts everything at every step."""
+    clients = Clients(engine)
+    outcome = clients.outcome
+    with (
+        tempfile.TemporaryDirectory(prefix="minstate-") as folder,
+        faults(engine, _failing_calls(rates, seed)) as outcome.faults,
+    ):
+        for each in rounds:
+            clients.act(each, Path(folder) / "session")
+            outcome.happenings[each.happening] += 1
+            outcome.outputs += clients.take_turns(each.turns)
+            clients.replace_long_sessions()
+    for session in clients.sessions:
         session.close()
-    engine.cache.make_room(engine.pool.allocator.num_pages)
+    allocator = engine.pool.allocator
+    engine.cache.make_room(allocator.num_pages)
     engine.check()
-    outcome.lost_pages = engine.pool.allocator.num_pages - engine.pool.allocator.num_free
+    outcome.lost_pages = allocator.num_pages - allocator.num_free
     return outcome
 
 
-def _bursts(rates: Mapping[str, float], seed: int) -> Callable[[str], bool]:
-    """When a call at a seam fails. A pool that has no page has none the next moment either."""
-    draw, again = Random(f"faults {seed}"), Counter()
+def _failing_calls(rates: Mapping[str, float], seed: int) -> Callable[[str], bool]:
+    """Whether a call at a seam fails. Faults of allocation come in bursts: a full pool stays full for a while."""
+    draw, left = Random(f"faults {seed}"), Counter()  # calls of the burst that are left
 
     def fails(seam: str) -> bool:
-        again[seam] -= 1
-        if again[seam] < 0 and draw.random() < rates.get(seam, 0):
-            again[seam] = draw.randint(1, 6) if seam == "allocation" else 1
-        return again[seam] > 0
+        left[seam] -= 1
+        if left[seam] < 0 and draw.random() < rates.get(seam, 0):
+            left[seam] = draw.randint(1, 6) if seam == "allocation" else 1
+        return left[seam] > 0
 
     return fails
 
 
-def _happen(one: Round, engine: Engine, sessions: list[Session], marks: dict, folder: Path) -> None:
-    session = sessions[one.place]
-    match one.happening:
-        case "fork":
-            _replace(sessions, one.other, session.fork())
-        case "mark":
-            marks.setdefault(session, []).append(session.mark())
-        case "rollback" if marks.get(session):
-            session.rollback(marks[session].pop())
-        case "close":
-            _replace(sessions, one.place, engine.open(tenant=f"tenant {one.place % 2}"))
-        case "expect":
-            session.expect(100.0)
-        case "file":
-            before = session.token_ids
-            _insist(lambda: session.save(folder / "session"))
-            _replace(sessions, one.place, _insist(lambda: engine.load(folder / "session", f"tenant {one.place % 2}")))
-            assert sessions[one.place].token_ids == before
-            assert [path.name for path in folder.iterdir()] == ["session"], "nothing half-written is left"
-    engine.check()
+class Clients:
+    """The clients of one run: each has a place, and a session there."""
+
+    def __init__(self, engine: Engine):
+        self.engine, self.outcome = engine, Outcome()
+        self.sessions = [self._open(place) for place in range(NUM_SESSIONS)]
+        self._marks: dict[Session, list[Mark]] = {}
+
+    def act(self, round_: Round, path: Path) -> None:
+        """Do to the session at the round's place what the round says. `path` is where a file may be written."""
+        session = self.sessions[round_.place]
+        match round_.happening:
+            case "fork":
+                self._replace(round_.other, session.fork())
+            case "mark":
+                self._marks.setdefault(session, []).append(session.mark())
+            case "rollback" if self._marks.get(session):
+                session.rollback(self._marks[session].pop())
+            case "close":
+                self._replace(round_.place, self._open(round_.place))
+            case "expect":
+                session.expect(100.0)
+            case "file":
+                self._move_through_file(round_.place, path)
+        self.engine.check()
+
+    def take_turns(self, turns: Iterable[SoakTurn]) -> Iterator[tuple[int, ...]]:
+        """Run the turns in one batch, and submit those that fail again. Yields the outputs, in the order of `turns`."""
+        outputs: dict[SoakTurn, tuple[int, ...]] = {}
+        while waiting := [turn for turn in turns if turn not in outputs]:
+            running: dict[Request, tuple[SoakTurn, list[int], Mark]] = {}
+            for turn in waiting:
+                session = self.sessions[turn.place]
+                before, mark = session.token_ids, session.mark()
+                request = self.engine.submit(session, token_ids=turn.token_ids, **turn.options)
+                running[request] = (turn, before, mark)
+            for step in count():
+                for request, (turn, before, mark) in list(running.items()):
+                    if turn.abort_after == step:
+                        request.abort()
+                    if request.done:
+                        del running[request]
+                        output = self._end_turn(turn, request, before, mark)
+                        if output is not None:
+                            outputs[turn] = output
+                if not running:
+                    break
+                self.engine.step()
+                self.engine.check()
+        yield from (outputs[turn] for turn in turns)
+
+    def replace_long_sessions(self) -> None:
+        """Open a new session in the place of each whose log has grown too long."""
+        for place, session in enumerate(self.sessions):
+            if len(session.token_ids) > MAX_LOG:
+                self._replace(place, self._open(place))
+
+    def _end_turn(self, turn: SoakTurn, request: Request, before: list[int], mark: Mark) -> tuple[int, ...] | None:
+        """Count what a turn that is done has cost. Returns its output, or None if it failed and must be run again."""
+        session = self.sessions[turn.place]
+        self.outcome.preempted += request.preempted
+        if turn.abort_after is not None:
+            session.rollback(mark)  # the turn may have ended before it was aborted
+            assert session.token_ids == before
+            return ()
+        if request.error:
+            assert session.token_ids == before, "a failed turn has changed its session's log"
+            self.outcome.failed += 1
+            return None
+        self.outcome.recomputed += request.turn.stats.recomputed
+        self.outcome.accepted += request.turn.stats.accepted
+        return request.turn.token_ids
+
+    def _open(self, place: int) -> Session:
+        return self.engine.open(tenant=_tenant(place))
+
+    def _replace(self, place: int, session: Session) -> None:
+        self.sessions[place].close()
+        self.sessions[place] = session
+
+    def _move_through_file(self, place: int, path: Path) -> None:
+        """Save the session, and put the one that is loaded from the file in its place."""
+        session = self.sessions[place]
+        before = session.token_ids
+        _retry(lambda: session.save(path))
+        self._replace(place, _retry(lambda: self.engine.load(path, _tenant(place))))
+        assert self.sessions[place].token_ids == before
+        assert list(path.parent.iterdir()) == [path], "a partly written file is left"
 
 
-def _converse(asks: Iterable[SoakTurn], engine: Engine, sessions: list[Session], outcome: Outcome) -> Iterator:
-    """Ask side by side, and again where a turn has failed. Yields the answers, in the order of the asks."""
-    answers: dict[SoakTurn, tuple[int, ...]] = {}
-    while waiting := [ask for ask in asks if ask not in answers]:
-        running: dict[Handle, tuple[SoakTurn, list[int], Mark]] = {}
-        for ask in waiting:
-            session = sessions[ask.place]
-            before = session.token_ids, session.mark()
-            running[engine.submit(session, token_ids=ask.token_ids, **ask.options)] = (ask, *before)
-        for step in count():
-            if not running:
-                break
-            for handle, (ask, before, mark) in list(running.items()):
-                if ask.regret == step:
-                    handle.abort()
-                if not handle.done:
-                    continue
-                del running[handle]
-                if ask.regret is not None:  # it may have been done just before, or failed
-                    sessions[ask.place].rollback(mark)
-                    answers[ask] = ()
-                elif handle.error:
-                    assert sessions[ask.place].token_ids == before, "a turn that failed has left something behind"
-                    outcome.failed += 1
-                else:
-                    answers[ask] = handle.turn.token_ids
-                    outcome.recomputed += handle.turn.stats.recomputed
-                    outcome.accepted += handle.turn.stats.accepted
-                outcome.preempted += handle.request.preempted
-                assert ask.regret is None or sessions[ask.place].token_ids == before
-            if running:
-                engine.step()
-                engine.check()
-    yield from (answers[ask] for ask in asks)
+def _tenant(place: int) -> str:
+    return f"tenant {place % 2}"
 
 
-def _replace(sessions: list[Session], place: int, session: Session) -> None:
-    sessions[place].close()
-    sessions[place] = session
-
-
-def _insist(attempt):
+def _retry(attempt: Callable):
     while True:
         try:
             return attempt()
@@ -200,14 +234,17 @@ def _insist(attempt):
 
 
 def soak(turns: int = 2000, seed: int = 0) -> Outcome:
-    """The outcome of a disturbed run; raises AssertionError if it differs from the undisturbed one, or loses pages."""
+    """The outcome of a disturbed run.
+
+    Raises AssertionError if its outputs differ from the undisturbed run's, or if a page is lost.
+    """
     rounds = draw_rounds(turns, seed)
-    calm = play_rounds(tqdm(rounds, desc="undisturbed", unit="round"), small_engine(num_pages=1024), {})
+    undisturbed = play_rounds(tqdm(rounds, desc="undisturbed", unit="round"), small_engine(num_pages=1024), {})
     ticks = count()
     speculation = Speculation(DRAFTS_ARE_CHEAP)
     engine = small_engine(num_pages=NUM_PAGES, speculation=speculation, clock=lambda: float(next(ticks)))
     poison(engine)
-    wild = play_rounds(tqdm(rounds, desc="disturbed", unit="round"), engine, RATES, seed)
-    assert wild.answers == calm.answers, "the answers are not those of the undisturbed run"
-    assert wild.lost_pages == calm.lost_pages == 0
-    return wild
+    disturbed = play_rounds(tqdm(rounds, desc="disturbed", unit="round"), engine, RATES, seed)
+    assert disturbed.outputs == undisturbed.outputs, "the outputs are not those of the undisturbed run"
+    assert disturbed.lost_pages == undisturbed.lost_pages == 0
+    return disturbed

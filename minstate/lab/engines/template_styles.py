@@ -1,6 +1,6 @@
-"""Chat templates in the styles that models are published with, short enough to be read; and tokenizers that use them.
+"""Chat templates in the styles of published models, short enough to read, and tokenizers that use them.
 
-The real ones differ from these in many details, and in nothing that matters for where a text may be cut.
+The published templates differ from these in many details, but not in where their text may be cut between two turns.
 """
 
 import copy
@@ -47,7 +47,7 @@ QWEN2 = """\
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}
 """
 
-# Replies before the last question lose what they thought; one at the very end is given an empty thought if it has none.
+# Replies before the last question lose their reasoning. A reply at the very end gets an empty one if it has none.
 QWEN3 = """\
 {%- if messages[0].role == 'system' %}{{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}{%- endif %}
 {%- set ns = namespace(searching=true, question=messages | length - 1) %}
@@ -93,7 +93,7 @@ LLAMA3 = """\
 {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}
 """
 
-# No generation prompt, roles must alternate, the system message goes into the *last* user message.
+# It has no generation prompt, requires alternating roles, and puts the system message into the *last* user message.
 MISTRAL = """\
 {%- if messages[0].role == 'system' %}
     {%- set system = messages[0].content + '\n\n' %}{%- set talk = messages[1:] %}
@@ -126,9 +126,9 @@ STYLES = {
 
 
 def in_style(tokenizer, style: str):
-    """A copy of `tokenizer` with the chat template `style`, one of `STYLES`, and with its special tokens.
+    """A copy of `tokenizer` with the chat template and the special tokens of `style`, one of `STYLES`.
 
-    A special token that the vocabulary lacks gets an id behind its end: good for looking at, but not for a model.
+    A special token that the vocabulary lacks gets an id after its last one: you can look at it, but no model knows it.
     """
     template, special = STYLES[style]
     tokenizer = copy.deepcopy(tokenizer)

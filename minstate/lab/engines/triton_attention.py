@@ -1,6 +1,6 @@
-"""The Triton backend of attention, for a GPU: as `attention.TorchAttention`, by the kernels in `kernels/`.
+"""Attention by the Triton kernels in `minstate/kernels/`, with the same interface as `attention.TorchAttention`.
 
-Without a GPU it runs in Triton's interpreter (`TRITON_INTERPRET=1`, set before triton is imported), slowly: for tests.
+Tests run it without a GPU, slowly, in Triton's interpreter: set `TRITON_INTERPRET=1` before triton is imported.
 """
 
 import torch
@@ -14,8 +14,8 @@ from minstate.ragged_batch import RaggedBatch
 class TritonAttention:
     """Attention of one ragged batch over the pool's pages, on the pool's device.
 
-    How a launch is cut up is decided here, once a forward pass, from what the host knows: the batch is read where it
-    was built, so nothing waits for the device. The lengths themselves are read on the device.
+    The number of splits is chosen here, once per forward pass, from the batch as it lies on the host, so the host never
+    waits for the device. The kernels read the exact lengths on the device.
     """
 
     def __init__(self, pool: KVPool, batch: RaggedBatch):
