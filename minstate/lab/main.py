@@ -14,17 +14,18 @@ FIRST = NOTEBOOKS / "00_start_here.ipynb"
 def main() -> None:
     """Execute `00_start_here.ipynb` of a clone, or the copy of it that an installed package holds."""
     parser = argparse.ArgumentParser(prog="python -m minstate.lab.main", description=__doc__)
-    parser.add_argument("--dry-run", action="store_true", help="say what would be executed, and execute nothing")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be executed, and stop")
     dry_run = parser.parse_args().dry_run
     with lab_extra("the main job"):
         from minstate.lab.notebook.web_page import render, text_outputs
+    if dry_run:
+        print(f"would execute {FIRST}, and write its page into {OUT}")
+        return
     try:
         find_model()
     except MinstateError as error:
         sys.exit(f"error: {error}")
     print(f"executing {FIRST}: two engines, the same agent, the same tokens", flush=True)
-    if dry_run:
-        return
     page = render(FIRST, OUT)
     print(text_outputs(page.with_suffix(".ipynb"), "headline"))
     print(f"\nThe executed page, with its figures: {page}")

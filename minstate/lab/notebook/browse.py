@@ -192,11 +192,11 @@ def look_at(page: "Page", address: str, picture: Path) -> tuple[int, list[str]]:
 
 def main(notebooks: list[Path]) -> int:
     """Look at each notebook, of the course if none is named; return an exit status. SystemExit says what is missing."""
+    paths.clone_for("lab.notebook.browse")
     try:
         from playwright.sync_api import Error, sync_playwright
     except ModuleNotFoundError:
         sys.exit("playwright is not installed: `make browse`, or `pip install -c constraints.txt -e '.[browse]'`")
-    paths.clone_for("lab.notebook.browse")
     OUT.mkdir(parents=True, exist_ok=True)
     notebooks, faults = notebooks or sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")), 0
     with TemporaryDirectory() as temporary, sync_playwright() as playwright:
