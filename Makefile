@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY := passive
 
 help:
 	@echo "make run      set up what is missing, then compare naive and stateful turns (notebook 00) into out/"
-	@echo "make test     set up what is missing, then lint, tests and notebooks"
+	@echo "make test     set up what is missing, then lint, types, tests and notebooks"
 	@echo "make lab      set up what is missing, then open the course in JupyterLab"
 	@echo "make browse   set up what is missing, then run every notebook in a real browser; pictures into out/browse/"
 	@echo "make site     set up what is missing, then write the executed course as web pages into out/site/"
@@ -26,8 +26,11 @@ run: weights
 test: weights
 	@echo "== lint"
 	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@echo "== types"
+	@$(PY) -m ty check
 	@echo "== tests"
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 tests
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup tests
 	@echo "== notebooks, with their exercises solved"
 	@$(PY) -m minstate.lab.notebook.solutions
 	@$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120 out/solved/*.ipynb

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("wheel")  # of several processes one builds the wheel, and runs all of these
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ("minstate", "notebooks", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 ANSWERS = """
