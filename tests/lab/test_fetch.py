@@ -1,4 +1,4 @@
-"""The default model is there completely or not at all, whatever happens on the way."""
+"""The default model is there completely or not at all, whatever interrupts the fetching of it."""
 
 import json
 import os
@@ -122,7 +122,7 @@ def test_a_damaged_folder_stays_until_its_successor_is_ready(folder):
     assert content(folder) == CONTENT | {"config.json": "damaged"}
 
 
-def test_a_folder_of_somebody_else_is_never_replaced(folder):
+def test_a_folder_that_was_not_fetched_is_never_replaced(folder):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("mine")
     with pytest.raises(FetchError, match="not fetched"):
@@ -179,6 +179,21 @@ def test_a_python_without_pip_is_the_same_error(tmp_path, monkeypatch):
     with pytest.raises(FetchError, match="No module named pip") as raised:
         download(tmp_path)
     assert_names_alternatives(str(raised.value))
+
+
+@pytest.mark.parametrize("package", module.NEEDED)
+def test_a_missing_package_is_named_with_the_command_that_installs_it(folder, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    with pytest.raises(FetchError, match=rf"needs {package}; .*-m pip install 'minstate\[lab\]'$"):
+        fetch(folder, stages=[never])
+    assert not folder.parent.exists()
+
+
+def test_a_complete_folder_needs_no_other_package(folder, monkeypatch):
+    fetch(folder, stages=[prepare, finish])
+    for package in module.NEEDED:
+        monkeypatch.setitem(sys.modules, package, None)
+    assert fetch(folder, stages=[never]) == folder
 
 
 def test_with_another_model_chosen_nothing_is_fetched(monkeypatch, capsys):
