@@ -1,1 +1,1 @@
-"""A tool-calling agent at work: its workload, the script that chooses its calls, its code base and its tools."""
+"""A tool-calling agent at work: its workload, the script that chooses its tool calls, its code base and its tools."""

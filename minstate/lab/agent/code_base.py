@@ -1,8 +1,8 @@
 """A small order service, written from a seed: seven modules, their tests, a database, and one bug that a test catches.
 
-The code is filled in from the templates under `lab/data/order_service`. The seed draws the names, the numbers, the
-database's rows, and which of the bugs gets in. Everything comes from `random.Random`, which gives the same values for
-the same seed on every machine and Python version.
+The code is filled in from the templates under `lab/data/order_service`. The seed decides the names, the numbers, the
+database's rows, and which bug is put in. All draws come from `random.Random`, which gives the same values for the same
+seed on every machine and Python version.
 """
 
 import datetime
@@ -19,13 +19,13 @@ WORDS = json.loads((SOURCE / "words.json").read_text(encoding="utf-8"))
 
 @dataclass(frozen=True)
 class Bug:
-    """One wrong line: where it is, how it should read, what people notice, and which rows (alias `o`) it touched."""
+    """One wrong line, and its effects."""
 
     module: str
     right: str
     wrong: str
-    complaint: str
-    touched: str
+    complaint: str  # of somebody in the shop
+    touched: str  # an SQL condition on the affected rows of `orders o`
 
 
 BUGS = [
@@ -83,16 +83,16 @@ BUGS = [
 
 @dataclass(frozen=True)
 class CodeBase:
-    """What the seed drew: names by their template's key, the text of each file, the tables' rows, and the bug."""
+    """An order service as the seed has drawn it."""
 
-    names: dict[str, str | int]
-    files: dict[str, str]
-    tables: dict[str, list[tuple]]
+    names: dict[str, str | int]  # and numbers, by their key in the templates
+    files: dict[str, str]  # texts by path
+    tables: dict[str, list[tuple]]  # each as a row of column names, then the rows of values
     bug: Bug
 
 
 def write_code_base(random: Random) -> CodeBase:
-    """Draw names, numbers, rows and a bug, and write the code with the bug in it."""
+    """Draw names, numbers, rows and a bug, and write the code with that bug."""
     names, articles = draw_names(random)
     template = random.choice(BUGS)
     bug = Bug(**{field: Template(text).substitute(names) for field, text in vars(template).items()})
@@ -108,7 +108,7 @@ def write_code_base(random: Random) -> CodeBase:
 
 
 def draw_names(random: Random) -> tuple[dict[str, str | int], list[tuple]]:
-    """Return the values of the templates' keys, and the catalogue as (sku, name, price, grams)."""
+    """Return the values of the templates' keys, and the articles of the catalogue as (sku, name, price, grams)."""
     names: dict[str, str | int] = {key: random.choice(choices) for key, choices in WORDS["synonyms"].items()}
     first, second = random.choice(WORDS["first_words"]), random.choice(WORDS["second_words"])
     trade = random.choice(list(WORDS["trades"]))
@@ -124,6 +124,15 @@ def draw_names(random: Random) -> tuple[dict[str, str | int], list[tuple]]:
         "class_prefix": first.title() + second.title(),
         "trade": trade,
         "Item": kind,
+    }
+    names |= draw_rules(random)
+    names |= draw_examples(random, names, articles, unknown_sku=f"{kind[0]}{numbers[0]}")
+    return names, articles
+
+
+def draw_rules(random: Random) -> dict[str, int]:
+    """Return the numbers of the shop's rules: limits, prices, percentages and days."""
+    return {
         "bulk_from": random.randrange(8, 30),
         "bulk_percent": random.randrange(4, 16),
         "tax_percent": random.randrange(6, 24),
@@ -147,29 +156,32 @@ def draw_names(random: Random) -> tuple[dict[str, str | int], list[tuple]]:
         "part_percent": random.randrange(40, 85, 5),
         "refund_example": random.randrange(1500, 9900),
     }
+
+
+def draw_examples(random: Random, names: dict, articles: list[tuple], unknown_sku: str) -> dict[str, str | int]:
+    """Return the catalogue as code, and the values that the tests use."""
+    kind, rate = names["Item"], names["tax_percent"]
     sku, good, price, _ = random.choice(articles)
-    # Two amounts whose tax has a fraction of a cent of at least a half, so that rounding down shows.
-    rate = names["tax_percent"]
+    # The tax of both amounts has a fraction of at least half a cent, so a test sees whether it is rounded up.
     example, second = random.sample([net for net in range(1000, 9000) if net * rate % 100 >= 50], 2)
-    names |= {
+    return {
         "item_lines": "\n".join(f'    {kind}("{a}", "{b}", {c}, {d}),' for a, b, c, d in articles),
         "sku": sku,
         "sku_name": good,
         "sku_word": good.replace(" ", "_"),
         "two_pieces": 2 * price,
-        "unknown_sku": f"{kind[0]}{numbers[0]}",
+        "unknown_sku": unknown_sku,
         "tax_example": example,
         "tax_rounded": (example * rate + 50) // 100,
         "second_example": second,
         "second_rounded": (second * rate + 50) // 100,
     }
-    return names, articles
 
 
 def draw_tables(random: Random, names: dict[str, str | int], articles: list[tuple]) -> dict[str, list[tuple]]:
-    """Return customers, orders and stock, each as a row of column names and rows of values.
+    """Return customers, orders and stock, each as a row of column names, then the rows of values.
 
-    Every customer has an order, and every bug's boundary (a quantity, a shelf, a day) is met by some rows.
+    Every customer has an order. For each bug, some rows lie exactly on its boundary (a quantity, a stock level, a day).
     """
     towns = random.sample(WORDS["towns"], 6)
     companies = [f"{town} {company}" for town in towns for company in WORDS["companies"]]

@@ -1,7 +1,8 @@
-"""Which tool the agent calls next: a script that reads what the tools returned, as an agent would.
+"""Which tool the agent calls next: a script that reads the tools' results and chooses a call, in place of a model.
 
-The story is a debugging session: see the tests fail, find the code, mend it, look up the orders it touched, then go
-over the rest of the service. The seed decides where it starts, in which order it goes on, and how it asks.
+The script plays a debugging session: the agent sees the tests fail, finds the wrong line, fixes it, looks up the orders
+that it affected, and then reviews the rest of the service. The seed decides where the agent starts, in which order it
+continues, and how it phrases its queries.
 """
 
 import re
@@ -10,16 +11,16 @@ from random import Random
 
 from minstate.lab.agent.code_base import CodeBase
 
-MAX_CALLS = 39  # what the shortest script holds
+MAX_CALLS = 39  # the length of the shortest script
 
 
 def call(tool: str, **arguments: str | int) -> dict:
-    """Return a tool call as chat messages carry it."""
+    """Return a tool call in the form that chat messages have."""
     return {"name": tool, "arguments": arguments}
 
 
 def debugging_script(code: CodeBase, random: Random) -> Generator[dict, str, None]:
-    """Yield tool calls; each call's result is to be sent back in before the next one is drawn."""
+    """Yield tool calls, and be sent each call's result before the next one."""
     touched = query_touched_orders(code, random)
     start = random.choice(["tests", "database", "folder"])
     if start == "database":
@@ -28,21 +29,18 @@ def debugging_script(code: CodeBase, random: Random) -> Generator[dict, str, Non
         listing = yield call("list_files", folder=".")
 
     report = yield call("run_tests")
-    test_file, function = what_failed(report)
+    test_file, function = first_failure(report)
     if start == "folder":
-        path = next(path for path in paths_in(listing) if path.endswith(test_file.replace("tests/test_", "/")))
+        path = next(path for path in listed_paths(listing) if path.endswith(test_file.replace("tests/test_", "/")))
         source = yield call("read_file", path=path, first=1, last=random.randrange(36, 46))
     else:
         pattern = random.choice([rf"\b{function}\b", rf"{function}[^_]", rf"(def|import|assert|-).*\b{function}"])
         hits = yield call("search", pattern=pattern)
-        path, line = where_defined(function, hits)
+        path, line = find_definition(function, hits)
         first = max(1, line - random.randrange(13, 20))
         source = yield call("read_file", path=path, first=first, last=line + random.randrange(14, 24))
 
-    # What is wrong with the line is the one thing that the script knows beforehand.
-    wrong = next(text for text in texts_in(source) if code.bug.wrong in text)
-    yield call("edit_file", path=path, old=wrong, new=wrong.replace(code.bug.wrong, code.bug.right))
-
+    yield fix(code, path, wrong_line(code, source))
     if start != "database":
         yield touched
     yield call("run_tests", path=test_file)
@@ -50,7 +48,7 @@ def debugging_script(code: CodeBase, random: Random) -> Generator[dict, str, Non
 
 
 def review(code: CodeBase, random: Random, reviewed: str) -> Generator[dict, str, None]:
-    """Go over the rest, in an order drawn by lot: modules and who uses them, tests, each customer's orders."""
+    """Review the rest in random order: the modules and where they are used, the tests, and each customer's orders."""
     errands = [path for path in code.files if path != reviewed and "__init__" not in path]
     errands += [customer for customer, *_ in code.tables["customers"][1:]]
     for errand in random.sample(errands, len(errands)):
@@ -72,7 +70,7 @@ ORDER_COLUMNS = [
 
 
 def query_touched_orders(code: CodeBase, random: Random) -> dict:
-    """Return the query for the orders that the bug touched, and whose they are."""
+    """Return the call that queries the orders that the bug affected, with their customers."""
     columns = random.sample(["c.zone", "o.placed_on", "o.sku", "o.quantity", "o.net", "o.grams"], 4)
     order = random.choice(["o.id", "o.id DESC", "o.net DESC, o.id", "c.name, o.id"])
     sql = (
@@ -82,23 +80,33 @@ def query_touched_orders(code: CodeBase, random: Random) -> dict:
     return call("query", sql=sql)
 
 
-def what_failed(report: str) -> tuple[str, str]:
-    """Return the test file of the first failure in a test report, and the function that its assertion calls."""
+def wrong_line(code: CodeBase, source: str) -> str:
+    """Return the wrong line among those read. How it should read is all that a script knows beforehand."""
+    return next(line for line in source_lines(source) if code.bug.wrong in line)
+
+
+def fix(code: CodeBase, path: str, line: str) -> dict:
+    """Return the edit that corrects the wrong line."""
+    return call("edit_file", path=path, old=line, new=line.replace(code.bug.wrong, code.bug.right))
+
+
+def first_failure(report: str) -> tuple[str, str]:
+    """Return the test file of a test report's first failure, and the function that the failed assertion calls."""
     failure = re.search(r'File "(tests/\w+\.py)", line \d+, in \w+\n\s*self\.assert\w+\(\W*(\w+)\(', report)
     return failure[1], failure[2]
 
 
-def where_defined(function: str, hits: str) -> tuple[str, int]:
-    """Return the file and line of a function's definition among search hits."""
+def find_definition(function: str, hits: str) -> tuple[str, int]:
+    """Return the file and line that define the function, found among the hits of a search."""
     hit = re.search(rf"^(\S+?):(\d+): def {function}\b", hits, re.MULTILINE)
     return hit[1], int(hit[2])
 
 
-def paths_in(listing: str) -> list[str]:
+def listed_paths(listing: str) -> list[str]:
     """Return the paths of a file listing."""
     return [line.split()[0] for line in listing.splitlines()]
 
 
-def texts_in(source: str) -> list[str]:
-    """Return the lines that `read_file` numbered, as they stand in the file."""
+def source_lines(source: str) -> list[str]:
+    """Return the lines of a `read_file` result without their numbers, as they are in the file."""
     return [re.sub(r"^ *\d+  ", "", line) for line in source.splitlines()[1:]]

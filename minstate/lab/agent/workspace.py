@@ -1,10 +1,10 @@
-"""Tools that really run, in a folder of their own: list, search, read, edit, test, query.
+"""The agent's tools, which really run in a folder: list, search, read, edit, test, query.
 
 A tool takes the workspace's root folder and the agent's arguments, and returns text for the agent. `run_tool` turns
-every error into text as well: an agent should read about its mistakes, not crash on them. Results hold nothing that
-changes from run to run (times, temporary paths), so that a conversation can be replayed byte for byte.
+every error into text as well, because an agent should read about its mistakes and not crash. Results hold nothing that
+changes from run to run (times, temporary paths), so a conversation can be replayed byte for byte.
 
-Paths are confined to the folder; code is not: `run_tests` executes what the files say, with this user's rights.
+Paths are confined to the folder, but code is not: `run_tests` executes the files with the rights of your user.
 """
 
 import json
@@ -30,7 +30,7 @@ def load_schemas() -> list[dict]:
 
 
 def write_workspace(folder: Path, files: dict[str, str], tables: dict[str, list[tuple]]) -> None:
-    """Write text files, and a database whose tables are given as a row of column names and rows of values."""
+    """Write text files, and a database. Each table is a row of column names, then the rows of values."""
     for path, text in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text, encoding="utf-8", newline="\n")
@@ -41,7 +41,7 @@ def write_workspace(folder: Path, files: dict[str, str], tables: dict[str, list[
 
 
 class ToolError(Exception):
-    """The agent asked for something a tool can't do; the message tells it what."""
+    """The agent asked for something that a tool cannot do. The message is for the agent."""
 
 
 def run_tool(root: Path, name: str, arguments: dict) -> str:
@@ -50,7 +50,7 @@ def run_tool(root: Path, name: str, arguments: dict) -> str:
     try:
         check_arguments(name, arguments)
         return TOOLS[name](root, **arguments)
-    except Exception as error:  # a model may ask for anything; whatever goes wrong, it gets an answer
+    except Exception as error:  # a model may call anything, and every call gets a result
         return f"error: {error}".replace(f"{root}{os.sep}", "")
 
 
@@ -75,7 +75,7 @@ def check_arguments(name: str, arguments: dict) -> None:
 
 def inside(root: Path, path: str) -> Path:
     """Return the real path of an existing file or folder of the workspace, or raise ToolError."""
-    real = (root / path).resolve()  # follows `..` and links, so what is compared is what would be opened
+    real = (root / path).resolve()  # follows `..` and links, as opening the file would
     if not real.is_relative_to(root):
         raise ToolError(f"{path} is outside the workspace")
     if not real.exists():
@@ -95,18 +95,18 @@ def read_text(root: Path, path: str) -> str:
 
 
 def all_files(root: Path, below: Path) -> list[str]:
-    """Return the files below a folder, sorted; links that lead out of the workspace are left out."""
+    """Return the files below a folder, sorted, without links that lead out of the workspace."""
     found = [path for path in below.rglob("*") if path.is_file() and path.resolve().is_relative_to(root)]
     return sorted(path.relative_to(root).as_posix() for path in found)
 
 
 def numbered(lines: list[str], first: int, last: int) -> str:
-    """Return lines `first` to `last` (from 1, both included), each after its number."""
+    """Return lines `first` to `last` (counted from 1, both included), each with its number in front."""
     return "\n".join(f"{n:3d}  {lines[n - 1]}".rstrip() for n in range(max(1, first), min(last, len(lines)) + 1))
 
 
 def list_files(root: Path, folder: str) -> str:
-    """List a folder's files with their number of lines and bytes."""
+    """List a folder's files with their numbers of lines and bytes."""
     listing = []
     for path in all_files(root, inside(root, folder)):
         if path == DATABASE:
@@ -131,13 +131,13 @@ def search(root: Path, pattern: str) -> str:
 
 
 def shortened(lines: list[str], limit: int, what: str) -> str:
-    """Join lines, at most `limit` of them, and say how many are left out."""
+    """Join at most `limit` lines, and add the number of lines that are left out."""
     more = [f"... and {len(lines) - limit} more {what}"] if len(lines) > limit else []
     return "\n".join(lines[:limit] + more)
 
 
 def read_file(root: Path, path: str, first: int, last: int) -> str:
-    """Return a range of numbered lines, at most 60, under a heading that says which."""
+    """Return a range of at most 60 numbered lines, under a heading with the path and the range."""
     lines = read_text(root, path).splitlines()
     start = max(1, first)
     end = min(last, len(lines), start + MAX_LINES - 1)
@@ -159,19 +159,20 @@ def edit_file(root: Path, path: str, old: str, new: str) -> str:
 
 
 def run_tests(root: Path, path: str | None = None) -> str:
-    """Run all unit tests and show failures, or one file's and name each test."""
+    """Run all unit tests and show the failures, or run one file's tests and name each of them."""
     which = []
     if path is not None:
         file = inside(root, path)
         if file.parent != root / "tests":
             raise ToolError(f"{path} is not a test file")
         which = ["-v", "-p", file.name]
-    # -I: no user's PYTHON* variable changes the output. -B: an edit within one clock tick must not meet old bytecode.
+    # -I: the user's PYTHON* variables do not change the output. -B: no bytecode from before an edit is used.
     command = [sys.executable, "-I", "-B", "-m", "unittest", "discover", "-t", ".", "-s", "tests", *which]
     environment = os.environ | {"NO_COLOR": "1"}
     try:
         run = subprocess.run(
             command,
+            check=False,  # failing tests end with an exit status of 1
             cwd=root,
             env=environment,
             timeout=60,
@@ -185,7 +186,7 @@ def run_tests(root: Path, path: str | None = None) -> str:
         raise ToolError("the tests ran for more than 60 seconds and were stopped") from None
     output = run.stdout.replace(f"{root}{os.sep}", "")
     output = re.sub(r"^(Ran \d+ tests?) in .*$", r"\1", output, flags=re.MULTILINE)
-    # The markers under a traceback's line are drawn differently by each Python version.
+    # Each Python version draws the markers under a traceback's line differently.
     return "\n".join(line for line in output.splitlines() if not re.fullmatch(r"\s*[~^]+\s*", line)).strip()
 
 
@@ -193,9 +194,9 @@ def query(root: Path, sql: str) -> str:
     """Return the rows of one SELECT as a table, at most 12 of them."""
     allowed = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
     with closing(sqlite3.connect(f"{(root / DATABASE).as_uri()}?mode=ro", uri=True)) as database:
-        # Read-only protects this file alone: ATTACH could open any other, hence only reading is authorised.
+        # Opening it read-only protects this file alone. ATTACH could open others, so only reading is authorised.
         database.set_authorizer(lambda action, *_: sqlite3.SQLITE_OK if action in allowed else sqlite3.SQLITE_DENY)
-        database.set_progress_handler(lambda: 1, 10_000_000)  # a limit in virtual-machine steps, not in seconds
+        database.set_progress_handler(lambda: 1, 10_000_000)  # a limit in SQLite's VM steps: no clock
         cursor = database.execute(sql)
         if cursor.description is None:
             raise ToolError("only a SELECT can be run")

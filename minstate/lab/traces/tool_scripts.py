@@ -9,7 +9,7 @@ from collections.abc import Generator
 from random import Random
 
 from minstate.lab.agent.code_base import CodeBase
-from minstate.lab.agent.script import call, paths_in, texts_in, what_failed, where_defined
+from minstate.lab.agent.script import call, listed_paths, source_lines, first_failure, find_definition
 
 ToolScript = Generator[dict, str, object]
 
@@ -34,17 +34,17 @@ def add_guards(code: CodeBase, random: Random) -> ToolScript:
     """34 calls: mend the bug that fails the tests, guard three functions (two of them tests first), look at limits."""
     listing = yield call("list_files", folder=code.names["package"])
     report = yield call("run_tests")
-    test_file, function = what_failed(report)
-    path, line = where_defined(function, (yield call("search", pattern=rf"\b{function}\b")))
+    test_file, function = first_failure(report)
+    path, line = find_definition(function, (yield call("search", pattern=rf"\b{function}\b")))
     source = yield call("read_file", path=path, first=line - random.randrange(1, 4), last=line + random.randrange(5, 8))
     yield mend(code, path, source)
     yield call("run_tests", path=test_file)
 
-    modules = random.sample([path for path in paths_in(listing) if module_of(path) in GUARDED], 6)
+    modules = random.sample([path for path in listed_paths(listing) if module_of(path) in GUARDED], 6)
     refusal, tests_first = random.choice(REFUSALS), random.sample([True, True, False], 3)
     for path, test_first in zip(modules[:3], tests_first, strict=True):
         name = code.names[random.choice(GUARDED[module_of(path)])]
-        _, line = where_defined(name, (yield call("search", pattern=rf"\b{name}\(")))
+        _, line = find_definition(name, (yield call("search", pattern=rf"\b{name}\(")))
         first, last = line - random.randrange(2), line + random.randrange(3, 6)
         test_file = f"tests/test_{module_of(path)}.py"
         if test_first:
@@ -69,13 +69,13 @@ def module_of(path: str) -> str:
 
 def mend(code: CodeBase, path: str, source: str) -> dict:
     """The edit that puts the wrong line right, which must be among those read."""
-    wrong = next(text for text in texts_in(source) if code.bug.wrong in text)
+    wrong = next(text for text in source_lines(source) if code.bug.wrong in text)
     return call("edit_file", path=path, old=wrong, new=wrong.replace(code.bug.wrong, code.bug.right))
 
 
 def guard(path: str, name: str, source: str, refusal: str) -> dict:
     """The edit that makes a function, read before, refuse a negative argument: two lines before its first."""
-    texts = texts_in(source)
+    texts = source_lines(source)
     start = next(n for n, text in enumerate(texts) if text.startswith(f"def {name}("))
     argument = texts[start].partition("(")[2].partition(")")[0]
     body = texts[start + 2]  # behind the docstring, which is one line
@@ -86,7 +86,7 @@ def guard(path: str, name: str, source: str, refusal: str) -> dict:
 def add_test(test_file: str, name: str, random: Random) -> ToolScript:
     """Read the head of a test file, and add a test to its class."""
     source = yield call("read_file", path=test_file, first=random.randrange(3, 6), last=random.randrange(8, 11))
-    heading = next(text for text in texts_in(source) if text.startswith("class "))
+    heading = next(text for text in source_lines(source) if text.startswith("class "))
     lines = [
         heading,
         f"    def test_{name}_{random.choice(TEST_NAMES)}(self):",
@@ -141,10 +141,10 @@ def look_at_payers(code: CodeBase) -> ToolScript:
 
 def find_bug(code: CodeBase, random: Random) -> ToolScript:
     """3 calls and a report: which line makes the tests fail."""
-    test_file, function = what_failed((yield call("run_tests")))
-    path, line = where_defined(function, (yield call("search", pattern=rf"\b{function}\b")))
+    test_file, function = first_failure((yield call("run_tests")))
+    path, line = find_definition(function, (yield call("search", pattern=rf"\b{function}\b")))
     source = yield call("read_file", path=path, first=line - random.randrange(2, 6), last=line + random.randrange(5, 9))
-    wrong = next(text for text in texts_in(source) if code.bug.wrong in text)
+    wrong = next(text for text in source_lines(source) if code.bug.wrong in text)
     number = re.search(rf"^ *(\d+)  {re.escape(wrong)}$", source, re.MULTILINE)[1]
     yield call("report", finding=f"{path}, line {number}: `{wrong.strip()}` is what {test_file} stumbles over.")
 
@@ -175,7 +175,7 @@ def check_promises() -> ToolScript:
     """2 calls and a report: whether the numbers promised to customers are those in the code."""
     promises = yield call("read_file", path="docs/promises.md", first=5, last=12)
     constants = yield call("search", pattern=r"^[A-Z_]+ = (\d|\{)")
-    promised = {number for text in texts_in(promises) for number in re.findall(r"\d+", text)}
+    promised = {number for text in source_lines(promises) for number in re.findall(r"\d+", text)}
     kept = promised & set(re.findall(r"\d+", "\n".join(line.partition(" = ")[2] for line in constants.splitlines())))
     missing = sorted(promised - kept, key=int)
     rest = f"; {', '.join(missing)} I did not find" if missing else ""
