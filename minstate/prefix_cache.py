@@ -1,90 +1,112 @@
-"""How pages pass between sequences and the prefix tree: who owns which, and for how long.
+"""The prefix cache: how pages pass between sequences and the prefix tree, who owns each page, and for how long.
 
     free ──append──▶ private to one sequence ──publish──▶ owned by the tree ──evict──▶ free
 
-- A *running* turn has its place in the tree locked. After every step its full pages are published: the tree owns them
-  from then on, the sequence borrows them, and others may borrow them too.
-- An *idle* sequence locks nothing. It remembers its place, and keeps the private pages behind it, its tail. Both may be
-  taken from it while it rests: `refresh` cuts it to what is left. Nothing ever waits for an idle session.
-- Whole pages are shared by reference. Where a match ends inside a page, that head is copied, so reuse is exact to the
-  token.
+- A *running* turn has its place in the tree locked. After every step it publishes its full pages: the tree owns them
+  from then on, the sequence borrows them, and other sequences may borrow them too.
+- An *idle* sequence locks nothing. It remembers its place, and keeps the pages behind it, its tail. Eviction may take
+  both, and `refresh` cuts the sequence to what is left. Nothing ever waits for an idle session.
+- Whole pages are shared by reference. Where a match ends inside a page, the common prefix of that page is copied, so
+  reuse is exact to the token.
+
+A ruler over a sequence's log, in tokens, with `borrowed` for `table.borrowed_tokens`:
+
+                    0              borrowed                            kv_len       len(log)
+    before publish  ├──────────────────┼──────────────────────────────────┼─────────────┤
+                    │ the tree's pages │ own pages: full, full, partial   │ no K/V      │
+    after publish   ├──────────────────┴────────────────────────┬─────────┼─────────────┤
+                    │ the tree's pages                          │ partial │ no K/V      │
+                    0                                       borrowed   kv_len       len(log)
+
+               [0, borrowed)                       [borrowed, kv_len)                 [kv_len, len(log))
+    owner      the tree; others read it too        the sequence, with its forks       none: no pages
+    publish    grows by the full pages             full pages become the tree's, or   still to be forwarded
+                                                   are freed if it has them already
+    end(n)     cut to n - 1 tokens, by whole       cut to n - 1 tokens, now an idle   log cut to n: at least
+               pages, and unlocked                 tail                               one token is left
+    pause      unlocked                            now an idle tail                   waits for the turn
+    eviction   after the tail, page by page        first, all at once                 grows by the evicted
+    (if idle)  from the end                                                           tokens
+    begin      locked as far as it is left, then   kept, unless it was evicted or     holds the new input
+               grows by pages of others            pages of others replace it
 """
 
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 
 import torch
 
-from minstate.errors import BrokenInvariant, OutOfPages
+from minstate.errors import OutOfPages
 from minstate.paged_kv import KVPool
-from minstate.radix_tree import Head, Node, RadixTree, Rank
+from minstate.radix_node import EvictionRank, Node, PagePrefix
+from minstate.radix_tree import RadixTree
 from minstate.ranked_queue import RankedQueue
 from minstate.sequence import Sequence
 
 
 class PrefixCache:
-    """Every sequence of one pool, the tree that they share, and the order in which they lose their pages."""
+    """All sequences of one pool, the tree that they share, and the order in which they lose their pages."""
 
     def __init__(self, pool: KVPool, clock: Callable[[], float] = time.monotonic):
         self.pool, self.tree, self._clock = pool, RadixTree(pool.allocator, pool.page_size), clock
-        self._expected: RankedQueue[Sequence, float] = RankedQueue()  # idle; by when its next turn is expected
-        self._tails: RankedQueue[Sequence, Rank] = RankedQueue()  # idle, with private pages
-        self._active: set[Sequence] = set()  # in a running turn
+        # Three views of the sequences, to be read only.
+        self.running: set[Sequence] = set()
+        self.idle_tails: RankedQueue[Sequence, EvictionRank] = RankedQueue()  # idle sequences with own pages
+        self.expected_returns: RankedQueue[Sequence, float] = RankedQueue()  # idle; when the next turn is expected
         pool.allocator.reclaim = self.make_room
 
     def enter(self, sequence: Sequence, root: Node) -> None:
-        """A sequence without K/V begins to share with those under `root`."""
+        """Let a sequence without K/V share pages with the sequences under `root`."""
         sequence.root = sequence.node = root
         self.tree.join(root)
 
     def begin(self, sequence: Sequence) -> None:
-        """A turn begins: find again what the sequence had, and what the tree has of its log besides, and lock it."""
+        """A turn begins: find what the sequence has left and what the tree has of its log besides, and lock both."""
         self.refresh(sequence)
-        self._tails.remove(sequence)
+        self.idle_tails.remove(sequence)
         self._unexpect(sequence)
-        self._active.add(sequence)
+        self.running.add(sequence)
         sequence.node = self.tree.lock(sequence.node, sequence.table.borrowed_tokens)
         self._borrow_pages(sequence)
 
     def extend(self, sequence: Sequence) -> int:
-        """While a prompt is being prefilled: take what others have published of it by now. Returns tokens gained."""
+        """While a prompt is prefilled: take what other sequences have published of it. Returns the tokens gained."""
         before = sequence.kv_len
         self._borrow_pages(sequence)
-        self._copy_head(sequence)
+        self._copy_page_prefix(sequence)
         return sequence.kv_len - before
 
     def publish(self, sequence: Sequence) -> None:
-        """After a step: the tree takes the sequence's full pages, and the sequence those the tree had already."""
+        """After a step: the tree takes the sequence's full pages, and the sequence borrows the canonical ones."""
         table = sequence.table
         full = table.pages[table.borrowed : sequence.kv_len // self.pool.page_size]
         if full:
             sequence.node, _, pages = self.tree.insert(sequence.node, sequence.log, full)
-            table.borrow(pages)  # only now are duplicates given up
+            table.borrow(pages)  # only now are duplicates freed
 
     def end(self, sequence: Sequence, length: int) -> None:
         """The turn is over, and `length` tokens of the log stay."""
         locked = sequence.node
         sequence.truncate(length)
-        self._active.discard(sequence)
+        self.running.discard(sequence)
         self._rest(sequence)
         self.tree.unlock(locked)
 
     def pause(self, sequence: Sequence) -> None:
-        """The turn waits: its K/V stays, as that of an idle sequence, which may be evicted."""
+        """The turn is preempted: its sequence keeps its K/V as an idle one does, until eviction takes it."""
         self.end(sequence, len(sequence.log))
 
-    def peek(self, sequence: Sequence) -> int:
-        """Tokens of an idle sequence's log that a turn would find, by whole pages of others or of its own."""
+    def cached_tokens(self, sequence: Sequence) -> int:
+        """How many tokens a turn of this idle sequence would find with K/V: its own, or others' whole pages."""
         self.refresh(sequence)
-        # Meanwhile others, a fork for one, may have extended the node in which the sequence's place lies.
-        sequence.node = self.tree.ending_at(sequence.node, sequence.table.borrowed_tokens)
+        # Another sequence, such as a fork, may have extended the node in which this sequence's place lies.
+        sequence.node = self.tree.split_at(sequence.node, sequence.table.borrowed_tokens)
         found = self.tree.match(sequence.node, sequence.log, len(sequence.log) - 1)
         return max(sequence.kv_len, found.at)
 
     def rollback(self, sequence: Sequence, length: int) -> None:
-        """Cut an idle sequence's log to `length` tokens. It is still expected back, if it was."""
+        """Cut an idle sequence's log to `length` tokens. If the sequence is expected back, it remains so."""
         self.refresh(sequence)
         when = self._unexpect(sequence)
         sequence.truncate(length)
@@ -93,9 +115,10 @@ class PrefixCache:
             self._expect(sequence, when)
 
     def fill(self, sequence: Sequence, kv: torch.Tensor) -> None:
-        """An idle sequence gets the K/V of its log's beginning, `[layers, 2, H_kv, tokens, D]`, from outside the pool.
+        """Give an idle sequence K/V of its log's first tokens, `[layers, 2, H_kv, tokens, D]`, from outside the pool.
 
-        What others have of it already is shared. Raises `OutOfPages`; the sequence then has none.
+        Pages that other sequences have published already are shared. Raises `OutOfPages`, and then the sequence has no
+        log and no K/V.
         """
         kv, tokens = kv.to(self.pool.kv.device), kv.shape[3]
         self.begin(sequence)
@@ -104,6 +127,7 @@ class PrefixCache:
             if tokens > known:
                 slots = sequence.table.append(tokens - known)
                 self.pool.kv[:, :, :, slots] = kv[:, :, :, known:]
+                sequence.table.commit()
                 self.publish(sequence)
         except BaseException:
             self.end(sequence, 0)
@@ -111,7 +135,7 @@ class PrefixCache:
         self.end(sequence, len(sequence.log))
 
     def fork(self, sequence: Sequence) -> Sequence:
-        """A second idle sequence with the same log and pages. Whoever first writes into the tail copies it."""
+        """A second idle sequence with the same log and pages. The first of the two to write into the tail copies it."""
         self._rest(sequence)  # being forked is a use
         child = Sequence(self.pool)
         child.log, child.table = list(sequence.log), sequence.table.fork()
@@ -122,28 +146,22 @@ class PrefixCache:
         return child
 
     def release(self, sequence: Sequence) -> None:
-        """The idle sequence will not come back: give up its tail, and a private root that nobody else uses."""
+        """The idle sequence will not come back: give up its tail, and a private root that no other sequence uses."""
         self.refresh(sequence)
-        self._tails.remove(sequence)
+        self.idle_tails.remove(sequence)
         self._unexpect(sequence)
         sequence.table.truncate(0)
         self.tree.leave(sequence.root)
 
-    def forget(self, sequence: Sequence, root: Node) -> None:
-        """The idle sequence loses all its K/V, as if by eviction, and goes on under `root`."""
-        self.tree.join(root)
-        self.release(sequence)
-        sequence.root = sequence.node = root
-
-    def disown_tail(self, sequence: Sequence) -> None:
-        """Idle sequences that share the tail of this one, which would have to copy it, give it up."""
+    def unshare_tail(self, sequence: Sequence) -> None:
+        """Take a shared tail away from the idle forks of `sequence`, so that `sequence` need not copy it."""
         tail = set(sequence.table.own_pages)
-        for idle in [idle for idle in self._tails if tail & set(idle.table.own_pages)]:
-            self._tails.remove(idle)
+        for idle in [idle for idle in self.idle_tails if tail & set(idle.table.own_pages)]:
+            self.idle_tails.remove(idle)
             idle.table.truncate(idle.table.borrowed_tokens)
 
-    def resident(self, sequence: Sequence) -> int:
-        """Tokens of an idle sequence that eviction has left it."""
+    def resident_tokens(self, sequence: Sequence) -> int:
+        """How many tokens of an idle sequence have K/V that eviction has left."""
         borrowed = sequence.table.borrowed_tokens
         _, at = self.tree.climb(sequence.node, borrowed)
         return at if at < borrowed else sequence.kv_len
@@ -153,28 +171,29 @@ class PrefixCache:
         before = sequence.table.borrowed_tokens
         sequence.node, at = self.tree.climb(sequence.node, before)
         if at < before:
-            self._tails.remove(sequence)
+            self.idle_tails.remove(sequence)
             sequence.table.truncate(at)
 
     def expect(self, sequence: Sequence, seconds: float) -> None:
-        """The idle sequence's next turn is said to come in so many seconds: others lose their pages first."""
+        """The idle sequence's next turn is expected in so many seconds: until then other sequences lose pages first."""
         self.refresh(sequence)
         self._unexpect(sequence)
         self._expect(sequence, self._clock() + seconds)
 
     def make_room(self, count: int) -> None:
-        """Free `count` pages, or what can be had: idle tails and leaves of the tree, the least recently used first.
+        """Free `count` pages, or as many as can be freed: idle tails and leaves of the tree, by `EvictionRank`.
 
-        Sequences that are expected back come last, the one that is furthest from its turn first (Belady, IBM Systems
-        Journal 5(2), 1966). An expectation that has not come true counts no more.
+        The least recently used pages go first, and pages that are expected to be needed go last. An expectation that
+        has not come true in time does not count any more.
         """
         allocator = self.pool.allocator
         target = allocator.num_free + count
-        self._give_up_late()
+        self._drop_late_expectations()
         while allocator.num_free < target:
-            leaf, idle = self.tree.oldest(), self._tails.first()
-            if idle and (leaf is None or self._tails.rank(idle) <= leaf.rank):  # a tail goes before what it hangs on
-                self._tails.remove(idle)
+            leaf, idle = self.tree.next_victim(), self.idle_tails.first()
+            # Of equal ranks the tail goes first: it is of no use without the pages in front of it.
+            if idle and (leaf is None or self.idle_tails.rank(idle) <= leaf.rank):
+                self.idle_tails.remove(idle)
                 idle.table.truncate(idle.table.borrowed_tokens)
             elif leaf:
                 self.tree.trim(leaf, target - allocator.num_free)
@@ -183,118 +202,80 @@ class PrefixCache:
 
     @property
     def num_available(self) -> int:
-        """Pages that are free, or would be if everything idle were evicted."""
-        active = {page for sequence in self._active for page in sequence.table.own_pages}
-        return self.pool.allocator.num_pages - self.tree.num_locked - len(active)
-
-    def check(self, sequences: Iterable[Sequence], running: Iterable[Sequence]) -> None:
-        """Recount all pages, given all open sequences and those in a turn. Raises `BrokenInvariant`."""
-        sequences, running = list(sequences), set(running)
-        if running != self._active:
-            raise BrokenInvariant("the sequences that are in use are not those of running turns")
-        if +self.tree.users != Counter(sequence.root for sequence in sequences):
-            raise BrokenInvariant("the sequences under the tree's roots are not those that are open")
-        self.tree.check(sequence.node for sequence in running)
-        owned = [node.pages for node in self.tree.nodes()]
-        self.pool.allocator.check([*owned, *(sequence.table.own_pages for sequence in sequences)])
-        self._check_tails(set(sequences) - running)
-        self._check_expected(set(sequences) - running)
-        for sequence in sequences:
-            node, at = self.tree.climb(sequence.node, sequence.table.borrowed_tokens)
-            if sequence in running and (node is not sequence.node or at != node.end):
-                raise BrokenInvariant("a running turn's place in the tree is not what it has locked")
-            self._check_path(sequence, node, at)
-
-    def _check_tails(self, idle: set[Sequence]) -> None:
-        if set(self._tails) != {sequence for sequence in idle if sequence.table.own_pages}:
-            raise BrokenInvariant("the tails that can be reclaimed are not those of idle sequences")
-        for sequence in self._tails:
-            when, rank = self._expected.rank(sequence), self._tails.rank(sequence)
-            if rank > sequence.node.rank or rank[0] != (when is not None) or (rank[0] and rank[1] != -when):
-                raise BrokenInvariant("a tail would not be evicted in its turn, before the pages that it hangs on")
-        if any(
-            len(sequence.table.own_pages) > 1 or sequence.kv_len % self.pool.page_size == 0 for sequence in self._tails
-        ):
-            raise BrokenInvariant("an idle sequence keeps full pages to itself")
-
-    def _check_expected(self, idle: set[Sequence]) -> None:
-        """Each expectation is entered once, at the node where what is left of its sequence ends."""
-        if not set(self._expected) <= idle:
-            raise BrokenInvariant("a sequence is expected back that is running, or closed")
-        times = defaultdict(list)
-        for sequence in self._expected:
-            node, at = self.tree.climb(sequence.node, sequence.table.borrowed_tokens)
-            times[node].append(self._expected.rank(sequence))
-            if at != node.end:
-                raise BrokenInvariant(f"{node} is spared for somebody who does not need its end")
-        if any(node.expected != sorted(times[node]) for node in self.tree.nodes()):
-            raise BrokenInvariant("nodes are spared for others than those who are expected")
-
-    def _check_path(self, sequence: Sequence, node: Node, at: int) -> None:
-        """Tokens and pages on the way down to (node, at) are the sequence's, position by position."""
-        path = self.tree.match(sequence.root, sequence.log, at)
-        if (path.at, path.pages) != (at, sequence.table.pages[: len(path.pages)]):
-            raise BrokenInvariant(f"the tree's tokens or pages above {node} are not the sequence's")
+        """Pages that are free, or would be free if everything idle were evicted."""
+        in_use = {page for sequence in self.running for page in sequence.table.own_pages}
+        return self.pool.allocator.num_pages - self.tree.num_locked - len(in_use)
 
     def _borrow_pages(self, sequence: Sequence) -> None:
-        """Go on down the tree by whole pages. The last token is left to be forwarded: its logits are wanted."""
+        """Match more whole pages. The log's last token is left to be forwarded, because its logits are needed."""
         table = sequence.table
         found = self.tree.match(sequence.node, sequence.log, len(sequence.log) - 1)
         if found.pages:
             sequence.node = self.tree.move_lock(sequence.node, found.node, found.at)
             table.borrow(found.pages)
 
-    def _copy_head(self, sequence: Sequence) -> None:
-        """Where the tree has a page that agrees for longer than our own last page goes, copy it."""
+    def _copy_page_prefix(self, sequence: Sequence) -> None:
+        """Where a page of the tree agrees with the log for longer than the sequence's last page goes, copy it."""
         table = sequence.table
-        head, gain = self._find_head(sequence)
+        found, gain = self._find_page_prefix(sequence)
         if gain > 0:
-            self.tree.touch(head.node)  # lest it is the first to make room
+            self.tree.touch(found.node)  # so that making room does not evict it before other pages
             self.make_room(table.pages_needed(gain) - self.pool.allocator.num_free)
-            head, gain = self._find_head(sequence)  # if there was nothing else to evict, it has gone all the same
+            found, gain = self._find_page_prefix(sequence)  # it is gone if there were no other pages to evict
         if gain > 0:
-            with suppress(OutOfPages):  # then it is computed
+            with suppress(OutOfPages):  # then these tokens are computed
                 table.append(gain)
-                self.pool.copy_page(head.page, table.pages[-1], head.count)
+                self.pool.copy_page(found.page, table.pages[-1], found.length)
+                table.commit()
 
-    def _find_head(self, sequence: Sequence) -> tuple[Head | None, int]:
-        """The page to copy, and how many tokens more than our own it has."""
+    def _find_page_prefix(self, sequence: Sequence) -> tuple[PagePrefix | None, int]:
+        """The page to copy from, and how many tokens more than the sequence's last page it has."""
         at = sequence.table.borrowed_tokens
-        head = self.tree.head(sequence.node, sequence.log[at : min(at + self.pool.page_size, len(sequence.log) - 1)])
-        return head, at + head.count - sequence.kv_len if head else 0
+        wanted = sequence.log[at : min(at + self.pool.page_size, len(sequence.log) - 1)]
+        found = self.tree.partial_match(sequence.node, wanted)
+        return found, at + found.length - sequence.kv_len if found else 0
 
     def _rest(self, sequence: Sequence) -> None:
         """The sequence is idle from now on."""
         self.refresh(sequence)
-        sequence.node = self.tree.ending_at(sequence.node, sequence.table.borrowed_tokens)
+        sequence.node = self.tree.split_at(sequence.node, sequence.table.borrowed_tokens)
         self.tree.touch(sequence.node)
         self._rank_tail(sequence)
 
     def _rank_tail(self, sequence: Sequence) -> None:
-        """An idle sequence's tail has the rank of the node behind which it goes on: see `make_room`."""
-        when = self._expected.rank(sequence)
+        """An idle sequence's tail has the rank that the node in front of it would have for this sequence alone."""
         if sequence.table.own_pages:
-            self._tails.put(sequence, (False, sequence.node.last_used) if when is None else (True, -when))
+            rank = EvictionRank.of(sequence.node.last_used, self.expected_returns.rank(sequence))
+            self.idle_tails.put(sequence, rank)
         else:
-            self._tails.remove(sequence)
+            self.idle_tails.remove(sequence)
 
     def _expect(self, sequence: Sequence, when: float) -> None:
-        sequence.node = self.tree.ending_at(sequence.node, sequence.table.borrowed_tokens)
+        sequence.node = self.tree.split_at(sequence.node, sequence.table.borrowed_tokens)
         self.tree.expect(sequence.node, when)
-        self._expected.put(sequence, when)
+        self.expected_returns.put(sequence, when)
         self._rank_tail(sequence)
 
     def _unexpect(self, sequence: Sequence) -> float | None:
-        """The idle sequence's expectation counts no more. Returns when it was for, if there was one."""
-        when = self._expected.remove(sequence)
+        """Drop an idle sequence's expectation. Returns the time at which it was expected, None if it was not."""
+        when = self.expected_returns.remove(sequence)
         if when is not None:
             self.tree.unexpect(self.tree.climb(sequence.node, sequence.table.borrowed_tokens)[0], when)
-            if sequence in self._tails:
+            if sequence in self.idle_tails:
                 self._rank_tail(sequence)
         return when
 
-    def _give_up_late(self) -> None:
-        """Who did not come when expected is as all others."""
-        now = self._clock() if self._expected else 0.0
-        while (late := self._expected.first()) and self._expected.rank(late) < now:
+    def _drop_late_expectations(self) -> None:
+        """A sequence that missed its expected return time loses its protection."""
+        now = self._clock() if self.expected_returns else 0.0
+        while (late := self.expected_returns.first()) and self.expected_returns.rank(late) < now:
             self._unexpect(late)
+
+    # Until the callers follow.
+    peek, resident, disown_tail = cached_tokens, resident_tokens, unshare_tail
+
+    def check(self, sequences, running) -> None:
+        """Until engine.py follows."""
+        from minstate.invariants import check_cache
+
+        check_cache(self, sequences, running)

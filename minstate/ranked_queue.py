@@ -1,7 +1,8 @@
-"""What is given up first: things with a rank each, the lowest first, in O(log n).
+"""A queue of items with ranks: the item with the lowest rank comes first, and a rank may change at any time.
 
-A heap cannot find an entry in its middle. So one whose rank has changed gets a new entry, and the old one, which then
-disagrees with the present rank, is passed over when it comes up. There are never more old entries than present ones.
+A heap cannot find an entry in its middle. So when an item's rank changes, or the item is removed, its old entry stays
+in the heap. `first` skips such an outdated entry, because it disagrees with the item's current rank. The heap never
+holds more outdated entries than current ones, so an operation takes amortised O(log n).
 """
 
 import heapq
@@ -13,50 +14,50 @@ Rank = TypeVar("Rank")
 
 
 class RankedQueue(Generic[Item, Rank]):
-    """Items by rank; of equal ranks, the one that got it earlier."""
+    """Items by rank. Of items with equal ranks, the one that has had its rank for longest comes first."""
 
     def __init__(self):
-        self._present: dict[Item, tuple[Rank, int]] = {}  # its rank, and the number of its entry
-        self._heap: list[tuple[Rank, int, Item]] = []  # numbers differ, so items are never compared
-        self._entered = 0
+        self._current: dict[Item, tuple[Rank, int]] = {}  # an item's rank, and the number of its entry
+        self._heap: list[tuple[Rank, int, Item]] = []  # entry numbers differ, so items are never compared
+        self._last_number = 0
 
     def put(self, item: Item, rank: Rank) -> None:
-        """Enter `item`, or give it another rank."""
-        if item in self._present and self._present[item][0] == rank:
+        """Add `item`, or change its rank."""
+        if item in self._current and self._current[item][0] == rank:
             return
-        self._entered += 1
-        self._present[item] = rank, self._entered
-        heapq.heappush(self._heap, (rank, self._entered, item))
-        self._tidy()
+        self._last_number += 1
+        self._current[item] = rank, self._last_number
+        heapq.heappush(self._heap, (rank, self._last_number, item))
+        self._rebuild_if_outdated()
 
     def remove(self, item: Item) -> Rank | None:
-        """Take `item` out. Returns its rank; None if it was not in."""
-        rank, _ = self._present.pop(item, (None, 0))
-        self._tidy()
+        """Take `item` out. Returns its rank, or None if the queue does not hold it."""
+        rank, _ = self._current.pop(item, (None, 0))
+        self._rebuild_if_outdated()
         return rank
 
     def rank(self, item: Item) -> Rank | None:
-        """None if `item` is not in."""
-        return self._present[item][0] if item in self._present else None
+        """The rank of `item`, or None if the queue does not hold it."""
+        return self._current[item][0] if item in self._current else None
 
     def first(self) -> Item | None:
-        """The item with the lowest rank."""
-        while self._heap and self._present.get(self._heap[0][2]) != self._heap[0][:2]:
+        """The item with the lowest rank, or None if the queue is empty."""
+        while self._heap and self._current.get(self._heap[0][2]) != self._heap[0][:2]:
             heapq.heappop(self._heap)
         return self._heap[0][2] if self._heap else None
 
     def __contains__(self, item: Item) -> bool:
-        return item in self._present
+        return item in self._current
 
     def __iter__(self) -> Iterator[Item]:
-        """In the order of their entering."""
-        return iter(self._present)
+        """Items in the order in which they were added."""
+        return iter(self._current)
 
     def __len__(self) -> int:
-        return len(self._present)
+        return len(self._current)
 
-    def _tidy(self) -> None:
-        """Rebuilding costs what the entries cost that have become old since the last time."""
-        if len(self._heap) > 2 * len(self._present):
-            self._heap = [(rank, number, item) for item, (rank, number) in self._present.items()]
+    def _rebuild_if_outdated(self) -> None:
+        """Rebuild the heap once more than half of its entries are outdated: O(1) for each of these entries."""
+        if len(self._heap) > 2 * len(self._current):
+            self._heap = [(rank, number, item) for item, (rank, number) in self._current.items()]
             heapq.heapify(self._heap)

@@ -1,4 +1,4 @@
-"""Who loses pages first: against a slow specification that ranks every single page, and counted with many sessions."""
+"""Which pages are evicted first: against a slow specification that ranks every page, and counted with many sessions."""
 
 import random
 import sys
@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from tiny import engine
 
 from minstate import BrokenInvariant, Sampling, radix_tree
-from minstate.lab.serving.simulation import Pages
+from minstate.invariants import check_cache
+from minstate.lab.serving.stub_pool import StubPool
 from minstate.prefix_cache import PrefixCache
+from minstate.radix_node import EvictionRank
 from minstate.ranked_queue import RankedQueue
 from minstate.sequence import Sequence
 
@@ -28,7 +30,7 @@ class Clock:
 
 
 def new_cache(num_pages: int = 64, page_size: int = 1) -> PrefixCache:
-    return PrefixCache(Pages(num_pages, page_size), Clock())
+    return PrefixCache(StubPool(num_pages, page_size), Clock())
 
 
 def opened(cache: PrefixCache, root=None) -> Sequence:
@@ -38,9 +40,10 @@ def opened(cache: PrefixCache, root=None) -> Sequence:
 
 
 def forward(cache: PrefixCache, sequence: Sequence) -> None:
-    """What the steps of a turn do: find what is known, compute the rest but for the last token, publish."""
+    """What the steps of a turn do: find what is cached, compute the rest but for the last token, publish."""
     cache.extend(sequence)
     sequence.table.append(max(0, len(sequence.log) - 1 - sequence.kv_len))
+    sequence.table.commit()
     cache.publish(sequence)
 
 
@@ -53,19 +56,19 @@ def take_turn(cache: PrefixCache, sequence: Sequence, new: list[int]) -> Sequenc
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.none() | st.integers(0, 4)), max_size=80))
-def test_an_order_gives_the_lowest_rank_first_and_keeps_few_old_entries(changes):
-    order, expected = RankedQueue(), {}
+def test_a_ranked_queue_gives_the_lowest_rank_first_and_keeps_few_outdated_entries(changes):
+    queue, expected = RankedQueue(), {}
     for number, (item, rank) in enumerate(changes):
         if rank is None:
-            assert order.remove(item) == expected.pop(item, (None,))[0]
+            assert queue.remove(item) == expected.pop(item, (None,))[0]
         elif expected.get(item, (None,))[0] != rank:
-            order.put(item, rank)
+            queue.put(item, rank)
             expected[item] = rank, number
         else:
-            order.put(item, rank)  # keeps its turn
-        assert order.first() == min(expected, key=expected.get, default=None)
-        assert len(order) == len(expected) and all(order.rank(each) == expected[each][0] for each in expected)
-        assert len(order._heap) <= 2 * len(order)
+            queue.put(item, rank)  # keeps its turn
+        assert queue.first() == min(expected, key=expected.get, default=None)
+        assert len(queue) == len(expected) and all(queue.rank(each) == expected[each][0] for each in expected)
+        assert len(queue._heap) <= 2 * len(queue)
 
 
 @dataclass(eq=False)
@@ -74,16 +77,16 @@ class Agent:
 
     sequence: Sequence
     log: list[int]
-    place: int  # how far the pages go that it remembers
+    place: int  # the sequence remembers pages for so many tokens of its log
     expected: float | None = None
     running: bool = False
 
 
 class Specification:
-    """Every page by itself, of one token: who used it last, and who is expected to need it.
+    """Every page by itself, of one token: when it was last used, and which agents are expected to need it.
 
-    A page is a prefix. It goes only when no longer one is left and no running turn needs it: first those that nobody
-    is expected to need, the least recently used first; then the one that is needed last.
+    A page is a prefix. Only a page that no longer prefix continues, and that no running turn needs, may be evicted.
+    Pages that no agent is expected to need go first, the least recently used first; then the page that is needed last.
     """
 
     def __init__(self):
@@ -104,21 +107,29 @@ class Specification:
     def needed_by(self, page):
         return [agent for agent in self.agents if agent.place >= len(page) and tuple(agent.log[: len(page)]) == page]
 
-    def rank(self, page):
-        times = [agent.expected for agent in self.needed_by(page) if agent.expected is not None]
-        return (True, -min(times)) if times else (False, self.used[page])
+    def needed_at(self, page) -> float | None:
+        return min((agent.expected for agent in self.needed_by(page) if agent.expected is not None), default=None)
 
     def candidates(self):
         inner = {page[:-1] for page in self.used}
         free = [page for page in self.used if page not in inner]
         return [page for page in free if not any(agent.running for agent in self.needed_by(page))]
 
-    def forget_late(self) -> None:
+    def victims(self):
+        """The candidates that may go next: several, if they are equal."""
+        needed_at = {page: self.needed_at(page) for page in self.candidates()}
+        unexpected = [page for page, time in needed_at.items() if time is None]
+        if unexpected:
+            oldest = min(self.used[page] for page in unexpected)
+            return [page for page in unexpected if self.used[page] == oldest]
+        return [page for page, time in needed_at.items() if time == max(needed_at.values())]
+
+    def drop_late_expectations(self) -> None:
         for agent in self.agents:
             if agent.expected is not None and agent.expected < self.now:
                 agent.expected = None
 
-    def gone(self, page) -> None:
+    def evict(self, page) -> None:
         for agent in self.needed_by(page):
             agent.place = len(page) - 1
         del self.used[page]
@@ -149,7 +160,7 @@ def test_each_page_that_goes_is_the_one_that_the_specification_names(seed):
         return spec.agents[-1]
 
     def check():
-        cache.check([agent.sequence for agent in spec.agents], [agent.sequence for agent in agents(True)])
+        check_cache(cache, [agent.sequence for agent in spec.agents], [agent.sequence for agent in agents(True)])
         assert resident_pages(cache) == set(spec.used)
 
     for _ in range(60):
@@ -199,21 +210,19 @@ def test_each_page_that_goes_is_the_one_that_the_specification_names(seed):
                 return
         elif what == "evict":
             for _ in range(draw.randrange(1, 6)):
-                spec.forget_late()
-                free, candidates = cache.pool.allocator.num_free, spec.candidates()
+                spec.drop_late_expectations()
+                free, victims = cache.pool.allocator.num_free, spec.victims()
                 cache.make_room(1)
-                gone = set(spec.used) - resident_pages(cache)
-                assert len(gone) == bool(candidates) == cache.pool.allocator.num_free - free
-                if gone:
-                    (page,) = gone
-                    assert page in candidates
-                    assert spec.rank(page) == min(spec.rank(each) for each in candidates)
-                    spec.gone(page)
+                evicted = set(spec.used) - resident_pages(cache)
+                assert len(evicted) == cache.pool.allocator.num_free - free == (1 if victims else 0)
+                for page in evicted:
+                    assert page in victims
+                    spec.evict(page)
         check()
 
 
 @given(st.integers(0, 2**32), st.integers(1, 4), st.booleans())
-def test_whoever_is_expected_keeps_all_it_has_while_anything_else_can_go(seed, page_size, private):
+def test_an_expected_sequence_loses_nothing_while_any_other_page_can_be_evicted(seed, page_size, private):
     """Also with pages of several tokens, tails, aborted turns, and roots of their own."""
     draw = random.Random(seed)
     cache, open_ones, running = new_cache(num_pages=60, page_size=page_size), [], []
@@ -250,28 +259,28 @@ def test_whoever_is_expected_keeps_all_it_has_while_anything_else_can_go(seed, p
             cache.release(one)
         elif what == "evict":
             expected = {each: when for each, when in expected.items() if when >= cache._clock.now}
-            had = {each: cache.resident(each) for each in expected}
+            had = {each: cache.resident_tokens(each) for each in expected}
             available, free = cache.num_available, cache.pool.allocator.num_free
             count = draw.randrange(1, 9)
             cache.make_room(count)
             assert cache.pool.allocator.num_free == min(free + count, available)
-            if any(cache.resident(each) < had[each] for each in had):
-                ranks = [leaf.rank for leaf in cache.tree.nodes() if cache.tree._heap.rank(leaf)]
-                assert all(rank[0] for rank in ranks), "somebody expected lost pages, and others had some left"
-        cache.check(open_ones, running)
+            if any(cache.resident_tokens(each) < had[each] for each in had):
+                left = [leaf.rank for leaf in cache.tree.evictable_leaves]
+                assert all(rank.is_expected for rank in left), "expected pages went, and unexpected pages were left"
+        check_cache(cache, open_ones, running)
 
 
 def test_what_a_fork_puts_behind_an_expected_sequence_is_not_spared_for_it():
-    """An orchestrator waits; its sub-agent's work is of no use to it once that is closed."""
+    """An orchestrator waits; the pages of its sub-agent are of no use to it once the sub-agent is closed."""
     cache = new_cache(page_size=2)
     parent = take_turn(cache, opened(cache), [1, 2, 3, 4, 5])
     cache.expect(parent, 100)
     child = take_turn(cache, cache.fork(parent), [6, 7, 8, 9, 10])
     stranger = take_turn(cache, opened(cache), [50, 51, 52])
-    cache.check([parent, child, stranger], [])
+    check_cache(cache, [parent, child, stranger], [])
     cache.release(child)
     cache.make_room(3)
-    assert (cache.resident(parent), cache.resident(stranger)) == (4, 0)
+    assert (cache.resident_tokens(parent), cache.resident_tokens(stranger)) == (4, 0)
     assert cache.tree.num_pages == 2, "only what the parent needs is left"
 
 
@@ -282,11 +291,11 @@ def test_what_a_fork_put_there_before_is_not_spared_either():
     cache.expect(parent, 100)
     cache.release(child)
     cache.make_room(100)
-    cache.check([parent], [])
+    check_cache(cache, [parent], [])
     later = take_turn(cache, opened(cache), [7, 8, 9])
     cache.expect(parent, 100)
     cache.make_room(2)
-    assert cache.resident(later) == 0
+    assert cache.resident_tokens(later) == 0
 
 
 def test_being_forked_is_a_use_of_what_is_forked_and_of_nothing_behind_it():
@@ -296,25 +305,27 @@ def test_being_forked_is_a_use_of_what_is_forked_and_of_nothing_behind_it():
     other = take_turn(cache, opened(cache), [7, 8, 9])
     third = cache.fork(parent)
     cache.make_room(1)
-    assert [cache.resident(one) for one in (parent, child, other, third)] == [2, 4, 2, 2], "the child's last page went"
-    cache.check([parent, child, other, third], [])
+    assert [cache.resident_tokens(one) for one in (parent, child, other, third)] == [2, 4, 2, 2], (
+        "the child's last page went"
+    )
+    check_cache(cache, [parent, child, other, third], [])
 
 
 def test_the_latest_goes_on_being_the_latest_when_it_has_lost_some():
-    """A sequence that lost pages is still expected: it is not the first to lose the rest, if others rest unexpected."""
+    """A sequence that lost pages is still expected: it does not lose the rest before unexpected sequences do."""
     cache = new_cache()
     soon, late = (take_turn(cache, opened(cache), [first, *range(9)]) for first in (50, 60))
     cache.expect(soon, 10)
     cache.expect(late, 20)
     cache.make_room(4)
-    assert (cache.resident(soon), cache.resident(late)) == (9, 5)
+    assert (cache.resident_tokens(soon), cache.resident_tokens(late)) == (9, 5)
     silent = take_turn(cache, opened(cache), [70, *range(9)])
     cache.make_room(9)
-    assert (cache.resident(soon), cache.resident(late), cache.resident(silent)) == (9, 5, 0)
+    assert (cache.resident_tokens(soon), cache.resident_tokens(late), cache.resident_tokens(silent)) == (9, 5, 0)
     cache.expect(soon, 30)  # a new hint replaces the old one
     cache.make_room(2)
-    assert (cache.resident(soon), cache.resident(late)) == (7, 5)
-    cache.check([soon, late, silent], [])
+    assert (cache.resident_tokens(soon), cache.resident_tokens(late)) == (7, 5)
+    check_cache(cache, [soon, late, silent], [])
 
 
 def test_a_rolled_back_session_is_still_expected_and_spares_only_what_it_has_left():
@@ -341,8 +352,8 @@ def test_an_expected_tail_goes_after_those_that_are_not_and_before_its_own_pages
     left = []
     for _ in range(6):
         cache.make_room(1)
-        cache.check([first, second, third], [])
-        left.append(tuple(cache.resident(one) for one in (first, second, third)))
+        check_cache(cache, [first, second, third], [])
+        left.append(tuple(cache.resident_tokens(one) for one in (first, second, third)))
     assert left == [(6, 6, 4), (6, 6, 0), (6, 4, 0), (6, 0, 0), (4, 0, 0), (0, 0, 0)]
 
 
@@ -352,8 +363,8 @@ def test_a_late_tail_is_as_old_as_its_last_use():
     cache.expect(late, 1)
     cache._clock.now = 2.0
     cache.make_room(1)
-    assert (cache.resident(late), cache.resident(other)) == (4, 6)
-    cache.check([late, other], [])
+    assert (cache.resident_tokens(late), cache.resident_tokens(other)) == (4, 6)
+    check_cache(cache, [late, other], [])
 
 
 def calls_to_make_room(sessions: int, victims: int = 50) -> tuple[int, int]:
@@ -365,7 +376,7 @@ def calls_to_make_room(sessions: int, victims: int = 50) -> tuple[int, int]:
     for number in range(sessions):
         sequence = take_turn(cache, opened(cache), [1, 1, 1, 1, 5 + number, 5 + number, 5 + number, 5 + number, 9])
         cache.expect(sequence, 10 + order[number])
-    cache.make_room(1)  # passes over the entries that have become old until now
+    cache.make_room(1)  # skips the entries that are outdated by now
     calls, visited = 0, cache.tree.nodes_visited
 
     def count(frame, event, argument):
@@ -394,8 +405,8 @@ def test_giving_up_the_late_costs_once_for_each():
         cache.expect(sequence, 1)
     cache._clock.now = 2.0
     cache.make_room(1)
-    assert not cache._expected and cache.tree.nodes_visited <= 1000
-    cache.check(sequences, [])
+    assert not cache.expected_returns and cache.tree.nodes_visited <= 1000
+    check_cache(cache, sequences, [])
 
 
 @pytest.mark.parametrize("damage", ["no node", "other node", "other time", "running", "tail", "grown"])
@@ -404,35 +415,35 @@ def test_check_finds_wrong_expectations(damage):
     first, second = (take_turn(cache, opened(cache), [i] * 6) for i in (5, 6))
     cache.expect(first, 10)
     sequences, running = [first, second], []
-    cache.check(sequences, running)
+    check_cache(cache, sequences, running)
     if damage == "no node":
         cache.tree.unexpect(first.node, 10)
     elif damage == "other node":
         cache.tree.unexpect(first.node, 10)
         cache.tree.expect(second.node, 10)
     elif damage == "other time":
-        cache._expected.put(first, 11)
+        cache.expected_returns.put(first, 11)
     elif damage == "running":
-        cache._active.add(first)
+        cache.running.add(first)
         running.append(first)
         cache.tree.lock(first.node, first.node.end)
-        cache._tails.remove(first)
+        cache.idle_tails.remove(first)
     elif damage == "tail":
-        cache._tails.put(first, (False, 1))
+        cache.idle_tails.put(first, EvictionRank.of(last_used=1, expected_at=None))
     else:
         sequences.append(take_turn(cache, cache.fork(second), [7, 8, 9]))  # in the same node
-        cache.check(sequences, running)
-        cache._expected.put(second, 20)
+        check_cache(cache, sequences, running)
+        cache.expected_returns.put(second, 20)
         cache._rank_tail(second)
         cache.tree.expect(second.node, 20)
     with pytest.raises(BrokenInvariant):
-        cache.check(sequences, running)
+        check_cache(cache, sequences, running)
 
 
-def test_a_long_prompt_that_nobody_knows_is_not_read_again_at_every_step(monkeypatch):
-    """While a prompt is prefilled in chunks, each step looks whether others have published more of it."""
-    cache, encoded, encode = new_cache(num_pages=8000, page_size=4), [], radix_tree._encode
-    monkeypatch.setattr(radix_tree, "_encode", lambda tokens: encoded.append(len(tokens)) or encode(tokens))
+def test_a_long_prompt_without_a_match_is_not_read_again_at_every_step(monkeypatch):
+    """While a prompt is prefilled in chunks, each step looks whether other sequences have published more of it."""
+    cache, encoded, encode = new_cache(num_pages=8000, page_size=4), [], radix_tree.encode
+    monkeypatch.setattr(radix_tree, "encode", lambda tokens: encoded.append(len(tokens)) or encode(tokens))
     sequence = opened(cache)
     sequence.log += range(20_000)
     cache.begin(sequence)

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from minstate import BrokenInvariant
+from minstate.invariants import check_tree
 from minstate.paged_kv import PageAllocator
-from minstate.radix_tree import Node, RadixTree
+from minstate.radix_node import Node
+from minstate.radix_tree import RadixTree
 
 TOKENS = st.sampled_from([0, 1, 255, 256, 2**31])  # orders that differ in other bytes than the last
 LOGS = st.lists(TOKENS, max_size=14)
@@ -45,7 +47,7 @@ class Trees(RuleBasedStateMachine):
         for root in self.roots:
             self.tree.join(root)
         self.published: dict[tuple, int] = {}
-        self.locked, self.remembered = [], []  # (node, root, tokens down to it)
+        self.locked, self.remembered = [], []  # (node, root, tokens on the path to it)
 
     def prefixes(self, tokens):
         size = self.tree.page_size
@@ -63,7 +65,7 @@ class Trees(RuleBasedStateMachine):
         assert tree.tokens_compared - compared <= 2 * len(log) + tree.page_size and tree.nodes_visited >= visited
         at = len(log) - len(log) % tree.page_size
         for prefix in self.prefixes(log)[len(known) :]:
-            self.published[which, prefix] = -1  # learnt below
+            self.published[which, prefix] = -1  # `learn` fills in the page
         self.learn()
         place = (node, which, tuple(log[:at]))
         if stay:
@@ -113,12 +115,12 @@ class Trees(RuleBasedStateMachine):
         ]
         longest = max((count for count, _ in below), default=0)
         locked = self.tree.lock(found.node, found.at)
-        head = self.tree.head(locked, rest)
+        partial = self.tree.partial_match(locked, rest)
         self.tree.unlock(locked)
         if longest == 0:
-            assert head is None
+            assert partial is None
         else:
-            assert head.count == longest and (longest, head.page) in below
+            assert partial.length == longest and (longest, partial.page) in below
 
     @precondition(lambda self: self.remembered)
     @rule(data=st.data())
@@ -143,9 +145,9 @@ class Trees(RuleBasedStateMachine):
         wanted = min(count, tree.num_pages - tree.num_locked)
         before = tree.allocator.num_free
         while tree.allocator.num_free < before + wanted:
-            tree.trim(tree.oldest(), before + wanted - tree.allocator.num_free)
+            tree.trim(tree.next_victim(), before + wanted - tree.allocator.num_free)
         if wanted < count:
-            assert tree.oldest() is None
+            assert tree.next_victim() is None
         gone = {prefix for prefix, page in self.published.items() if tree.allocator.owners[page] == 0}
         assert len(gone) == wanted and not gone & out_of_reach
         for which, prefix in self.published.keys() - gone:
@@ -156,7 +158,7 @@ class Trees(RuleBasedStateMachine):
     @invariant()
     def bookkeeping_adds_up(self):
         self.learn()
-        self.tree.check(node for node, _, _ in self.locked)
+        check_tree(self.tree, [node for node, _, _ in self.locked])
         self.tree.allocator.check([list(self.published.values())])
 
 
@@ -186,7 +188,7 @@ def test_what_was_not_used_for_longest_goes_first():
         tree.unlock(node)
         used |= {tuple(log[:end]): now for end in range(1, len(log) + 1)}
     while used:
-        tree.trim(tree.oldest(), 1)
+        tree.trim(tree.next_victim(), 1)
         leaves = [prefix for prefix in used if not any(other[: len(prefix)] == prefix != other for other in used)]
         victim = min(leaves, key=used.get)
         assert tree.match(root, list(victim), len(victim)).at == len(victim) - 1, "this leaf, and only its page"
@@ -203,17 +205,30 @@ def test_a_childless_leaf_is_extended_in_place_unless_others_need_it_as_it_is():
     tree.lock(node, 6)
     child, _, _ = tree.insert(node, [1, 2, 3, 4, 5, 6, 7, 8], tree.allocator.allocate(1))
     assert child is not node and child.parent is node
-    tree.check([node, child])
+    check_tree(tree, [node, child])
 
 
 def test_a_split_keeps_the_object_as_its_lower_half():
-    """So a handle on it stays good, and a live node implies a live path."""
+    """The three steps drawn in `radix_tree.py`: remembered places stay right, and a live node has a live path."""
     tree = small_tree()
-    old = publish(tree, tree.root("a"), [1, 2, 3, 4, 5, 6])
-    new = publish(tree, tree.root("a"), [1, 2, 9, 9])
-    assert (old.start, old.end) == (2, 6) and old.parent is new.parent and old.parent.end == 2
-    assert tree.climb(old, 2) == (old.parent, 2) and tree.climb(old, 6) == (old, 6)
-    tree.check([old, new])
+    root, first, second = tree.root("t"), [1, 2, 3, 4, 5, 6], [1, 2, 3, 9, 9, 9]
+    a = publish(tree, root, first)
+    tree.unlock(a)
+    assert (a.start, a.end, a.locks, a.is_evictable) == (0, 6, 0, True)
+
+    found = tree.match(root, second, len(second))
+    assert (found.node, found.at) == (a, 2), "the match ends inside A"
+    b = tree.lock(found.node, found.at)
+    assert (b.start, b.end, b.locks, b.children) == (0, 2, 1, [a]) and b is not a
+    assert (a.start, a.end, a.locks, a.parent) == (2, 6, 0, b), "A is the lower half"
+    assert tree.climb(a, 6) == (a, 6) and tree.climb(a, 2) == (b, 2), "places in A are still right"
+
+    assert tree.partial_match(b, second[2:4]) == (a, a.pages[0], 1)
+    c, at, _ = tree.insert(b, second, tree.allocator.allocate(2))
+    assert (c.start, at, c.locks, b.locks, b.children) == (2, 6, 1, 1, [a, c]) and a.is_evictable
+    grown, _, _ = tree.insert(c, [*second, 7, 8], tree.allocator.allocate(1))
+    assert grown is c and c.end == 8
+    check_tree(tree, [c])
 
 
 def test_what_grows_where_something_was_evicted_is_not_mistaken_for_it():
@@ -221,7 +236,7 @@ def test_what_grows_where_something_was_evicted_is_not_mistaken_for_it():
     root = tree.root("a")
     node = publish(tree, root, [1, 2, 3, 4, 5, 6])
     tree.unlock(node)
-    tree.trim(tree.oldest(), 1)
+    tree.trim(tree.next_victim(), 1)
     other = publish(tree, root, [1, 2, 3, 4, 7, 8])
     climbed, at = tree.climb(node, 6)
     assert at < 6 and not climbed.dead
@@ -238,8 +253,8 @@ def test_a_private_root_goes_with_its_last_user():
     tree.leave(root)
     assert tree.num_pages == 2
     tree.leave(root)
-    assert tree.num_pages == 0 and tree.allocator.num_free == 64 and tree.oldest() is None
-    tree.check([])
+    assert tree.num_pages == 0 and tree.allocator.num_free == 64 and tree.next_victim() is None
+    check_tree(tree, [])
 
 
 def chain(tree: RadixTree, tokens: int) -> tuple[Node, list[int]]:
@@ -263,18 +278,18 @@ def test_eviction_does_not_look_at_every_leaf():
     for first in range(2000):
         tree.unlock(publish(tree, tree.root("a"), [first, first]))
     pops = 0
-    original = tree._queue
+    original = tree._update_rank
 
     def counted(node):
         nonlocal pops
         pops += 1
         original(node)
 
-    tree._queue = counted
+    tree._update_rank = counted
     for _ in range(1000):
-        tree.trim(tree.oldest(), 1)
+        tree.trim(tree.next_victim(), 1)
     assert pops <= 3000
-    tree.check([])
+    check_tree(tree, [])
 
 
 @pytest.mark.parametrize(
@@ -285,7 +300,7 @@ def test_check_finds_wrong_bookkeeping(damage):
     root = tree.root("a")
     first, second = publish(tree, root, [1, 2, 3, 4]), publish(tree, root, [1, 2, 5, 6])
     tree.unlock(second)
-    tree.check([first])
+    check_tree(tree, [first])
     locked = [first]
     if damage == "lock":
         first.locks += 1
@@ -298,10 +313,10 @@ def test_check_finds_wrong_bookkeeping(damage):
     elif damage == "start":
         second.start += 2
     elif damage == "heap":
-        tree._heap.remove(tree._heap.first())
+        tree.evictable_leaves.remove(tree.next_victim())
     elif damage == "locked pages":
         tree.num_locked -= 1
     else:
         locked.append(Node(None, 0, bytearray(), [], 0))
     with pytest.raises(BrokenInvariant):
-        tree.check(locked)
+        check_tree(tree, locked)

@@ -10,10 +10,11 @@ import pytest
 from tiny import engine, model, tokenizer
 
 from minstate import BrokenInvariant, Engine, OutOfPages, Sampling
-from minstate.lab.engines.baselines import NaiveEngine
+from minstate.lab.engines.baselines import NaiveEngine, drop_kv
 from minstate.paged_kv import PageTable
 from minstate.prefix_cache import PrefixCache
-from minstate.radix_tree import Node, Place, RadixTree
+from minstate.radix_node import Node, Place
+from minstate.radix_tree import RadixTree
 
 GREEDY = Sampling(ignore_eos=True)
 PROMPT = list(range(10, 30))  # five pages of four
@@ -146,7 +147,7 @@ def free_everything_on_abort(monkeypatch):
         aborted = length < len(sequence.log)
         end(self, sequence, length)
         if aborted:
-            self.forget(sequence, sequence.root)
+            drop_kv(self, sequence, sequence.root)
             self.make_room(10**6)
 
     monkeypatch.setattr(PrefixCache, "end", clear)
@@ -172,7 +173,7 @@ def idle_sessions_that_pin_the_pool():
 
 
 def lock_idle_sessions(monkeypatch):
-    monkeypatch.setattr(RadixTree, "oldest", lambda self, spared=(): None)
+    monkeypatch.setattr(RadixTree, "next_victim", lambda self: None)
     monkeypatch.setattr(PrefixCache, "num_available", property(lambda self: self.pool.allocator.num_free))
 
 
@@ -194,39 +195,39 @@ def always_hit(monkeypatch):
 
 
 def an_allocation_that_evicts_the_page_it_was_about_to_copy():
-    """The pool is full. The page whose head is wanted was used longest ago, so it would be the first to go."""
+    """The pool is full. The page whose beginning is wanted was used longest ago, so it would be the first to go."""
     e = engine(num_pages=8)
     first, second = e.open(), e.open()
     say(first, [10, 11, 12, 13], count=1)  # one page, the tree's
     say(second, [20] * 26, count=2)  # seven, six of them the tree's
-    assert e.pool.allocator.num_free == 0 and e.cache.tree.oldest() is first.sequence.node
+    assert e.pool.allocator.num_free == 0 and e.cache.tree.next_victim() is first.sequence.node
     turn = say(e.open(), [10, 11, 12, 50], count=2)
     e.check()
-    assert turn.stats.shared == 3, "others were evicted, the head was copied"
+    assert turn.stats.shared == 3, "others were evicted, the common prefix was copied"
     assert turn.token_ids == afresh([10, 11, 12, 50], 2)
 
 
 def evict_before_looking(monkeypatch):
-    copy_head = PrefixCache._copy_head
+    copy_page_prefix = PrefixCache._copy_page_prefix
 
     def late(self, sequence):
         self.make_room(1 - self.pool.allocator.num_free)
-        copy_head(self, sequence)
+        copy_page_prefix(self, sequence)
 
-    monkeypatch.setattr(PrefixCache, "_copy_head", late)
+    monkeypatch.setattr(PrefixCache, "_copy_page_prefix", late)
 
 
 def copy_what_was_evicted(monkeypatch):
-    head, before = RadixTree.head, []
+    partial_match, before = RadixTree.partial_match, []
 
     def remembered(self, node, tokens):  # does not look again
         if before:
             return before.pop()
-        if found := head(self, node, tokens):
+        if found := partial_match(self, node, tokens):
             before.append(found := found._replace(node=Node(None, 0, bytearray(), [], 0)))  # nor does it count as a use
         return found
 
-    monkeypatch.setattr(RadixTree, "head", remembered)
+    monkeypatch.setattr(RadixTree, "partial_match", remembered)
 
 
 def an_abandoned_private_page_that_is_borrowed_and_written():
@@ -253,7 +254,7 @@ def write_into_borrowed_pages(monkeypatch):
         self.pool.allocator.release(released)
 
     monkeypatch.setattr(PageTable, "truncate", truncate)
-    monkeypatch.setattr(PrefixCache, "check", lambda *_, **__: None)
+    monkeypatch.setattr(Engine, "check", lambda self: None)  # the outcome alone has to show it
 
 
 TRAPS: list[tuple[Callable[[], None], list[Callable]]] = [

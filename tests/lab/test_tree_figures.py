@@ -72,9 +72,9 @@ def test_two_halves_of_a_cut_lie_on_one_line_and_other_ways_on_lines_of_their_ow
 
 def test_a_dead_node_is_shown_as_far_as_it_is_remembered_below_the_lowest_live_one(tree, places):
     tree.unlock(places["B"][0])
-    tree.trim(tree.oldest(), 1)  # "ef"
-    tree.trim(tree.oldest(), 1)  # "xy"
-    tree.trim(tree.oldest(), 2)  # "abcd", the parent of both
+    tree.trim(tree.next_victim(), 1)  # "ef"
+    tree.trim(tree.next_victim(), 1)  # "xy"
+    tree.trim(tree.next_victim(), 2)  # "abcd", the parent of both
     state = TreeState.of(tree, places)
     dead = state.nodes[state.places["A"][0]]
     assert (dead.dead, dead.parent, dead.start, dead.end, dead.pages) == (True, 0, 4, 6, ())
@@ -86,7 +86,7 @@ def test_a_dead_node_is_shown_as_far_as_it_is_remembered_below_the_lowest_live_o
 def test_a_leaf_that_shrank_is_drawn_as_long_as_it_is_and_the_rest_as_evicted(tree):
     place = publish(tree, "abcdef")
     tree.unlock(place[0])
-    tree.trim(tree.oldest(), 1)
+    tree.trim(tree.next_victim(), 1)
     figure = tree_figure(TreeState.of(tree, {"A": place}), letters)
     boxes = [(box.get_x(), box.get_width(), box.get_facecolor()) for box in figure.axes[0].patches]
     (left, width, color), (left_of_rest, width_of_rest, color_of_rest) = boxes
@@ -112,8 +112,8 @@ def test_a_node_whose_children_are_all_dead_may_be_evicted(tree, places):
     tree.unlock(places["B"][0])
     full = TreeState.of(tree, places)
     assert "not locked, but others hang on it" in legend(tree_figure(full))
-    tree.trim(tree.oldest(), 1)
-    tree.trim(tree.oldest(), 1)
+    tree.trim(tree.next_victim(), 1)
+    tree.trim(tree.next_victim(), 1)
     assert legend(tree_figure(TreeState.of(tree, places))) == [
         "leaf that nobody locks: may be evicted",
         "evicted, and still remembered",

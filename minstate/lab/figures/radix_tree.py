@@ -11,7 +11,8 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MultipleLocator
 
 from minstate.lab.figures.turn_costs import BLUE, GREEN, INK, ORANGE, PURPLE, STYLE, THOUSANDS, new_figure
-from minstate.radix_tree import TOKEN_BYTES, Node, RadixTree
+from minstate.radix_node import TOKEN_BYTES, Node
+from minstate.radix_tree import RadixTree
 
 LOCKED = {"facecolor": "#8FC1DF", "edgecolor": INK, "linewidth": 2}
 INNER = {"facecolor": "#E3F1FA", "edgecolor": INK, "linewidth": 0.8}
