@@ -6,7 +6,7 @@ from minstate.chat.template import Continuation, Transcript
 from minstate.engine import Engine
 from minstate.guard import entry
 from minstate.prefix_cache import PrefixCache
-from minstate.radix_tree import Node
+from minstate.radix_node import Node
 from minstate.sequence import Sequence
 from minstate.session import Session
 
