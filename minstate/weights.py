@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerFast
 
 from minstate.errors import BadValue, DamagedWeights, ModelNotFound, UnsupportedModel
-from minstate.model import Model, ModelConfig
+from minstate.model import Model
+from minstate.model_config import ModelConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"

@@ -12,7 +12,8 @@ from minstate import CostTable, Engine, Sampling, Speculation
 from minstate.lab.engines.small_engine import poison
 from minstate.lab.engines.template_styles import CHATML
 from minstate.lab.engines.template_styles import CHATML_TOKENS as SPECIAL
-from minstate.model import Model, ModelConfig
+from minstate.model import Model
+from minstate.model_config import ModelConfig
 
 VOCABULARY = len(SPECIAL) + 256
 SHAPE = {

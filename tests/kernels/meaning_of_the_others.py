@@ -11,7 +11,8 @@ from minstate.kernels.append_kv import append_kv
 from minstate.kernels.copy_pages import copy_pages
 from minstate.kernels.rms_norm import rms_norm
 from minstate.kernels.silu_mul import silu_mul
-from minstate.model import ModelConfig, rotary_table, rotate
+from minstate.model import rotary_table, rotate
+from minstate.model_config import ModelConfig
 from minstate.paged_kv import KVPool, PageTable
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

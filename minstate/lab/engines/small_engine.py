@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from minstate.engine import Engine
 from minstate.lab.engines.template_styles import CHATML, CHATML_TOKENS
-from minstate.model import Model, ModelConfig
+from minstate.model import Model
+from minstate.model_config import ModelConfig
 
 CONFIG = ModelConfig.from_hf(
     {

@@ -3,7 +3,7 @@
 import torch
 
 from minstate.engine import Engine
-from minstate.model import ModelConfig
+from minstate.model_config import ModelConfig
 from minstate.weights import find_model, read_config, read_tokenizer
 
 

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
-from minstate.costs import CostTable
+from minstate.draft_budget import CostTable
 from minstate.lab.figures.turn_costs import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, STYLE, YELLOW, new_figure
-from minstate.model import ModelConfig
+from minstate.model_config import ModelConfig
 from minstate.session import Session
 
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW)

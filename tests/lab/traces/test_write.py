@@ -16,7 +16,8 @@ from minstate.lab.traces.replay import replay, trace_statistics
 from minstate.lab.traces.scenarios import SCENARIOS, PlannedTurn, Scenario
 from minstate.lab.traces.trace import Trace, read_trace, write_trace
 from minstate.lab.traces.write import generate_trace, new_sentences, recorded_author, word_4grams, written_turns
-from minstate.model import Model, ModelConfig
+from minstate.model import Model
+from minstate.model_config import ModelConfig
 from minstate.weights import find_model, read_tokenizer
 
 COMMITTED = {"agentic-0": 6, "coding-0": 35, "data_analysis-0": 12, "planning-0": 17}  # turns
