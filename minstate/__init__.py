@@ -7,7 +7,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from minstate.chat.drift import Drift
-from minstate.costs import CostTable
+from minstate.draft_budget import CostTable
 from minstate.engine import Engine
 from minstate.errors import (
     BadMessage,

@@ -1,15 +1,15 @@
-"""The one seam between model and pages: write a batch's keys and values into their slots, then attend over pages.
+"""The one seam between model and pages: store a batch's keys and values in their slots, then attend over pages.
 
-A backend is prepared once a forward pass, and then called once a layer. This is the torch backend, for a CPU; it is the
+A backend is built once a forward pass, and called once a layer. `TorchAttention` is the backend for a CPU, and the
 reference for every other.
 
-Attention is a weighted sum, so keys may be read in parts and in any order: each part gives an output and the
-log-sum-exp of its scores, by which the outputs are then weighted (as in FlashAttention, arXiv 2205.14135). A sequence's
-keys are read where they lie:
+Attention is a weighted sum, so a query may read its keys in parts and in any order. Each part gives an output and the
+log-sum-exp of its scores, which is the part's weight when the outputs are merged, as in
+[FlashAttention](https://arxiv.org/abs/2205.14135). So the keys of a sequence are read where they lie:
 
-    runs of adjacent pages      slices of the pool, `kv[layer, 0, :, start:end]`, one part each: nothing is copied
-    short runs, where several   gathered into one stretch of memory first, since each part costs a call of its own
-    the batch's own tokens      from k and v, causally; so what lies in the pool is read by all queries, without a mask
+    runs of adjacent pages      are slices of the pool, `kv[layer, 0, :, start:end]`: one part each, nothing is copied
+    short runs, if several      are gathered into one buffer first, because every part costs a call of its own
+    the batch's own tokens      are read from k and v with a causal mask; so no other part needs a mask
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ import torch
 from minstate.paged_kv import KVPool, page_runs
 from minstate.ragged_batch import RaggedBatch
 
-SHORT_RUN = 400  # tokens: below, a run is cheaper to copy than to attend to by itself
+SHORT_RUN = 400  # tokens: a shorter run is cheaper to copy than to attend to by itself
 LONG_RUN = 1024  # tokens: from here on, few queries read a run in two halves, so that all cores are busy to the end
 FEW_QUERIES = 16
 

@@ -1,4 +1,4 @@
-"""Who may touch an engine, and when."""
+"""Who may touch an engine, and when: its own thread, one call at a time, and Ctrl-C between two calls."""
 
 import signal
 import threading
@@ -6,23 +6,61 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 
+from minstate.errors import EngineMisuse
+from minstate.request import Request
+from minstate.sequence import Sequence
+
+
+class Guard:
+    """What an engine knows of the calls that are under way, and of what destructors have left for it to do.
+
+    Python may collect garbage between any two bytecodes, and a forgotten stream or session has pages to give back.
+    While a call is under way, a destructor only leaves a note here, and the next call does the work.
+    """
+
+    def __init__(self):
+        self.owner = threading.current_thread()
+        self.entered = 0  # how many guarded methods are on the stack
+        self.in_step = False
+        self.abandoned: list[Request] = []  # turns whose stream became garbage
+        self.forgotten: list[Sequence] = []  # of sessions that became garbage
+
+    def require_owner(self) -> None:
+        """Raises `EngineMisuse` in any thread but the engine's own, and inside a step."""
+        if threading.current_thread() is not self.owner:
+            raise EngineMisuse("an engine belongs to the thread that made it: make one in this thread")
+        if self.in_step:
+            raise EngineMisuse("the engine is in the middle of a step")
+
+    def abandon(self, request: Request) -> None:
+        """As `Request.abort`, for a destructor, which may run in any thread and at any moment."""
+        self.abandoned.append(request)
+        if threading.current_thread() is self.owner and not self.entered:
+            request.abort()
+
 
 def entry(method: Callable) -> Callable:
     """A method of `Engine` or `Session` that changes something, or needs it to keep still.
 
-    Python may collect garbage between any two bytecodes, and a forgotten stream or session has pages to give back.
-    While an entry is on the stack, its destructor only leaves word (`Engine.abandon`). Ctrl-C waits as well.
+    Only the engine's own thread may call it, and not inside a step. First it does what destructors have left to do.
+    Ctrl-C waits until it is over.
     """
 
     @wraps(method)
     def guarded(self, *args, **options):
         engine = getattr(self, "engine", self)
-        with nullcontext() if engine.entered else interrupted_later():
-            engine.entered += 1
+        guard = engine.guard
+        with nullcontext() if guard.entered else interrupted_later():
+            guard.entered += 1
             try:
+                guard.require_owner()
+                while guard.abandoned:
+                    engine.abort(guard.abandoned.pop())
+                while guard.forgotten:
+                    engine.cache.release(guard.forgotten.pop())
                 return method(self, *args, **options)
             finally:
-                engine.entered -= 1
+                guard.entered -= 1
 
     return guarded
 
@@ -31,21 +69,21 @@ def entry(method: Callable) -> Callable:
 def interrupted_later() -> Iterator[None]:
     """Inside, Ctrl-C waits until the end, so that bookkeeping is never left half-way; pressed again, it does not."""
     in_main_thread = threading.current_thread() is threading.main_thread()
-    whole = signal.getsignal(signal.SIGINT) if in_main_thread else None
-    if not callable(whole):  # nobody listens, or it is not our business
+    handler = signal.getsignal(signal.SIGINT) if in_main_thread else None
+    if not callable(handler):  # the signal is ignored, or belongs to another thread
         yield
         return
     pressed = []
 
     def wait(*args) -> None:
         if pressed:
-            whole(*args)
+            handler(*args)
         pressed.append(args)
 
     signal.signal(signal.SIGINT, wait)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, whole)
+        signal.signal(signal.SIGINT, handler)
         if pressed:
-            whole(*pressed[0])
+            handler(*pressed[0])

@@ -70,7 +70,7 @@ def _check_node(tree: RadixTree, node: Node, turns: int) -> None:
         (all(child.start == node.end for child in node.children), "has a child that does not start at its end"),
         (node.locks == turns + len(children_with_locks), "has a wrong number of locks"),
         (node.expected == sorted(node.expected), "has expectations out of order"),
-        (tree.evictable_leaves.rank(node) == rank, "would not be evicted in its turn"),
+        (tree.evictable_leaves.get(node) == rank, "would not be evicted in its turn"),
     ]:
         if not holds:
             raise BrokenInvariant(f"{node} {fault}")
@@ -92,7 +92,7 @@ def _check_tails(cache: PrefixCache, idle: set[Sequence]) -> None:
     for sequence in cache.idle_tails:
         if len(sequence.table.own_pages) > 1 or sequence.kv_len % cache.pool.page_size == 0:
             raise BrokenInvariant("an idle sequence keeps full pages to itself")
-        rank, expected_at = cache.idle_tails.rank(sequence), cache.expected_returns.rank(sequence)
+        rank, expected_at = cache.idle_tails.rank(sequence), cache.expected_returns.get(sequence)
         if expected_at is None:
             in_turn = not rank.is_expected
         else:

@@ -5,7 +5,7 @@ without fragmentation, as processes share physical memory through page tables (P
 
     PageAllocator   which pages are free, and how many owners the others have: plain integers, no tensors
     KVPool          the tensors: slot = page · page_size + offset
-    PageTable       one sequence's pages in order: append, truncate, fork with copy-on-write
+    PageTable       one sequence's pages in order: append, commit, truncate, fork with copy-on-write
 """
 
 import math
@@ -28,7 +28,7 @@ class PageAllocator:
         self.owners = [0] * num_pages
         self._free = bytearray(b"\x01") * num_pages  # one byte a page, so that gaps are found at C speed
         self.num_free = num_pages
-        self.reclaim: Callable[[int], None] = lambda missing: None  # asked to free so many pages when they run out
+        self.reclaim: Callable[[int], None] = lambda missing: None  # called with how many pages to free, if they run out
 
     @property
     def num_pages(self) -> int:
@@ -53,7 +53,7 @@ class PageAllocator:
         if len(pages) < count:
             gaps = [gap.span() for gap in re.finditer(rb"\x01+", self._free)]
             for start, end in sorted(gaps, key=lambda gap: gap[0] - gap[1]):  # the largest first
-                # Whoever owns the page before the gap may want to grow into it: leave half of what we do not need.
+                # The owner of the page before the gap may want to grow into it: leave it half of what we can spare.
                 spare = max(0, end - start - (count - len(pages))) if start > 0 else 0
                 pages += self._take(start + spare // 2, count - len(pages))
                 if len(pages) == count:
@@ -77,7 +77,7 @@ class PageAllocator:
             self.owners[page] += 1
 
     def release(self, pages: Iterable[int]) -> None:
-        """One owner fewer for each of `pages`; who had the last one frees the page."""
+        """One owner fewer for each of `pages`; a page without an owner is free."""
         for page in pages:
             assert self.owners[page] > 0, f"page {page} is free already"
             self.owners[page] -= 1
@@ -98,8 +98,8 @@ class PageAllocator:
 class KVPool:
     """The keys and values of all pages: `kv[layer, 0 for K or 1 for V, kv_head, slot, head_dim]`.
 
-    Heads come before slots, so that adjacent pages of one head are one stretch of memory. On a GPU copies of pages wait
-    until somebody needs `kv`, and are then made by one launch of a kernel: a launch takes longer than a copy.
+    Heads come before slots, so that adjacent pages of one head are one stretch of memory. On a GPU, copies of pages are
+    collected until `kv` is needed, and one kernel then makes them all, because a launch takes longer than a copy.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class KVPool:
         self.allocator = PageAllocator(num_pages)
         self.page_size = page_size
         self._collect = self._kv.is_cuda
-        self._copies: dict[int, tuple[int, int, int]] = {}  # those that wait, by target: source, target, tokens
+        self._copies: dict[int, tuple[int, int, int]] = {}  # pending copies by target: source, target, tokens
 
     @property
     def kv(self) -> torch.Tensor:
@@ -147,46 +147,57 @@ class KVPool:
             return
         sources = {source for source, *_ in self._copies.values()}
         if target in sources or not self._copies.keys().isdisjoint((source, target)):
-            self.make_copies()  # those that wait run in any order, so none may depend on another
+            self.make_copies()  # pending copies are made in any order, so none may depend on another
         self._copies[target] = source, target, tokens
 
     def make_copies(self) -> None:
-        """Make those that wait."""
+        """Make the pending copies."""
         if not self._copies:
             return
         from minstate.kernels.copy_pages import copy_pages
 
         rows = torch.tensor(list(self._copies.values()), dtype=torch.int32)
         copy_pages(self._kv, rows.to(self._kv.device, non_blocking=True), self.page_size)
-        self._copies.clear()  # only now: a pass that failed for want of memory is tried again, and needs them
+        self._copies.clear()  # only now: a forward pass that ran out of memory is tried again, and needs them
 
 
 class PageTable:
-    """One sequence's K/V: `pages[i // page_size]` holds token i, for i < `length`.
+    """One sequence's K/V: `pages[i // page_size]` holds token i.
 
-    The first `borrowed` pages are full, belong to somebody else, and are only read; of each other one, the table owns
-    one share.
+        tokens   0 ─────────────── length ──────────── reserved
+                 K/V written       slots handed out, K/V not written yet
+        pages    borrowed │ own
+
+    `append` hands out slots, a forward pass writes K/V into them, and `commit` counts them as written. What was not
+    committed, `truncate` takes back. The first `borrowed` pages are full, belong to the prefix tree, and are only read.
+    Each other page belongs to this table, or to the forks that share it, each with one share.
     """
 
     def __init__(self, pool: KVPool):
         self.pool = pool
         self.pages: list[int] = []
         self.length = 0
+        self.reserved = 0
         self.borrowed = 0
 
     @property
     def own_pages(self) -> list[int]:
+        """The pages behind the borrowed ones."""
         return self.pages[self.borrowed :]
 
     @property
     def borrowed_tokens(self) -> int:
+        """How many tokens the borrowed pages hold."""
         return self.borrowed * self.pool.page_size
 
     @property
     def slots(self) -> list[int]:
-        """Where each token's K/V is."""
+        """The slot of each token that has K/V."""
+        return self._slots(range(self.length))
+
+    def _slots(self, positions: range) -> list[int]:
         page_size = self.pool.page_size
-        return [self.pages[i // page_size] * page_size + i % page_size for i in range(self.length)]
+        return [self.pages[i // page_size] * page_size + i % page_size for i in positions]
 
     def pages_needed(self, count: int) -> int:
         """Free pages that `append(count)` will take, the copy of a shared last page included."""
@@ -194,19 +205,19 @@ class PageTable:
             raise BadValue(f"cannot append {count} tokens")
         if count == 0:
             return 0
-        total = -(-(self.length + count) // self.pool.page_size)
-        return total - len(self.pages) + self._must_copy_last()
+        new = pages_for(self.reserved + count, self.pool.page_size) - len(self.pages)
+        return new + 1 if self._must_copy_last() else new
 
     def _must_copy_last(self) -> bool:
-        partly_filled = self.length % self.pool.page_size > 0
+        partly_filled = self.reserved % self.pool.page_size > 0
         return partly_filled and self.pool.allocator.owners[self.pages[-1]] > 1
 
     def append(self, count: int) -> list[int]:
-        """Make room for `count` more tokens and return their slots. Raises `OutOfPages`, and then nothing has changed.
+        """Hand out slots for `count` more tokens. Raises `OutOfPages`, and then nothing has changed.
 
-        Copy-on-write: a partly filled last page with other owners is copied, and our share in it given up.
+        Copy-on-write: a partly filled last page with other owners is copied, and this table's share in it given up.
         """
-        allocator, page_size = self.pool.allocator, self.pool.page_size
+        allocator = self.pool.allocator
         copy = count > 0 and self._must_copy_last()
         # A copy starts a run of its own: right behind the shared page it would stand in the other owner's way.
         after = self.pages[-1] if self.pages and not copy else None
@@ -216,52 +227,64 @@ class PageTable:
             allocator.release([self.pages[-1]])
             self.pages[-1] = fresh.pop(0)
         self.pages += fresh
-        new = range(self.length, self.length + count)
-        self.length += count
-        return [self.pages[i // page_size] * page_size + i % page_size for i in new]
+        self.reserved += count
+        return self._slots(range(self.reserved - count, self.reserved))
+
+    def commit(self) -> None:
+        """K/V has been written into all slots that were handed out."""
+        self.length = self.reserved
 
     def truncate(self, length: int) -> None:
-        """Forget all tokens from position `length` on, and give up our share of pages that then hold none of ours.
+        """Forget all tokens from position `length` on, and give up this table's share of pages that it then can spare.
 
-        A borrowed page is kept whole or not at all, since what follows could not be written into it.
+        Slots that were handed out and not written go in any case. A borrowed page is kept whole or not at all, since
+        nothing may be written behind its beginning.
         """
         if not 0 <= length <= self.length:
             raise BadValue(f"cannot truncate {self.length} tokens to {length}")
         if length < self.borrowed_tokens:
             length -= length % self.pool.page_size
-        keep = -(-length // self.pool.page_size)
+        keep = pages_for(length, self.pool.page_size)
         released = self.pages[max(keep, self.borrowed) :]
         del self.pages[keep:]
         self.borrowed = min(self.borrowed, keep)
-        self.length = length
+        self.length = self.reserved = length
         self.pool.allocator.release(released)
 
     def borrow(self, pages: list[int]) -> None:
-        """Read `pages`, full ones that belong to somebody else, after those borrowed so far.
+        """Read `pages`, full ones that belong to the tree, behind those borrowed so far.
 
-        Where they stand in place of pages of ours, those are given up; one of ours may also just have changed hands.
+        They take the place of this table's own pages, which are given up, unless the tree has just taken one over.
         """
         ours = self.pages[self.borrowed : self.borrowed + len(pages)]
         self.pages[self.borrowed : self.borrowed + len(pages)] = pages
         self.borrowed += len(pages)
-        self.length = max(self.length, self.borrowed_tokens)
+        self.length = self.reserved = max(self.length, self.borrowed_tokens)
         self.pool.allocator.release(own for own, page in zip(ours, pages, strict=False) if own != page)
 
     def fork(self) -> "PageTable":
-        """A second table over the same pages: metadata only, whoever writes first copies."""
+        """A second table over the same pages: only metadata is copied; the fork that writes first copies a page."""
         child = PageTable(self.pool)
-        child.pages, child.length, child.borrowed = list(self.pages), self.length, self.borrowed
+        child.pages, child.borrowed = list(self.pages), self.borrowed
+        child.length, child.reserved = self.length, self.reserved
         self.pool.allocator.share(child.own_pages)
         return child
 
     def check(self) -> None:
         """Raises `BrokenInvariant` unless the table holds exactly the pages that its length needs, each once."""
+        if self.reserved != self.length:
+            raise BrokenInvariant(f"{self.reserved} slots were handed out between two steps, {self.length} are written")
         if self.borrowed_tokens > self.length:
             raise BrokenInvariant(f"{self.borrowed} full pages borrowed for {self.length} tokens")
-        if len(self.pages) != -(-self.length // self.pool.page_size):
+        if len(self.pages) != pages_for(self.length, self.pool.page_size):
             raise BrokenInvariant(f"{len(self.pages)} pages of {self.pool.page_size} for {self.length} tokens")
         if len(set(self.pages)) != len(self.pages):
             raise BrokenInvariant(f"a page appears twice in {self.pages}")
+
+
+def pages_for(tokens: int, page_size: int) -> int:
+    """How many pages `tokens` tokens take."""
+    return -(-tokens // page_size)
 
 
 def page_runs(pages: Sequence[int]) -> list[tuple[int, int]]:

@@ -217,23 +217,26 @@ class PrefixCache:
     def _copy_page_prefix(self, sequence: Sequence) -> None:
         """Where a page of the tree agrees with the log for longer than the sequence's last page goes, copy it."""
         table = sequence.table
-        found, gain = self._find_page_prefix(sequence)
-        if gain > 0:
-            self.tree.touch(found.node)  # so that making room does not evict it before other pages
+        if found := self._find_page_prefix(sequence):
+            prefix, gain = found
+            self.tree.touch(prefix.node)  # so that making room does not evict it before other pages
             self.make_room(table.pages_needed(gain) - self.pool.allocator.num_free)
-            found, gain = self._find_page_prefix(sequence)  # it is gone if there were no other pages to evict
-        if gain > 0:
+            found = self._find_page_prefix(sequence)  # it is gone if there were no other pages to evict
+        if found:
+            prefix, gain = found
             with suppress(OutOfPages):  # then these tokens are computed
                 table.append(gain)
-                self.pool.copy_page(found.page, table.pages[-1], found.length)
+                self.pool.copy_page(prefix.page, table.pages[-1], prefix.length)
                 table.commit()
 
-    def _find_page_prefix(self, sequence: Sequence) -> tuple[PagePrefix | None, int]:
-        """The page to copy from, and how many tokens more than the sequence's last page it has."""
+    def _find_page_prefix(self, sequence: Sequence) -> tuple[PagePrefix, int] | None:
+        """A page to copy from, and how many tokens more than the sequence's last page it has, if it has any more."""
         at = sequence.table.borrowed_tokens
         wanted = sequence.log[at : min(at + self.pool.page_size, len(sequence.log) - 1)]
-        found = self.tree.partial_match(sequence.node, wanted)
-        return found, at + found.length - sequence.kv_len if found else 0
+        prefix = self.tree.partial_match(sequence.node, wanted)
+        if prefix and (gain := at + prefix.length - sequence.kv_len) > 0:
+            return prefix, gain
+        return None
 
     def _rest(self, sequence: Sequence) -> None:
         """The sequence is idle from now on."""
@@ -245,7 +248,7 @@ class PrefixCache:
     def _rank_tail(self, sequence: Sequence) -> None:
         """An idle sequence's tail has the rank that the node in front of it would have for this sequence alone."""
         if sequence.table.own_pages:
-            rank = EvictionRank.of(sequence.node.last_used, self.expected_returns.rank(sequence))
+            rank = EvictionRank.of(sequence.node.last_used, self.expected_returns.get(sequence))
             self.idle_tails.put(sequence, rank)
         else:
             self.idle_tails.remove(sequence)

@@ -6,12 +6,14 @@ sorts, bisects and compares keys at the speed of memory.
 
 from array import array
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from sys import byteorder
 from typing import NamedTuple
 
 TOKEN_BYTES = 4
+Key = bytes | bytearray
 
 
 class EvictionRank(NamedTuple):
@@ -60,7 +62,14 @@ class Node:
         """When its last page is evicted, if it is evictable: the first sequence to return decides."""
         return EvictionRank.of(self.last_used, self.expected[0] if self.expected else None)
 
-    def child_index(self, key: bytes) -> int:
+    def path(self) -> Iterator["Node"]:
+        """This node and all nodes above it, the root last."""
+        node: Node | None = self
+        while node:
+            yield node
+            node = node.parent
+
+    def child_index(self, key: Key) -> int:
         """The index in `children` at which a child that begins with `key` stands, or would stand."""
         return bisect_left(self.children, key, key=attrgetter("key"))
 

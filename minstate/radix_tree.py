@@ -36,7 +36,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator
 from typing import TYPE_CHECKING
 
-from minstate.radix_node import TOKEN_BYTES, EvictionRank, Node, PagePrefix, Place, encode
+from minstate.radix_node import TOKEN_BYTES, EvictionRank, Key, Node, PagePrefix, Place, encode
 from minstate.ranked_queue import RankedQueue
 
 if TYPE_CHECKING:  # its module imports torch
@@ -150,25 +150,23 @@ class RadixTree:
 
     def lock(self, node: Node, at: int) -> Node:
         """Protect the whole path down to the place (node, at) from eviction. Returns the node that ends there."""
-        locked = node = self.split_at(node, at)
-        while node:
-            node.locks += 1
-            if node.locks > 1:
-                break
-            self.num_locked += len(node.pages)
-            self._update_rank(node)
-            node = node.parent
+        locked = self.split_at(node, at)
+        for above in locked.path():
+            above.locks += 1
+            if above.locks > 1:
+                break  # everything further up is locked already
+            self.num_locked += len(above.pages)
+            self._update_rank(above)
         return locked
 
     def unlock(self, node: Node) -> None:
         """Undo one `lock` of this node."""
-        while node:
-            node.locks -= 1
-            if node.locks:
+        for above in node.path():
+            above.locks -= 1
+            if above.locks:
                 break
-            self.num_locked -= len(node.pages)
-            self._update_rank(node)
-            node = node.parent
+            self.num_locked -= len(above.pages)
+            self._update_rank(above)
 
     def move_lock(self, node: Node, target: Node, at: int) -> Node:
         """Lock the place (target, at), then unlock `node`. Returns the node that is locked now."""
@@ -186,9 +184,11 @@ class RadixTree:
         if at >= node.end:
             return node
         pages, key_bytes = (at - node.start) // self.page_size, (at - node.start) * TOKEN_BYTES
-        upper = Node(node.parent, node.start, node.key, node.pages, node.last_used, [node])
+        parent = node.parent
+        assert parent, "a root has nothing to split"
+        upper = Node(parent, node.start, node.key, node.pages, node.last_used, [node])
         upper.locks = 1 if node.locks else 0
-        upper.parent.children[upper.parent.child_index(node.key)] = upper
+        parent.children[parent.child_index(node.key)] = upper
         node.parent, node.start, node.key, node.pages = upper, at, node.key[key_bytes:], node.pages[pages:]
         del upper.key[key_bytes:], upper.pages[pages:]
         return upper
@@ -219,6 +219,7 @@ class RadixTree:
         published later are never mistaken for those that were evicted.
         """
         keep, parent = max(0, len(leaf.pages) - count), leaf.parent
+        assert parent, "a root is no leaf to evict from"
         if not keep:
             del parent.children[parent.child_index(leaf.key)]
             parent.last_used = max(parent.last_used, leaf.last_used)  # using a node uses the path to it
@@ -248,7 +249,7 @@ class RadixTree:
         self._ticks += 1
         return self._ticks
 
-    def _common_length(self, a: bytes, b: bytes) -> int:
+    def _common_length(self, a: Key, b: Key) -> int:
         """How many tokens two keys have in common at their beginning."""
         length = min(len(a), len(b))
         self.tokens_compared += length // TOKEN_BYTES

@@ -1,16 +1,25 @@
-"""The ragged batch: what one forward pass takes from several sequences."""
+"""The ragged batch: what one forward pass takes, from any number of sequences."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from minstate.sequence import Sequence
+from minstate.paged_kv import PageTable
+
+
+class Chunk(NamedTuple):
+    """One sequence's part in a batch: tokens that follow those in its page table."""
+
+    table: PageTable
+    token_ids: list[int]
+    num_logits: int  # how many of the last tokens' logits are wanted
 
 
 @dataclass(frozen=True)
 class RaggedBatch:
-    """T query tokens of B sequences, one after the other, without padding.
+    """T query tokens of B sequences, one sequence after the other, without padding.
 
     Prefill, decode and verification differ only in how many query tokens a sequence has.
     """
@@ -24,42 +33,40 @@ class RaggedBatch:
     logit_rows: torch.Tensor  # [R] int64: the query tokens whose logits are wanted
 
     @staticmethod
-    def build(work: list[tuple[Sequence, int]], drafts: list[list[int]] | None = None) -> "RaggedBatch":
-        """Take the next `count` tokens of each sequence, and give them slots in its page table.
+    def build(chunks: list[Chunk]) -> "RaggedBatch":
+        """Give the tokens of each chunk slots in its page table; `PageTable.commit` follows once K/V is written.
 
-        A draft, of tokens that may follow a sequence's log, is taken in behind its end. Logits are wanted at the log's
-        end and at every token of the draft: earlier tokens' successors are known. Raises `OutOfPages`; the page tables
-        then hold the tokens that they held.
+        Raises `OutOfPages`, and then no table has changed.
         """
         token_ids, positions, slots, query_start, logit_rows = [], [], [], [0], []
-        appended: list[tuple[Sequence, int]] = []
         try:
-            for (sequence, count), draft in zip(work, drafts or [[]] * len(work), strict=True):
-                start = sequence.kv_len
-                slots += sequence.table.append(count + len(draft))
-                appended.append((sequence, start))
-                token_ids += [*sequence.log[start : start + count], *draft]
-                positions += range(start, start + count + len(draft))
+            for table, ids, num_logits in chunks:
+                slots += table.append(len(ids))
+                token_ids += ids
+                positions += range(table.reserved - len(ids), table.reserved)
                 query_start.append(len(token_ids))
-                if start + count == len(sequence.log):
-                    logit_rows += range(len(token_ids) - 1 - len(draft), len(token_ids))
+                logit_rows += range(len(token_ids) - num_logits, len(token_ids))
         except BaseException:
-            for sequence, start in appended:
-                sequence.table.truncate(start)
+            for table, *_ in chunks:
+                table.truncate(table.length)
             raise
-        widest = max(len(sequence.table.pages) for sequence, _ in work)
-        page_table = np.zeros((len(work), widest), dtype=np.int32)
-        for row, (sequence, _) in zip(page_table, work, strict=True):
-            row[: len(sequence.table.pages)] = sequence.table.pages
+        page_table = np.zeros((len(chunks), max(len(table.pages) for table, *_ in chunks)), dtype=np.int32)
+        for row, (table, *_) in zip(page_table, chunks, strict=True):
+            row[: len(table.pages)] = table.pages
         return RaggedBatch(
             token_ids=torch.tensor(token_ids, dtype=torch.int64),
             positions=torch.tensor(positions, dtype=torch.int64),
             slots=torch.tensor(slots, dtype=torch.int64),
             query_start=torch.tensor(query_start, dtype=torch.int32),
-            context_len=torch.tensor([sequence.kv_len for sequence, _ in work], dtype=torch.int32),
+            context_len=torch.tensor([table.reserved for table, *_ in chunks], dtype=torch.int32),
             page_table=torch.from_numpy(page_table),
             logit_rows=torch.tensor(logit_rows, dtype=torch.int64),
         )
+
+    def rows_by_sequence(self) -> list[int]:
+        """How many of the `logit_rows` belong to each sequence."""
+        owner = torch.searchsorted(self.query_start[1:], self.logit_rows.to(torch.int32), right=True)
+        return torch.bincount(owner, minlength=len(self.context_len)).tolist()
 
     def alone(self, place: int) -> "RaggedBatch":
         """The part of sequence number `place`, as a batch of its own."""

@@ -36,7 +36,11 @@ class RankedQueue(Generic[Item, Rank]):
         self._rebuild_if_outdated()
         return rank
 
-    def rank(self, item: Item) -> Rank | None:
+    def rank(self, item: Item) -> Rank:
+        """The rank of `item`. Raises `KeyError` if the queue does not hold it."""
+        return self._current[item][0]
+
+    def get(self, item: Item) -> Rank | None:
         """The rank of `item`, or None if the queue does not hold it."""
         return self._current[item][0] if item in self._current else None
 

@@ -1,30 +1,29 @@
-"""Requests in, work for ragged batches out: continuous batching (Orca, OSDI 2022) with chunked prefill (Sarathi,
-arXiv 2308.16369), and drafts beside them. Reads no clock: the same requests give the same batches.
+"""Requests in, ragged batches out: continuous batching ([Orca](https://www.usenix.org/conference/osdi22/presentation/yu),
+OSDI 2022) with chunked prefill ([Sarathi-Serve](https://arxiv.org/abs/2403.02310)), and drafts beside them.
 
     submit ──▶ waiting ──admit──▶ running ──▶ done
                   ▲                  │
                   └─────preempt──────┘
 
-Who waits is admitted when there is room for its prompt and the beginning of its answer: first whoever has the longest
-prefix in the cache, as in SGLang (arXiv 2312.07104), but each step of waiting counts as `AGEING` tokens of prefix, so
-everybody's turn comes. Nobody overtakes the first in this order. If pages run out all the same, the youngest running
-turn goes back to wait; the oldest never does, so there is always one that ends.
+A turn is admitted when there is room for its prompt and the beginning of its answer. The turn with the longest prefix
+in the cache goes first, as in SGLang (arXiv 2312.07104), but each step of waiting counts as `AGEING` tokens of prefix,
+so every turn is admitted at last. No turn overtakes the first in this order. If pages run out all the same, the
+youngest running turn is preempted. The oldest never is, so there is always one that ends.
+
+The scheduler reads no clock: the same requests give the same batches.
 """
 
-from collections import deque
+from collections import abc, deque
 from collections.abc import Callable
-from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
-from minstate.chat.grammar import Constraint
-from minstate.chat.messages import Messages
-from minstate.errors import OutOfPages
-from minstate.model import Model
+from minstate.draft_budget import Allotment, Share, allot
+from minstate.errors import BrokenInvariant, OutOfPages
+from minstate.paged_kv import pages_for
 from minstate.prefix_cache import PrefixCache
-from minstate.sampling import Sampling
-from minstate.sequence import Sequence
-from minstate.speculation import Allotment, Guess, Share, Speculation, Verdict, allot, settle
+from minstate.ragged_batch import Chunk
+from minstate.request import Request
+from minstate.speculation import Guess, Speculation
 
 AGEING = 256  # tokens of cached prefix that a step of waiting makes up for
 GROWTH = 64  # new tokens for which a turn is kept room when it or another one is admitted
@@ -32,68 +31,21 @@ REMEMBERED = 2**14  # events of the timeline
 Batch = TypeVar("Batch")
 
 
-@dataclass(eq=False)
-class Request:
-    """One turn on its way: what the scheduler and the engine need to know of it, and what it has cost so far."""
-
-    sequence: Sequence
-    number: int  # in order of arrival
-    log_before: int  # length of the log before the turn; an abort truncates to it
-    prompt_length: int  # length of the log with the turn's input
-    max_new_tokens: int
-    sampling: Sampling
-    replay: tuple[int, ...] | None  # the output, where it is given
-    tools: Messages = ()  # that it may call
-    constraint: Constraint | None = None  # what the output must fit; of a given one, what it seems to
-    reused: int | None = None  # tokens that had K/V when the turn was admitted for the first time
-    waited: int = 0  # steps since it was submitted, or preempted
-    cached: int = 0  # tokens that had K/V when it began to wait
-    preempted: int = 0  # how many times
-    generated: list[int] = field(default_factory=list)
-    logprobs: list[float] | None = None  # of each generated token, where they are wanted
-    verdicts: list[Verdict] = field(default_factory=list)
-    agreed: int = 0  # replayed tokens that the model itself would have chosen
-    forced: int = 0  # generated tokens to which the constraint left no alternative
-    forwarded: int = 0
-    steps: int = 0
-    flops: int = 0
-    kv_bytes_read: int = 0
-    error: Exception | None = None  # for which it will be given up
-
-    @property
-    def remaining(self) -> int:
-        """Tokens of the log that have still to be forwarded before the next one can be chosen."""
-        return max(0, len(self.sequence.log) - self.sequence.kv_len)
-
-    def account(self, count: int, drafted: int, model: Model) -> None:
-        """It took part in a pass with so many tokens of its log, and guesses."""
-        context = self.sequence.kv_len
-        self.steps += 1
-        self.forwarded += count + drafted
-        self.flops += model.config.flops(count + drafted, context, logit_rows=(1 + drafted) * (self.remaining == 0))
-        self.kv_bytes_read += context * model.config.kv_bytes_per_token(model.dtype)
-
-    def pages_soon(self, kv_len: int) -> int:
-        """Free pages that it will take for its log and the next `GROWTH` tokens, if `kv_len` of these have K/V.
-
-        The last new token of a turn is never forwarded, and needs none.
-        """
-        page_size = self.sequence.table.pool.page_size
-        length = len(self.sequence.log) + min(GROWTH, self.max_new_tokens - len(self.generated) - 1)
-        return -(-length // page_size) - kv_len // page_size
-
-
 class Work(NamedTuple):
     """One request's part in a step."""
 
     request: Request
     count: int  # tokens of its log to forward
-    proposed: SequenceOf[Guess] = ()  # tokens that may follow its log, if the log ends with this step
-    draft: SequenceOf[Guess] = ()  # as many of them as are forwarded too
+    proposed: abc.Sequence[Guess] = ()  # tokens that may follow its log, if the log ends with this step
+    draft: abc.Sequence[Guess] = ()  # as many of them as are forwarded too
+
+    def chunk(self) -> Chunk:
+        """The tokens that it adds to the batch."""
+        return self.request.sequence.chunk(self.count, [guess.token_id for guess in self.draft])
 
 
 class Event(NamedTuple):
-    """A decision of the scheduler, for whoever wants to watch."""
+    """A decision of the scheduler, recorded for the reader."""
 
     step: int
     request: int  # its number
@@ -113,10 +65,15 @@ class Scheduler:
         self.steps = 0
         self._drafting: tuple[Allotment, list[Share]] | None = None  # of the step that is under way
 
-    def require_pages(self, request: Request) -> None:
-        """Raises `OutOfPages` if the turn could not end even with the pool to itself."""
+    @property
+    def requests(self) -> list[Request]:
+        """All turns under way."""
+        return self.running + self.waiting
+
+    def require_pages(self, prompt_length: int, max_new_tokens: int) -> None:
+        """Raises `OutOfPages` if such a turn could not end even with the pool to itself."""
         num_pages, page_size = self.cache.pool.allocator.num_pages, self.cache.pool.page_size
-        longest = -(-(request.prompt_length + request.max_new_tokens - 1) // page_size)
+        longest = pages_for(prompt_length + max_new_tokens - 1, page_size)
         if longest > num_pages:
             raise OutOfPages(
                 f"the turn needs {longest} KV pages and the whole pool has {num_pages} (of {page_size} "
@@ -127,28 +84,46 @@ class Scheduler:
         """A new turn, which runs at once if it can."""
         self._wait(request)
         self._note(request, "wait")
-        self.admit()
+        self._admit()
+
+    def prepare(self) -> None:
+        """Before a step: admit waiting turns, and extend prompts by what other turns have published of them by now."""
+        self._admit()
+        for request in self.running:
+            if request.remaining > 1:  # still being prefilled
+                found = self.cache.extend(request.sequence)
+                if not request.preempted:
+                    request.reused += found
 
     def next_waiting(self) -> Request | None:
-        """Whom to admit next."""
-        return min(self.waiting, key=lambda one: (-one.cached - AGEING * one.waited, one.number), default=None)
+        """The request to admit next."""
+        return min(self.waiting, key=lambda other: (-other.cached - AGEING * other.waited, other.number), default=None)
 
-    def admit(self) -> None:
-        """Turns that wait run as soon as there is room for their logs and the next `GROWTH` tokens of everybody."""
+    def pages_soon(self, request: Request, kv_len: int) -> int:
+        """Free pages that it will take for its log and the next `GROWTH` tokens, if `kv_len` tokens have K/V.
+
+        The last new token of a turn is never forwarded, and needs no page.
+        """
+        page_size = self.cache.pool.page_size
+        growth = min(GROWTH, request.options.max_new_tokens - len(request.generated) - 1)
+        return pages_for(len(request.sequence.log) + growth, page_size) - kv_len // page_size
+
+    def _admit(self) -> None:
+        """Waiting turns run as soon as there is room for their logs and the next `GROWTH` tokens of all turns."""
         while request := self.next_waiting():
-            promised = sum(other.pages_soon(other.sequence.kv_len) for other in self.running)
-            if self.running and promised + request.pages_soon(request.cached) > self.cache.num_available:
+            promised = sum(self.pages_soon(other, other.sequence.kv_len) for other in self.running)
+            if self.running and promised + self.pages_soon(request, request.cached) > self.cache.num_available:
                 return
             self.cache.begin(request.sequence)
-            if self.running and promised + request.pages_soon(request.sequence.kv_len) > self.cache.num_available:
-                request.cached = request.sequence.kv_len  # less than it was, or pages that others counted on
+            if self.running and promised + self.pages_soon(request, request.sequence.kv_len) > self.cache.num_available:
+                request.cached = request.sequence.kv_len  # less than it was, or pages that other turns counted on
                 self.cache.pause(request.sequence)
                 return
             if request.reused is None:
                 request.reused = request.sequence.kv_len
             self.waiting.remove(request)
             self.running.append(request)
-            self.running.sort(key=lambda one: one.number)
+            self.running.sort(key=lambda other: other.number)
             self._note(request, "admit")
 
     def end(self, request: Request, length: int) -> None:
@@ -161,47 +136,51 @@ class Scheduler:
             self.cache.rollback(request.sequence, length)
         self._note(request, "end")
 
-    def next_step(
-        self, build: Callable[[list[tuple[Sequence, int]], list[list[int]]], Batch]
-    ) -> tuple[list[Work], Batch | None]:
-        """The work of the next step, and what `build` makes of it; nothing if nothing runs.
+    def next_step(self, build: Callable[[list[Chunk]], Batch]) -> tuple[list[Work], Batch | None]:
+        """The work of the next step, and what `build` makes of its chunks; nothing if nothing runs.
 
-        `build`, such as `RaggedBatch.build`, makes room in the page tables or raises `OutOfPages`, and nothing has
-        changed. The step is then tried without drafts; without copying tails that only idle sessions share; without
-        the youngest turns, which wait again.
+        `build`, such as `RaggedBatch.build`, makes room in the page tables. If it raises `OutOfPages`, nothing has
+        changed, and the step is tried with less: first without drafts; then without copying tails that only idle
+        sequences share; then without the youngest turns, which are preempted. If the oldest turn alone finds no room,
+        `OutOfPages` is its `error`, and there is no work.
         """
         work, disowned = self.next_batch(), False
+        if self.running and not work:
+            raise BrokenInvariant("turns are running, and none of them has a token to forward")
         while work:
-            drafts = [[guess.token_id for guess in part.draft] for part in work]
             try:
-                return work, build([(part.request.sequence, part.count) for part in work], drafts)
-            except OutOfPages:
-                if any(drafts):
+                return work, build([part.chunk() for part in work])
+            except OutOfPages as error:
+                if any(part.draft for part in work):
                     work = self._without_drafts(work)
                 elif not disowned:
                     for part in work:
                         self.cache.disown_tail(part.request.sequence)
                     disowned = True
                 elif len(self.running) > 1:
-                    youngest = self.running.pop()
-                    youngest.preempted += 1
-                    self.cache.pause(youngest.sequence)
-                    self._wait(youngest)
-                    self._note(youngest, "preempt")
+                    self._preempt(self.running[-1])
                     work, disowned = self._without_drafts(self.next_batch()), False  # its tail is an idle one now
                 else:
-                    raise
+                    self.running[0].error = error
+                    return [], None
         return [], None
+
+    def _preempt(self, request: Request) -> None:
+        self.running.remove(request)
+        request.preempted += 1
+        self.cache.pause(request.sequence)
+        self._wait(request)
+        self._note(request, "preempt")
 
     def next_batch(self) -> list[Work]:
         """The requests of the next step, each with its number of query tokens. Empty when nothing runs.
 
-        Decodes go first, since somebody is reading along; prefills share what is left of the budget, oldest first. So
-        between two tokens of a turn lies at most one budget of work, however long the prompts are that others send.
-        With more decodes than budget, the youngest wait until an older one is done.
+        Decodes go first, since a user reads along; prefills share what is left of the budget, oldest first. So at most
+        one budget of work lies between two tokens of a turn, however long the prompts of other turns are. With more
+        decodes than budget, the youngest wait until an older one is done.
         """
         budget, work = self.token_budget, []
-        for request in sorted(self.running, key=lambda one: one.remaining > 1):  # stable: arrival order stays
+        for request in sorted(self.running, key=lambda other: other.remaining > 1):  # stable: arrival order stays
             count = min(request.remaining, budget)
             if count and request.remaining > 1 and any(_computes_for(part, request) for part in work):
                 self._note(request, "defer")
@@ -214,11 +193,11 @@ class Scheduler:
         """The same batch where there is no room for guesses."""
         if self._drafting:
             allotment, shares = self._drafting
-            self._drafting = allotment._replace(counts=[0] * len(work), prices=[0.0] * len(work)), shares
+            self._drafting = allotment.without_drafts(), shares
         return [part._replace(draft=()) for part in work]
 
-    def settle(self, work: SequenceOf[Work]) -> None:
-        """The step is done: learn from what was said, and enter its costs."""
+    def finish_step(self, work: abc.Sequence[Work]) -> None:
+        """After a forward pass: record the step, and learn from what was sampled what drafts are worth."""
         for request, count, _, draft in work:
             decoded = count == 1 and len(request.verdicts) > 1
             self._note(request, "decode" if decoded else "prefill", count, len(draft))
@@ -226,28 +205,30 @@ class Scheduler:
         for request in self.waiting:
             request.waited += 1
         if self._drafting:
-            allotment, shares = self._drafting
-            said = []
-            for (request, _, proposed, _), share in zip(work, shares, strict=True):
-                heard = share.producing and not request.error
-                said.append(request.verdicts[-1].said if heard else ())
-                request.sequence.speculator.learn(proposed, said[-1])
-            # A draft is not to blame for a turn that failed: what it was sure to save was not saved either.
-            prices = [0.0 if part.request.error else price for part, price in zip(work, allotment.prices, strict=True)]
-            settle(allotment._replace(prices=prices), shares, [len(tokens) for tokens in said])
+            self._learn(work, *self._drafting)
             self._drafting = None
 
+    def _learn(self, work: abc.Sequence[Work], allotment: Allotment, shares: list[Share]) -> None:
+        counts = []
+        for (request, _, proposed, _), share in zip(work, shares, strict=True):
+            sampled = request.verdicts[-1].sampled if share.producing and not request.error else ()
+            request.sequence.speculator.learn(proposed, sampled)
+            counts.append(len(sampled))
+        # A draft is not to blame for a turn that failed: the savings that it was sure of did not come about either.
+        prices = [0.0 if part.request.error else price for part, price in zip(work, allotment.prices, strict=True)]
+        allotment._replace(prices=prices).charge(shares, counts)
+
     def _with_drafts(self, work: list[Work], budget: int) -> list[Work]:
-        """The same with drafts. They go before a prompt that does not end with this step: the last in the batch."""
+        """The same work with drafts, which take budget before the last prefill chunk does."""
         shares = []
         for place, (request, count, *_) in enumerate(work):
-            ends = count == request.remaining
-            work[place] = Work(request, count, self._propose(request) if ends else ())
-            shares.append(
-                Share(request.sequence.kv_len, count, ends, request.sequence.speculator, work[place].proposed)
-            )
+            sequence, producing = request.sequence, count == request.remaining
+            proposed = self._propose(request) if producing else []
+            work[place] = Work(request, count, proposed)
+            chances = [guess.chance for guess in proposed]
+            shares.append(Share(sequence.kv_len, count, producing, sequence.speculator.ledger, chances))
         spare = 0 if shares[-1].producing else work[-1].count - 1
-        allotment = allot(shares, self.speculation, budget + spare)
+        allotment = allot(shares, self.speculation.costs, budget + spare, self.speculation.max_sequences)
         self._drafting = allotment, shares
         for place, (part, drafted) in enumerate(zip(work, allotment.counts, strict=True)):
             work[place] = part._replace(draft=part.proposed[:drafted])
@@ -257,11 +238,12 @@ class Scheduler:
 
     def _propose(self, request: Request) -> list[Guess]:
         """Never as many as could end the turn: the last new token is not forwarded, so it needs no page."""
-        count = min(self.speculation.max_draft, request.max_new_tokens - len(request.generated) - 1)
-        sequence, sure = request.sequence, 0.95 if request.replay is not None or request.sampling.stop else 1.0
+        sequence, options = request.sequence, request.options
+        count = min(self.speculation.max_draft, options.max_new_tokens - len(request.generated) - 1)
+        sure = 0.95 if options.replay is not None or options.sampling.stop else 1.0
         try:
             return sequence.speculator.propose(sequence.log, count, request.constraint, sure=sure)
-        except Exception as error:  # this turn's fault, and no reason for the others to stop
+        except Exception as error:  # this turn's fault, and no reason to stop the others
             request.error = error
             return []
 
@@ -276,8 +258,8 @@ class Scheduler:
 def _computes_for(part: Work, request: Request) -> bool:
     """Whether `part` is about to compute a page or more that `request` needs next, and may share.
 
-    Both know what is published by now. So where they say the same they are at the same place in the tree, and only what
-    comes behind it has to be compared.
+    Both have borrowed what is published by now. So if their logs agree, they are at the same place in the tree, and
+    only the tokens behind that place have to be compared.
     """
     mine, other = request.sequence, part.request.sequence
     if mine.node is not other.node or mine.table.borrowed != other.table.borrowed:

@@ -5,19 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
 from minstate import persistence
 from minstate.chat.drift import Drift, find_drift
 from minstate.chat.messages import Message
-from minstate.chat.template import Transcript
+from minstate.chat.template import Continuation, Transcript
 from minstate.errors import BadValue, BrokenInvariant, SessionBusy, SessionClosed, StaleMark
 from minstate.guard import entry
+from minstate.request import Request
 from minstate.sequence import Sequence
-from minstate.turn import Handle, TokenStream, Turn
-
-if TYPE_CHECKING:
-    from minstate.engine import Engine
+from minstate.turn import StreamedToken, Turn
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,27 +23,36 @@ class Mark:
     """A place in one session's log to come back to."""
 
     length: int  # tokens of the log before it
-    said: Transcript = field(repr=False)
+    transcript: Transcript = field(repr=False)
 
 
 class Session:
     """One conversation. Made by `Engine.open` and by `fork`; one turn at a time.
 
     While it is idle it holds nothing back: its K/V may be evicted when others need the pages, and is then computed
-    again. Use it as a context manager, or `close()` it, when it is over; being garbage closes it too.
+    again. Use it as a context manager, or `close()` it, when it is over; a session that becomes garbage is closed too.
     """
 
-    def __init__(self, engine: "Engine", number: int, tenant: str, sequence: Sequence, said: Transcript, lineage=()):
-        self.engine = engine
+    def __init__(
+        self,
+        engine: Any,
+        number: int,
+        tenant: str,
+        sequence: Sequence,
+        transcript: Transcript,
+        seeds: tuple[tuple[int, ...], int] = ((), 0),
+    ):
+        self.engine = engine  # the `Engine` that made it
         self.number = number
         self.tenant = tenant
         self.sequence = sequence
-        self.said = said
-        self.lineage: tuple[int, ...] = lineage  # which fork of which fork it is; () if it is none
-        self.running: Handle | None = None
-        self.forks = 0
+        self.transcript = transcript
+        # Which fork of which fork it is, () if it is none; and how many forks it has had. Noise depends on both.
+        self.lineage, self.forks = seeds
+        self.running: Request | None = None
         self._marks: list[Mark] = []  # those still valid, oldest first
-        self._open = weakref.finalize(self, engine.forgotten.append, sequence)
+        self._undo: tuple[list[int], list[Mark]] | None = None  # what the running turn's input has cut off
+        self._open = weakref.finalize(self, engine.guard.forgotten.append, sequence)
         self._open.atexit = False
 
     @property
@@ -56,7 +63,7 @@ class Session:
     @property
     def messages(self) -> list[Message] | None:
         """The conversation as messages, replies included; None once raw token ids were sent."""
-        return None if self.said.messages is None else list(self.said.messages)
+        return None if self.transcript.messages is None else list(self.transcript.messages)
 
     @property
     def resident(self) -> int:
@@ -65,17 +72,18 @@ class Session:
 
     @property
     def closed(self) -> bool:
+        """Whether the session takes no more calls."""
         return not self._open.alive
 
     def send(self, messages=None, **options) -> Turn:
         """Add `messages` and return the model's answer. Takes what `Engine.submit` takes, and raises what it raises."""
         with self._aborting():
-            handle = self.engine.submit(self, messages, **options)
-            while not handle.done:
+            request = self.engine.submit(self, messages, **options)
+            while not request.done:
                 self.engine.step()
-        if handle.error:
-            raise handle.error
-        return handle.turn
+        if request.error:
+            raise request.error
+        return request.turn
 
     def stream(self, messages=None, **options) -> "TokenStream":
         """As `send`, one token at a time.
@@ -83,12 +91,12 @@ class Session:
         A stream that is closed, left as a `with` block, or dropped aborts the turn: the session is as before it.
         """
         with self._aborting():
-            return TokenStream(self.engine.submit(self, messages, **options))
+            return TokenStream(self.engine, self.engine.submit(self, messages, **options))
 
     def mark(self) -> Mark:
         """Remember the present end of the log."""
         self.require_idle()
-        mark = Mark(len(self.sequence.log), self.said)
+        mark = Mark(len(self.sequence.log), self.transcript)
         self._marks.append(mark)
         return mark
 
@@ -102,7 +110,7 @@ class Session:
         self.require_idle()
         self.forks += 1
         child = self.engine.cache.fork(self.sequence)
-        return self.engine.adopt(self.tenant, child, self.said, (*self.lineage, self.forks))
+        return self.engine.new_session(self.tenant, child, self.transcript, seeds=((*self.lineage, self.forks), 0))
 
     @entry
     def rollback(self, mark: Mark) -> None:
@@ -117,7 +125,7 @@ class Session:
         if mark not in self._marks:
             raise StaleMark(f"{mark!r} is no mark of this session, or the session was rolled back to before it")
         self.engine.cache.rollback(self.sequence, mark.length)
-        self.said = mark.said
+        self.transcript = mark.transcript
         del self._marks[self._marks.index(mark) + 1 :]
 
     def drift(self, messages, tools=None) -> Drift:
@@ -125,43 +133,25 @@ class Session:
 
         `tools` are the session's own if not given. Raises `BadMessage`.
         """
-        return self._drift(self._history(messages, tools))
+        return self._compare(messages, tools)[1]
 
     @entry
     def sync(self, messages, tools=None) -> Drift:
-        """Make `messages` the session's history with the least work, and say what that is.
+        """Make `messages` the session's history with the least work, and return how it differs from the log.
 
         The log is cut where the two part, and marks beyond become stale. The rest of the messages is forwarded with the
         next turn: `send([])` answers them. Raises `BadMessage`, and what `rollback` raises.
         """
         self.require_idle()
-        given = self._history(messages, tools)
-        drift = self._drift(given)
+        given, drift = self._compare(messages, tools)
         self.engine.prepare_tools(self.sequence, given.tools)
-        self.cut(drift.at)
-        self.said = given
+        self._cut(drift.at)
+        self.transcript = given
         return drift
-
-    def cut(self, length: int) -> tuple[list[int], list[Mark]]:
-        """Forget the log from `length` on, and marks beyond: for whoever knows what to put there instead.
-
-        Returns what `restore` needs to take it back.
-        """
-        self.require_idle()
-        undo = self.sequence.log[length:], self._marks
-        self.engine.cache.rollback(self.sequence, length)
-        self._marks = [mark for mark in self._marks if mark.length <= length]
-        return undo
-
-    def restore(self, undo: tuple[list[int], list[Mark]] | None) -> None:
-        """Take a `cut` back, K/V apart; None was no cut."""
-        if undo:
-            self.sequence.log += undo[0]
-            self._marks = undo[1]
 
     @entry
     def expect(self, seconds: float) -> None:
-        """A hint: a tool is out, the next turn comes in about so many seconds. Until then eviction prefers others."""
+        """A hint: a tool is running, and the next turn comes in about so many seconds. Eviction prefers others."""
         self.require_idle()
         if not isinstance(seconds, int | float) or not seconds >= 0:
             raise BadValue(f"seconds must be a number from 0 up, not {seconds!r}")
@@ -174,40 +164,54 @@ class Session:
         sequence, pool = self.sequence, self.engine.pool
         self.engine.cache.refresh(sequence)
         seeds = {"lineage": self.lineage, "forks": self.forks}
-        persistence.write(Path(path), self.engine.model, pool, sequence.table.slots, sequence.log, self.said, seeds)
+        persistence.write(
+            Path(path), self.engine.model, pool, sequence.table.slots, sequence.log, self.transcript, seeds
+        )
 
     @entry
     def close(self) -> None:
         """Abort a running turn. A closed session takes no more calls, but keeps its log.
 
-        What it computed stays in the prefix cache for others, until somebody needs the pages.
+        What it computed stays in the prefix cache for others, until its pages are needed.
         """
-        self.engine.require_owner()
-        if self.running:
-            self.running.abort()
+        self.abort_turn()
         if self._open.detach():
             self.engine.cache.release(self.sequence)
 
-    def _history(self, messages, tools) -> Transcript:
-        return self.engine.chat.open(messages, self.said.tools if tools is None else tools)
+    # Called by the engine, and by what answers in its place.
 
-    def _drift(self, given: Transcript) -> Drift:
-        return find_drift(self.engine.chat, self.sequence.log, self.said, given)
+    def begin_turn(self, request: Request, given: Continuation) -> None:
+        """The turn's input is in the log, from where it continues the log."""
+        self._undo = self._cut(given.keep) if given.keep < len(self.sequence.log) else None
+        self.sequence.log += given.ids
+        self.running = request
 
-    @contextmanager
-    def _aborting(self) -> Iterator[None]:
-        """If something is raised inside, the turn that began there is given up, even if nobody got its handle."""
-        before = self.running
-        try:
-            yield
-        except BaseException:
-            if self.running and self.running is not before:
-                self.running.abort()
-            raise
+    def end_turn(self, transcript: Transcript | None) -> None:
+        """The turn is over. Without a transcript it was given up: what its input had cut off is back, K/V apart."""
+        self.running = None
+        if transcript is not None:
+            self.transcript = transcript
+        elif self._undo:
+            cut_off, self._marks = self._undo
+            self.sequence.log += cut_off
+        self._undo = None
+
+    def abort_turn(self) -> None:
+        """Give up the turn under way, if there is one: log, marks and messages are as before it."""
+        if self.running:
+            self.engine.abort(self.running)
+
+    def add_answered(self, given: Continuation, turn: Turn, tokenizer) -> None:
+        """A turn is added whose answer is known already. Its K/V is computed with the next turn."""
+        self._cut(given.keep)
+        log = self.sequence.log
+        log += [*given.ids, *turn.token_ids]
+        prompt_length = given.keep + len(given.ids)
+        self.transcript = given.transcript.completed(log, prompt_length, turn.text, tokenizer)
 
     def require_idle(self) -> None:
         """Raises `SessionClosed` or `SessionBusy` unless a turn may begin."""
-        self.engine.require_owner()
+        self.engine.guard.require_owner()
         if self.closed:
             raise SessionClosed("this session is closed: open another one")
         if self.running:
@@ -221,6 +225,28 @@ class Session:
         if any(mark.length > len(self.sequence.log) for mark in self._marks):
             raise BrokenInvariant(f"a mark lies beyond the log's {len(self.sequence.log)} tokens")
 
+    def _compare(self, messages, tools) -> tuple[Transcript, Drift]:
+        given = self.engine.chat.open(messages, self.transcript.tools if tools is None else tools)
+        return given, find_drift(self.engine.chat, self.sequence.log, self.transcript, given)
+
+    def _cut(self, length: int) -> tuple[list[int], list[Mark]]:
+        """Forget the log from `length` on, and marks beyond. Returns the tokens cut off, and the marks as they were."""
+        undo = self.sequence.log[length:], self._marks
+        self.engine.cache.rollback(self.sequence, length)
+        self._marks = [mark for mark in self._marks if mark.length <= length]
+        return undo
+
+    @contextmanager
+    def _aborting(self) -> Iterator[None]:
+        """If an exception is raised inside, the turn that began there is given up, even if no caller got its request."""
+        before = self.running
+        try:
+            yield
+        except BaseException:
+            if self.running is not before:
+                self.abort_turn()
+            raise
+
     def __enter__(self) -> Self:
         return self
 
@@ -230,3 +256,42 @@ class Session:
     def __repr__(self) -> str:
         state = "closed" if self.closed else "busy" if self.running else "idle"
         return f"<Session {self.number}: {len(self.sequence.log)} tokens, {self.resident} with K/V, {state}>"
+
+
+class TokenStream:
+    """The tokens of one turn, as they come; `turn` holds the whole answer once the last one is out."""
+
+    def __init__(self, engine: Any, request: Request):
+        self._engine, self._request = engine, request
+        self._delivered = 0
+
+    @property
+    def turn(self) -> Turn | None:
+        """The whole answer; None until the turn is done."""
+        return self._request.turn
+
+    def __iter__(self) -> Iterator[StreamedToken]:
+        return self
+
+    def __next__(self) -> StreamedToken:
+        while self._delivered == len(self._request.tokens):
+            if self._request.error:
+                raise self._request.error
+            if self._request.done:
+                raise StopIteration
+            self._engine.step()
+        self._delivered += 1
+        return self._request.tokens[self._delivered - 1]
+
+    def close(self) -> None:
+        """Abort the turn unless it is done."""
+        self._request.abort()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._engine.guard.abandon(self._request)

@@ -94,7 +94,7 @@ def test_promised_pages_shrink_as_a_turn_goes_on():
     running = e.submit(e.open(), token_ids=[5], max_new_tokens=24, sampling=greedy)
     for _ in range(20):
         e.step()
-    assert running.request.pages_soon(running.request.sequence.kv_len) == 1
+    assert e.scheduler.pages_soon(running, running.sequence.kv_len) == 1
     e.submit(e.open(), token_ids=[6], max_new_tokens=16, sampling=greedy)
     e.run()
     e.check()
@@ -119,10 +119,10 @@ def test_a_turn_waits_until_there_is_room_for_it():
     first, second = e.open(), e.open()
     running = e.submit(first, token_ids=[5], max_new_tokens=25, sampling=Sampling(ignore_eos=True))
     waiting = e.submit(second, token_ids=[6], max_new_tokens=25, sampling=Sampling(ignore_eos=True))
-    assert e.scheduler.waiting == [waiting.request]
+    assert e.scheduler.waiting == [waiting]
     e.run()
     assert running.turn.stats.generated == waiting.turn.stats.generated == 25
-    assert waiting.request.preempted == running.request.preempted == 0
+    assert waiting.preempted == running.preempted == 0
     e.check()
 
 
@@ -199,7 +199,7 @@ class Conversations(RuleBasedStateMachine):
     )
     def start(self, num_pages, budget, page_size, prefix_cache):
         self.engine = engine(num_pages=num_pages, token_budget=budget, page_size=page_size, prefix_cache=prefix_cache)
-        self.engine.model = copy.copy(self.engine.model)
+        self.engine.runner.model = copy.copy(self.engine.model)
         self.sessions, self.logs, self.marks, self.handles = [], {}, {}, {}
         self.open("A")
 
@@ -254,12 +254,12 @@ class Conversations(RuleBasedStateMachine):
         for _ in range(steps):
             for handle in self.engine.step():
                 _, ids = self.handles.pop(handle.session)
-                log, turn, request = self.logs[handle.session], handle.turn, handle.request
-                if request.replay:
-                    assert turn.token_ids == request.replay
+                log, turn, request = self.logs[handle.session], handle.turn, handle
+                if request.options.replay:
+                    assert turn.token_ids == request.options.replay
                     log += [*ids, *turn.token_ids]
                     continue
-                options = {"max_new_tokens": request.max_new_tokens, "sampling": request.sampling}
+                options = {"max_new_tokens": request.options.max_new_tokens, "sampling": request.options.sampling}
                 afresh = engine(NaiveEngine, num_pages=80).open().send(token_ids=log + ids, **options)
                 assert turn.token_ids == afresh.token_ids, "whatever happened before, and whoever else is in the batch"
                 stats = turn.stats

@@ -9,7 +9,8 @@ from tiny import FAMILIES, VOCABULARY, hf_model, model
 from minstate import DamagedWeights, UnsupportedModel, attention
 from minstate.attention import Partial, TorchAttention, merge
 from minstate.linear import Linear
-from minstate.model import Model, ModelConfig
+from minstate.model import Model
+from minstate.model_config import ModelConfig
 from minstate.paged_kv import KVPool
 from minstate.ragged_batch import RaggedBatch
 from minstate.sequence import Sequence
@@ -46,9 +47,10 @@ def logits_of_chunks(model: Model, pool: KVPool, ids: list[int], cuts: list[int]
     sequence, rows = Sequence(pool), []
     for end in [*cuts, len(ids)]:
         sequence.log = ids[:end]
-        batch = RaggedBatch.build([(sequence, end - sequence.kv_len)])
+        batch = RaggedBatch.build([sequence.chunk(end - sequence.kv_len)])
         batch = RaggedBatch(**{**vars(batch), "logit_rows": torch.arange(len(batch.token_ids))})
         rows.append(model.forward(batch, TorchAttention(pool, batch)))
+        sequence.table.commit()
     sequence.table.truncate(0)
     return torch.cat(rows)
 
@@ -72,9 +74,11 @@ def test_sequences_of_a_batch_do_not_see_each_other():
     sequences = [Sequence(pool) for _ in logs]
     for sequence, log in zip(sequences, logs, strict=True):
         sequence.log = log
-    first = RaggedBatch.build([(s, max(1, len(s.log) // 2)) for s in sequences])  # prefill and decode, mixed
+    first = RaggedBatch.build([s.chunk(max(1, len(s.log) // 2)) for s in sequences])  # prefill and decode, mixed
     m.forward(first, TorchAttention(pool, first))
-    rest = RaggedBatch.build([(s, len(s.log) - s.kv_len) for s in sequences[1:]])
+    for s in sequences:
+        s.table.commit()
+    rest = RaggedBatch.build([s.chunk(len(s.log) - s.kv_len) for s in sequences[1:]])
     together = m.forward(rest, TorchAttention(pool, rest))
     assert (together - alone[1:]).abs().max() < 1e-12
 

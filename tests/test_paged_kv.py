@@ -1,5 +1,7 @@
 """Pages: who owns them, that nothing is lost, that nobody writes into another's."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 from hypothesis import settings
@@ -42,7 +44,19 @@ class PageTables(RuleBasedStateMachine):
         values = [float(self.written + i) for i in range(count)]
         self.written += count
         self.pool.kv[:, :, :, slots] = torch.tensor(values)[:, None]
+        table.commit()
         content += values
+
+    @rule(data=st.data(), count=st.integers(0, 12))
+    def append_in_vain(self, data, count):
+        """A forward pass that fails has slots, and writes nothing that counts."""
+        table, _ = self.pick(data)
+        length, owned = table.length, len(table.own_pages)
+        with suppress(OutOfPages):
+            table.append(count)
+            assert (table.length, table.reserved) == (length, length + count)
+        table.truncate(table.length)
+        assert (table.length, table.reserved, len(table.own_pages)) == (length, length, owned)
 
     @rule(data=st.data(), share=st.floats(0, 1))
     def truncate(self, data, share):
@@ -89,6 +103,7 @@ def test_a_sequence_that_grows_stays_in_one_run():
     for _ in range(8):  # four agents take turns
         for table in tables:
             table.append(5)
+            table.commit()
     assert [len(page_runs(table.pages)) for table in tables] == [1, 1, 1, 1]
 
 
@@ -105,6 +120,7 @@ def test_a_copy_on_write_leaves_the_other_owner_room_to_grow():
     pool = small_pool(num_pages=32)
     parent = PageTable(pool)
     parent.append(4)
+    parent.commit()
     child = parent.fork()
     child.append(8)
     parent.append(8)
@@ -114,6 +130,7 @@ def test_a_copy_on_write_leaves_the_other_owner_room_to_grow():
 def test_negative_counts_are_refused():
     table = PageTable(small_pool())
     table.append(9)
+    table.commit()
     for nonsense in (lambda: table.append(-5), lambda: table.pool.allocator.allocate(-1)):
         with pytest.raises(BadValue):
             nonsense()

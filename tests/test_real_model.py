@@ -36,9 +36,10 @@ def all_logits(engine: Engine, ids: list[int], chunks: list[int]) -> torch.Tenso
     sequence, rows = Sequence(engine.pool), []
     for count in chunks:
         sequence.log = ids[: sequence.kv_len + count]
-        batch = RaggedBatch.build([(sequence, count)])
+        batch = RaggedBatch.build([sequence.chunk(count)])
         batch = RaggedBatch(**{**vars(batch), "logit_rows": torch.arange(count)})
         rows.append(engine.model.forward(batch, TorchAttention(engine.pool, batch)))
+        sequence.table.commit()
     assert sequence.kv_len == len(ids)
     sequence.table.truncate(0)
     return torch.cat(rows)

@@ -29,13 +29,13 @@ def run(e):
 
 
 def happened(e, handle):
-    return [event.what for event in e.scheduler.timeline if event.request == handle.request.number]
+    return [event.what for event in e.scheduler.timeline if event.request == handle.number]
 
 
 def test_a_turn_waits_until_another_makes_room():
     e = engine(num_pages=12)
     first, second = (e.submit(e.open(), token_ids=[i] * 20, max_new_tokens=20, sampling=FREE) for i in (5, 6))
-    assert e.scheduler.waiting == [second.request] and not second.session.resident
+    assert e.scheduler.waiting == [second] and not second.session.resident
     assert run(e) == [first, second]
     for handle, i in [(first, 5), (second, 6)]:
         assert handle.turn.token_ids == alone([i] * 20, 20)
@@ -56,8 +56,8 @@ def test_the_youngest_is_put_back_when_pages_run_out_and_says_the_same(monkeypat
     e = engine(num_pages=14)
     handles = [e.submit(e.open(), token_ids=[i] * 8, max_new_tokens=30, sampling=FREE) for i in (5, 6, 7)]
     run(e)
-    assert handles[0].request.preempted == 0, "the oldest never is"
-    assert sum(handle.request.preempted for handle in handles) > 0
+    assert handles[0].preempted == 0, "the oldest never is"
+    assert sum(handle.preempted for handle in handles) > 0
     for handle, i in zip(handles, (5, 6, 7), strict=True):
         assert handle.turn.token_ids == alone([i] * 8, 30)
         assert handle.turn.stats.prefilled == handle.turn.stats.delta == 8
@@ -91,9 +91,9 @@ def test_the_longest_known_prefix_is_admitted_first_but_nobody_starves():
     e.submit(e.open(), token_ids=[5] * 20, max_new_tokens=40, sampling=FREE)
     stranger = e.submit(e.open(), token_ids=[6] * 30, max_new_tokens=20, sampling=FREE)
     friend = e.submit(e.open(), token_ids=[9] * 30, max_new_tokens=20, sampling=FREE)
-    assert e.scheduler.next_waiting() is friend.request
-    stranger.request.waited = 1
-    assert e.scheduler.next_waiting() is stranger.request
+    assert e.scheduler.next_waiting() is friend
+    stranger.waited = 1
+    assert e.scheduler.next_waiting() is stranger
     run(e)
 
 
@@ -161,7 +161,7 @@ def test_a_late_turn_is_given_up_and_its_session_is_as_before(state):
     if state == "waiting":
         e.submit(e.open(), token_ids=[6] * 9, max_new_tokens=30, sampling=FREE)
     late = e.submit(session, token_ids=[7] * 9, max_new_tokens=20, sampling=FREE, timeout_s=5.0)
-    assert (late.request in e.scheduler.waiting) == (state == "waiting")
+    assert (late in e.scheduler.waiting) == (state == "waiting")
     e.step()
     now[0] = 6.0
     e.step()
@@ -208,10 +208,10 @@ def test_a_hint_ends_with_the_next_turn_and_with_the_session():
     session.send(token_ids=[5] * 9, max_new_tokens=1)
     session.expect(100.0)
     session.send(token_ids=[5] * 9, max_new_tokens=1)
-    assert not e.cache._expected
+    assert not e.cache.expected_returns
     session.expect(100.0)
     session.close()
-    assert not e.cache._expected
+    assert not e.cache.expected_returns
 
 
 def test_bookkeeping_grows_with_the_batch_and_not_with_idle_sessions():

@@ -191,7 +191,7 @@ def test_stop_conditions():
 def test_the_text_is_cut_at_the_first_of_several_stops(monkeypatch):
     e = engine()
     said = iter(e.tokenizer.encode("say Hello, Hello"))
-    monkeypatch.setattr("minstate.turn.choose", lambda *_, **__: next(said))
+    monkeypatch.setattr("minstate.output.choose", lambda *_, **__: next(said))
     assert e.open().send(token_ids=[5], sampling=Sampling(stop=("ell", "Hel")), max_new_tokens=20).text == "say "
     said = iter(e.tokenizer.encode("<|im_start|>x"))
     turn = e.open().send(token_ids=[5], sampling=Sampling(stop="<|im_start|>"), max_new_tokens=2)
@@ -200,7 +200,7 @@ def test_the_text_is_cut_at_the_first_of_several_stops(monkeypatch):
 
 def test_end_of_sequence_ends_a_turn_unless_ignored():
     e = engine()
-    e.eos_ids = frozenset(range(VOCABULARY))
+    e.output.eos_ids = frozenset(range(VOCABULARY))
     assert e.open().send(token_ids=[5], max_new_tokens=9).stats.generated == 1
     assert e.open().send(token_ids=[5], max_new_tokens=9, sampling=Sampling(ignore_eos=True)).stats.generated == 9
 

@@ -44,14 +44,17 @@ def test_logits_and_pages_are_those_of_the_torch_backend(family, kinds, page_siz
     sequences = [Sequence(pool) for _ in kinds]
     for sequence, (history, _, _) in zip(sequences, kinds, strict=True):
         sequence.log = [next(ids) for _ in range(history)]
-    with_history = [(sequence, len(sequence.log)) for sequence in sequences if sequence.log]
-    batch = RaggedBatch.build(with_history)
+    batch = RaggedBatch.build([sequence.chunk(len(sequence.log)) for sequence in sequences if sequence.log])
     network.forward(batch, TorchAttention(pool, batch))
+    for sequence in sequences:
+        sequence.table.commit()
     for sequence, (_, count, drafted) in zip(sequences, kinds, strict=True):
-        sequence.log += [next(ids) for _ in range(count + (drafted == 0))]  # a draft follows the log's end
+        sequence.log += [next(ids) for _ in range(count if drafted else count + 1)]  # a draft follows the log's end
     batch = RaggedBatch.build(
-        [(sequence, count) for sequence, (_, count, _) in zip(sequences, kinds, strict=True)],
-        [[next(ids) for _ in range(drafted)] for _, _, drafted in kinds],
+        [
+            sequence.chunk(count, [next(ids) for _ in range(drafted)])
+            for sequence, (_, count, drafted) in zip(sequences, kinds, strict=True)
+        ]
     )
     other.kv.copy_(pool.kv)
     expected = network.forward(batch, TorchAttention(pool, batch))

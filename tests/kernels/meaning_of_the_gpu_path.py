@@ -46,9 +46,12 @@ def batches(pool):
         sequence.log += [3 + (7 * i + 31 * number) % 200 for i in range(11 * (number % 3) + count)]
         sequences.append(sequence)
     history = [(one, len(one.log) - count) for one, (count, _) in zip(sequences, WORK, strict=True)]
-    yield RaggedBatch.build([(one, count) for one, count in history if count])
-    drafts = [[50 + i for i in range(drafted)] for _, drafted in WORK]
-    yield RaggedBatch.build([(one, count) for one, (count, _) in zip(sequences, WORK, strict=True)], drafts)
+    yield RaggedBatch.build([one.chunk(count) for one, count in history if count])
+    for one in sequences:
+        one.table.commit()
+    yield RaggedBatch.build(
+        [one.chunk(count, range(50, 50 + drafted)) for one, (count, drafted) in zip(sequences, WORK, strict=True)]
+    )
 
 
 @pytest.mark.parametrize("family, padded", [*((family, True) for family in tiny.FAMILIES), ("llama", False)])
@@ -72,10 +75,10 @@ def test_small_batches_are_padded_to_few_shapes_and_large_ones_not_at_all():
     pool = pool_of(model, num_pages=256)
     shapes = set()
     for sequences in range(1, 17):
-        batch = RaggedBatch.build([(_started(pool, 4), 1) for _ in range(sequences)])
+        batch = RaggedBatch.build([_started(pool, 4).chunk(1) for _ in range(sequences)])
         shapes.add(Shape.of(batch, model, multiprocessors=132))
     assert {shape[:3] for shape in shapes} == {(n, n, 1) for n in (1, 2, 4, 8, 16)}
-    large = Shape.of(RaggedBatch.build([(_started(pool, 300), 300)]), model, multiprocessors=132)
+    large = Shape.of(RaggedBatch.build([_started(pool, 300).chunk(300)]), model, multiprocessors=132)
     assert (large.tokens, large.sequences, large.max_queries) == (300, 1, 512)
 
 
@@ -104,10 +107,10 @@ def test_a_graph_goes_on_when_others_are_dropped(monkeypatch):
     """Those of another runner, whose memory is then given back, and those of its own that were not used for longest."""
     monkeypatch.setattr("minstate.gpu.MOST_GRAPHS", 2)
     reference, model = models("llama")
-    work = [[(_started(pool, 1 + i), 1 + i) for i in range(4)] for pool in (pool_of(reference), pool_of(model))]
-    theirs, ours = (RaggedBatch.build(each) for each in work)
-    expected = reference.forward(theirs, TorchAttention(work[0][0][0].table.pool, theirs))
-    other, runner = (GpuRunner(model, work[1][0][0].table.pool) for _ in range(2))
+    pools = pool_of(reference), pool_of(model)
+    theirs, ours = (RaggedBatch.build([_started(pool, 1 + i).chunk(1 + i) for i in range(4)]) for pool in pools)
+    expected = reference.forward(theirs, TorchAttention(pools[0], theirs))
+    other, runner = (GpuRunner(model, pools[1]) for _ in range(2))
     for each in (other, runner):
         torch.testing.assert_close(each.logits(ours).cpu(), expected, atol=2e-5, rtol=2e-5)
     del other, each

@@ -19,7 +19,7 @@ from minstate.kernels.paged_attention import paged_attention  # noqa: E402
 from minstate.kernels.rms_norm import rms_norm  # noqa: E402
 from minstate.kernels.silu_mul import silu_mul  # noqa: E402
 from minstate.kernels.tiles import MOST_SPLITS, tile_sizes, width_of  # noqa: E402
-from minstate.lab.machines.machine_code import Compiled, launches  # noqa: E402
+from minstate.lab.machines.machine_code import CompiledKernel, compile_launches  # noqa: E402
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # that one program may have
 BOTH = pytest.mark.parametrize("capability", [80, 90])
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("compiled")
 
 
-def require_fits(kernel: Compiled, capability: int):
+def require_fits(kernel: CompiledKernel, capability: int):
     used = kernel.resources
     assert used["STACK"] == 0 and used["LOCAL"] == 0, "registers spill into memory"
     assert kernel.count("STL.*") == kernel.count("LDL.*") == 0
@@ -62,7 +62,7 @@ ATTENTION = [
 @BOTH
 @pytest.mark.parametrize("head_dim, dtype, queries, splits", ATTENTION)
 def test_attention(head_dim, dtype, queries, splits, capability, folder):
-    kernel, *merge = launches(lambda: attention(queries, head_dim, dtype, splits), capability, folder)
+    kernel, *merge = compile_launches(lambda: attention(queries, head_dim, dtype, splits), capability, folder)
     require_fits(kernel, capability)
     rows, keys, warps, _ = tile_sizes(head_dim, dtype, queries * HEADS // KV_HEADS)
     if dtype == torch.float32:
@@ -97,7 +97,7 @@ def small_kernels(dtype: torch.dtype):
 @BOTH
 @DTYPES
 def test_kernels_that_only_move_memory_do_it_16_bytes_at_a_time(dtype, capability, folder):
-    kernels = launches(lambda: small_kernels(dtype), capability, folder)
+    kernels = compile_launches(lambda: small_kernels(dtype), capability, folder)
     assert len(kernels) == 6
     for kernel in kernels:
         require_fits(kernel, capability)
@@ -108,6 +108,6 @@ def test_kernels_that_only_move_memory_do_it_16_bytes_at_a_time(dtype, capabilit
 @BOTH
 def test_the_merge_of_as_many_parts_as_there_may_be(capability, folder):
     parts, lse = torch.empty(5, HEADS, MOST_SPLITS, 256), torch.empty(5, HEADS, MOST_SPLITS)
-    (kernel,) = launches(lambda: merge_splits(parts, lse, torch.bfloat16), capability, folder)
+    (kernel,) = compile_launches(lambda: merge_splits(parts, lse, torch.bfloat16), capability, folder)
     require_fits(kernel, capability)
     assert kernel.count(r"LDG\.E\.128\S*") > 0

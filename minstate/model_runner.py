@@ -1,0 +1,67 @@
+"""Forward passes of one model over one pool of pages, on a CPU or a GPU, of which no turn should harm another."""
+
+from traceback import clear_frames
+from typing import NamedTuple
+
+import torch
+
+from minstate.attention import TorchAttention
+from minstate.errors import UnsupportedModel
+from minstate.model import Model
+from minstate.paged_kv import KVPool
+from minstate.ragged_batch import RaggedBatch
+
+
+class Scores(NamedTuple):
+    """What a forward pass computed for one sequence."""
+
+    logits: torch.Tensor  # [rows, vocab], on the model's device: the sampler fetches the rows that it needs
+    best: list[int]  # the arg-max of each row
+
+
+class ModelRunner:
+    """Owns the pool, and runs the model over it. Raises `UnsupportedModel` where a GPU lacks triton."""
+
+    def __init__(self, model: Model, *, num_pages: int, page_size: int):
+        config = model.config
+        self.model = model
+        self.pool = KVPool(
+            num_layers=config.num_layers,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            num_pages=num_pages,
+            page_size=page_size,
+            dtype=model.dtype,
+            device=model.device,
+        )
+        self._gpu = None
+        if model.device.type == "cuda":
+            try:
+                from minstate.gpu import GpuRunner
+            except ImportError as error:
+                raise UnsupportedModel(f"a GPU needs triton: pip install triton ({error})") from error
+            self._gpu = GpuRunner(model, self.pool)
+
+    def logits(self, batch: RaggedBatch) -> torch.Tensor:
+        """One forward pass: logits `[R, vocab]` of the batch's `logit_rows`, on the model's device."""
+        if self._gpu:
+            return self._gpu.logits(batch)
+        return self.model.forward(batch, TorchAttention(self.pool, batch))
+
+    def run(self, batch: RaggedBatch) -> list[Scores | Exception]:
+        """For each sequence of the batch: its scores, or the exception that it met.
+
+        The host waits for a GPU in one place only: where it reads the arg-maxes. If the forward pass fails, each
+        sequence is tried alone, since nothing else tells which of them is at fault. Slots are then written twice, with
+        the same keys and values.
+        """
+        try:
+            logits = self.logits(batch)
+            best = logits.argmax(-1).cpu()
+            rows = batch.rows_by_sequence()
+            return [Scores(own, ids.tolist()) for own, ids in zip(logits.split(rows), best.split(rows), strict=True)]
+        except Exception as error:
+            clear_frames(error.__traceback__)  # frees what the forward pass still holds: memory may be what it lacked
+            if len(batch.context_len) == 1:
+                return [error]
+            return [self.run(batch.alone(place))[0] for place in range(len(batch.context_len))]
