@@ -55,6 +55,52 @@ def take_turn(cache: PrefixCache, sequence: Sequence, new: list[int]) -> Sequenc
     return sequence
 
 
+def test_each_interval_of_a_log_fares_as_the_ruler_in_the_prefix_cache_says():
+    cache = new_cache(page_size=4)
+    sequence, other = opened(cache), opened(cache)
+    tree, table, allocator = cache.tree, sequence.table, cache.pool.allocator
+
+    def ruler():
+        return table.borrowed_tokens, sequence.kv_len, len(sequence.log)
+
+    for each in (sequence, other):  # both compute the same 14 tokens in one step
+        each.log += range(20)
+        cache.begin(each)
+        each.table.append(14)
+        each.table.commit()
+    assert ruler() == (0, 14, 20) and allocator.num_free == 64 - 2 * 4
+    cache.publish(sequence)
+    assert ruler() == (12, 14, 20) and (tree.num_pages, tree.num_locked) == (3, 3), "full pages become the tree's"
+    cache.publish(other)
+    assert other.table.pages[:3] == table.pages[:3] and allocator.num_free == 64 - 4 - 1, "or are freed"
+
+    cache.pause(other)
+    cache.pause(sequence)
+    assert ruler() == (12, 14, 20) and tree.num_locked == 0 and set(cache.idle_tails) == {sequence, other}
+    cache.begin(sequence)
+    assert ruler() == (12, 14, 20) and tree.num_locked == 3 and set(cache.idle_tails) == {other}
+    forward(cache, sequence)
+    assert ruler() == (16, 19, 20)
+    cache.end(sequence, 11)
+    assert ruler() == (8, 8, 11) and (tree.num_pages, tree.num_locked) == (4, 0), "whole pages up to ten tokens"
+
+    sequence.log += [11, 12, 50, 51]
+    cache.begin(sequence)
+    assert ruler() == (12, 12, 15), "pages that are in the tree are borrowed again"
+    forward(cache, sequence)
+    cache.end(sequence, 15)
+    cache.release(other)
+    check_cache(cache, [sequence], [])
+    left = []
+    for _ in range(5):
+        cache.make_room(1)
+        cache.refresh(sequence)
+        left.append(ruler())
+    assert left == [(12, 14, 15), (12, 12, 15), (8, 8, 15), (4, 4, 15), (0, 0, 15)], (
+        "13 to 16, the tail, then from the end"
+    )
+
+
 @given(st.lists(st.tuples(st.integers(0, 6), st.none() | st.integers(0, 4)), max_size=80))
 def test_a_ranked_queue_gives_the_lowest_rank_first_and_keeps_few_outdated_entries(changes):
     queue, expected = RankedQueue(), {}
@@ -67,7 +113,7 @@ def test_a_ranked_queue_gives_the_lowest_rank_first_and_keeps_few_outdated_entri
         else:
             queue.put(item, rank)  # keeps its turn
         assert queue.first() == min(expected, key=expected.get, default=None)
-        assert len(queue) == len(expected) and all(queue.rank(each) == expected[each][0] for each in expected)
+        assert len(queue) == len(expected) and all(queue.rank(item) == expected[item][0] for item in expected)
         assert len(queue._heap) <= 2 * len(queue)
 
 
