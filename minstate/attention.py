@@ -22,16 +22,16 @@ from minstate.paged_kv import KVPool, page_runs
 from minstate.ragged_batch import RaggedBatch
 
 SHORT_RUN = 400  # tokens: a shorter run is cheaper to copy than to attend to by itself
-LONG_RUN = 1024  # tokens: from here on, few queries read a run in two halves, so that all cores are busy to the end
+LONG_RUN = 1024  # tokens: few queries read a run of this length or more in two halves, so that every core has work
 FEW_QUERIES = 16
 
-# softmax(q kᵀ / √D) v of [B, H, queries, D], and the log-sum-exp [B, H, queries] of the scores, which
-# F.scaled_dot_product_attention computes too and keeps to itself.
+# Returns softmax(q kᵀ / √D) v `[B, H, queries, D]`, and the log-sum-exp of the scores `[B, H, queries]`. The public
+# F.scaled_dot_product_attention computes the log-sum-exp too, but does not return it.
 flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 class Run(NamedTuple):
-    """Keys that lie side by side in the pool: slots `start` to `end`, exclusive, to be read in equal `cuts`."""
+    """Keys side by side in the pool: slots `start` to `end` (exclusive), read in `cuts` parts of equal length."""
 
     start: int
     end: int
@@ -39,41 +39,45 @@ class Run(NamedTuple):
 
     @property
     def tokens(self) -> int:
+        """How many keys the run holds."""
         return self.end - self.start
 
 
 class Partial(NamedTuple):
-    """What some of the keys say to each query row."""
+    """Attention of each query row over a part of its keys."""
 
     out: torch.Tensor  # [H_kv, cuts, rows, D]
-    lse: torch.Tensor  # [H_kv, cuts, rows] log of the sum of exp(score), in float32 also for bfloat16
+    lse: torch.Tensor  # [H_kv, cuts, rows]: the log of the sum of exp(score); float32 also for bfloat16
 
 
 @dataclass(frozen=True)
-class Span:
-    """One sequence of the batch: its query tokens, and where the keys lie that they read."""
+class KeyPlan:
+    """How one sequence of the batch reads its keys."""
 
-    rows: slice
+    queries: slice  # the sequence's rows among the batch's query tokens
     runs: list[Run]
-    gathered: torch.Tensor  # [P] int32, the pages of short runs
+    gathered_pages: torch.Tensor  # [P] int32: the pages of short runs
     gathered_tokens: int
-    causal: bool  # the queries read each other; a single one is read from the pool, where it has just been written
+    causal: bool  # the query tokens also read each other; a single one finds its own key in the pool
 
 
 class TorchAttention:
-    """Attention of one ragged batch over the pool's pages. Grouped heads (GQA, arXiv 2305.13245) share their keys."""
+    """Attention of one ragged batch over the pages of a pool.
+
+    The query heads of a group share one KV head ([GQA](https://arxiv.org/abs/2305.13245)).
+    """
 
     def __init__(self, pool: KVPool, batch: RaggedBatch):
         self.pool, self.slots = pool, batch.slots
-        self.spans = [
-            _span(slice(*rows), context, pages, pool.page_size)
+        self.plans = [
+            _plan_keys(slice(*rows), context, pages, pool.page_size)
             for rows, context, pages in zip(
                 pairwise(batch.query_start.tolist()), batch.context_len.tolist(), batch.page_table, strict=True
             )
         ]
         _, _, kv_heads, _, head_dim = pool.kv.shape
-        most = max(len(span.gathered) for span in self.spans)
-        self.stretch = pool.kv.new_empty(2, kv_heads, most, pool.page_size, head_dim)
+        most_pages = max(len(plan.gathered_pages) for plan in self.plans)
+        self.gather_buffer = pool.kv.new_empty(2, kv_heads, most_pages, pool.page_size, head_dim)
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Store k, v `[T, H_kv, D]` in the batch's slots; return softmax(q kᵀ / √D) v `[T, H, D]` of q `[T, H, D]`."""
@@ -81,27 +85,31 @@ class TorchAttention:
         kv[0].index_copy_(1, self.slots, k.transpose(0, 1))
         kv[1].index_copy_(1, self.slots, v.transpose(0, 1))
         out = torch.empty_like(q)
-        for span in self.spans:
+        for plan in self.plans:
             # A KV head serves a group of query heads: [queries, H, D] → [H_kv, group, queries, D].
-            queries = q[span.rows].unflatten(1, (k.shape[1], -1)).permute(1, 2, 0, 3)
+            queries = q[plan.queries].unflatten(1, (k.shape[1], -1)).permute(1, 2, 0, 3)
             rows = queries.flatten(1, 2)
-            parts = [_attend(rows, kv[:, :, start:end], cuts) for start, end, cuts in span.runs]
-            if span.gathered_tokens:
-                parts.append(_attend(rows, self._gather(kv, span)))
-            if span.causal:
-                parts.append(_attend_causally(queries, k[span.rows].transpose(0, 1), v[span.rows].transpose(0, 1)))
-            out[span.rows] = merge(parts).view(queries.shape).permute(2, 0, 1, 3).flatten(1, 2)
+            parts = [_attend(rows, kv[:, :, start:end], cuts) for start, end, cuts in plan.runs]
+            if plan.gathered_tokens:
+                parts.append(_attend(rows, self._gather(kv, plan)))
+            if plan.causal:
+                new_k, new_v = k[plan.queries].transpose(0, 1), v[plan.queries].transpose(0, 1)
+                parts.append(_attend_causally(queries, new_k, new_v))
+            out[plan.queries] = merge(parts).view(queries.shape).permute(2, 0, 1, 3).flatten(1, 2)
         return out
 
-    def _gather(self, kv: torch.Tensor, span: Span) -> torch.Tensor:
-        """Copy short runs together `[2, H_kv, tokens, D]`, into memory that all layers use."""
-        stretch = self.stretch[:, :, : len(span.gathered)]
-        torch.index_select(kv.unflatten(2, (-1, self.pool.page_size)), 2, span.gathered, out=stretch)
-        return stretch.flatten(2, 3)[:, :, : span.gathered_tokens]
+    def _gather(self, kv: torch.Tensor, plan: KeyPlan) -> torch.Tensor:
+        """Copy short runs together, `[2, H_kv, tokens, D]`, into a buffer that all layers use in turn."""
+        buffer = self.gather_buffer[:, :, : len(plan.gathered_pages)]
+        torch.index_select(kv.unflatten(2, (-1, self.pool.page_size)), 2, plan.gathered_pages, out=buffer)
+        return buffer.flatten(2, 3)[:, :, : plan.gathered_tokens]
 
 
 def merge(parts: list[Partial]) -> torch.Tensor:
-    """What all keys say `[H_kv, rows, D]`, from what parts of them say: Σ exp(lse) out / Σ exp(lse)."""
+    """Attention over all keys `[H_kv, rows, D]`, from attention over parts of them.
+
+    Each part weighs exp(lse), the sum of its exponentiated scores: out = Σ exp(lse_i) · out_i / Σ exp(lse_i).
+    """
     if len(parts) == 1 and parts[0].out.shape[1] == 1:
         return parts[0].out[:, 0]
     weight = torch.cat([part.lse for part in parts], dim=1).softmax(dim=1)
@@ -110,47 +118,54 @@ def merge(parts: list[Partial]) -> torch.Tensor:
 
 
 def _attend(rows: torch.Tensor, kv: torch.Tensor, cuts: int = 1) -> Partial:
-    """All of rows `[H_kv, rows, D]` read all of kv `[2, H_kv, tokens, D]`."""
+    """Every row of rows `[H_kv, rows, D]` reads every key of kv `[2, H_kv, tokens, D]`."""
     k, v = kv.unflatten(2, (cuts, -1))  # [H_kv, cuts, tokens / cuts, D] each
     return Partial(*flash_attention(rows[:, None].expand(-1, cuts, -1, -1), k, v))
 
 
 def _attend_causally(queries: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Partial:
-    """Queries `[H_kv, group, queries, D]` read k, v `[H_kv, queries, D]`, each up to itself."""
+    """Queries `[H_kv, group, queries, D]` read k, v `[H_kv, queries, D]`, each up to its own position."""
     shape = queries.shape  # k and v are expanded, not copied: the heads of a group read the same memory
     out, lse = flash_attention(queries, k[:, None].expand(shape), v[:, None].expand(shape), is_causal=True)
     return Partial(out.flatten(1, 2)[:, None], lse.flatten(1, 2)[:, None])
 
 
-def _span(rows: slice, context: int, pages: torch.Tensor, page_size: int) -> Span:
-    queries = rows.stop - rows.start
-    assert queries > 0, "a sequence takes part in a batch with at least one query token"
-    to_read = context - queries if queries > 1 else context
-    runs = _runs(pages, to_read, page_size)
+def _plan_keys(queries: slice, context: int, pages: torch.Tensor, page_size: int) -> KeyPlan:
+    """Choose which runs of `pages`, a row of the page table, are read in place, in halves, or gathered."""
+    count = queries.stop - queries.start
+    assert count > 0, "a sequence takes part in a batch with at least one query token"
+    runs = _runs(pages, context - count if count > 1 else context, page_size)
     short = [run for run in runs if run.tokens < SHORT_RUN]
     if len(short) > 1:
         runs = [run for run in runs if run.tokens >= SHORT_RUN]
     else:
-        short = []
-    if queries <= FEW_QUERIES:
+        short = []  # a single short run is read in place
+    if count <= FEW_QUERIES:
         runs = [piece for run in runs for piece in _halved(run)]
-    gathered = [page for run in short for page in range(run.start // page_size, -(-run.end // page_size))]
-    tokens = sum(run.tokens for run in short)
-    return Span(rows, runs, torch.tensor(gathered, dtype=torch.int32), tokens, causal=queries > 1)
+    return KeyPlan(
+        queries,
+        runs,
+        gathered_pages=torch.tensor(
+            [page for run in short for page in range(run.start // page_size, -(-run.end // page_size))],
+            dtype=torch.int32,
+        ),
+        gathered_tokens=sum(run.tokens for run in short),
+        causal=count > 1,
+    )
 
 
 def _runs(pages: torch.Tensor, tokens: int, page_size: int) -> list[Run]:
     """Where the first `tokens` tokens of a page table's row lie."""
     runs = []
-    for first, end in page_runs(pages[: -(-tokens // page_size)]):
-        here = min(tokens, (end - first) * page_size)
-        runs.append(Run(first * page_size, first * page_size + here, cuts=1))
-        tokens -= here
+    for first, end in page_runs(pages[: -(-tokens // page_size)].numpy()):
+        length = min(tokens, (end - first) * page_size)
+        runs.append(Run(first * page_size, first * page_size + length, cuts=1))
+        tokens -= length
     return runs
 
 
 def _halved(run: Run) -> list[Run]:
-    """A long run in two equal cuts, and the token that an odd one leaves over."""
+    """A long run in two equal cuts; if its length is odd, the last token is a run of its own."""
     if run.tokens < LONG_RUN:
         return [run]
     if run.tokens % 2:

@@ -1,8 +1,8 @@
-"""Products with the model's fixed weights, laid out once, when they are loaded, as the CPU likes to read them.
+"""Linear layers whose weights are rearranged once, when they are loaded, into the layout that a CPU reads fastest.
 
-A matrix product cuts its operands into blocks that fit registers and caches. A general library does so at every call;
-for weights, which never change, once is enough. It matters most for few rows: a decode step reads every weight once,
-and so does a pass that checks some drafts, if nothing has to be rearranged on the way.
+A matrix product cuts its operands into blocks that fit registers and caches. A general library rearranges both operands
+at every call. Weights never change, so we rearrange them once. That matters most where a forward pass has few rows, as
+in decoding and verification: such a pass does little but read every weight once.
 """
 
 from collections.abc import Sequence
@@ -12,35 +12,39 @@ import torch.nn.functional as F
 
 
 class Linear:
-    """x Wᵀ + b. Matrices that have their input in common are stacked, so that one product serves them all.
+    """x Wᵀ + b. Matrices that share their input are stacked, so that one product serves them all.
 
-    `packed` is W in oneDNN's layout, and takes the place of `weight`. Where oneDNN cannot multiply bfloat16 on this
-    CPU, it is a float32 copy beside it: one row waits for memory and reads the smaller `weight`, several rows wait for
-    arithmetic, which float32 does faster. Other dtypes and devices have the plain `weight` alone.
+    `packed` is W in the layout of [oneDNN](https://github.com/uxlfoundation/oneDNN), and replaces `weight`. There is
+    one exception: where oneDNN cannot multiply bfloat16 on this CPU, `packed` is a float32 copy, and `weight` stays.
+    One row then reads `weight`, which is smaller, because its speed is that of memory. Several rows read `packed`,
+    because their speed is that of arithmetic. Other dtypes and devices have the plain `weight` alone.
     """
 
     def __init__(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None] = ()):
-        self.weight = torch.cat(tuple(weights)) if len(weights) > 1 else weights[0]  # [out, in]
-        self.bias = torch.cat(tuple(biases)) if any(bias is not None for bias in biases) else None
+        weight = torch.cat(tuple(weights)) if len(weights) > 1 else weights[0]  # [out, in]
+        present = [bias for bias in biases if bias is not None]
+        assert len(present) in (0, len(weights)), "matrices that are stacked all have a bias, or none has"
+        self.bias = torch.cat(present) if present else None
+        self.weight: torch.Tensor | None = weight
         self.packed: torch.Tensor | None = None
-        self.packed_dtype = _dtype_to_pack(self.weight)
+        self.packed_dtype = _dtype_to_pack(weight)
         if self.packed_dtype is not None:
-            # Without a number of rows: what oneDNN picks for one row alone, it would rearrange at each call with more.
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.to(self.packed_dtype))
+            # We do not tell oneDNN a number of rows. A layout for one row alone it would rearrange again for several.
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.packed_dtype))
             self.packed_bias = None if self.bias is None else self.bias.to(self.packed_dtype)
-            if self.packed_dtype == self.weight.dtype:
+            if self.packed_dtype == weight.dtype:
                 self.weight = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`[T, in]` → `[T, out]`."""
-        if self.packed is None or (self.weight is not None and len(x) == 1):
+        if self.weight is not None and (self.packed is None or len(x) == 1):
             return F.linear(x, self.weight, self.bias)
         x_packed = x.to(self.packed_dtype)
         return torch.ops.mkldnn._linear_pointwise(x_packed, self.packed, self.packed_bias, "none", [], "").to(x.dtype)
 
 
 def _dtype_to_pack(weight: torch.Tensor) -> torch.dtype | None:
-    """What oneDNN multiplies fastest in place of this tensor on this machine; None if it does not know the dtype."""
+    """The dtype in which oneDNN multiplies this tensor fastest on this machine; None if oneDNN does not support it."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return None
     if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():

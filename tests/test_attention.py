@@ -1,4 +1,4 @@
-"""How a sequence's keys are read: in place, in halves or gathered; and which copy of the weights."""
+"""A sequence's keys are read in place, in halves or gathered; a product reads the right copy of its weights."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minstate import attention
-from minstate.attention import TorchAttention, _span
+from minstate.attention import TorchAttention, _plan_keys
 from minstate.linear import Linear
 from minstate.paged_kv import KVPool
 from minstate.ragged_batch import RaggedBatch
@@ -20,41 +20,41 @@ def small_limits(monkeypatch):
         monkeypatch.setattr(attention, name, value)
 
 
-def span(runs: list[int], queries: int, page_size: int = 3):
-    """The plan for a context that lies in runs of so many pages, a gap after each."""
-    pages, at = [], 1
+def plan_for(runs: list[int], queries: int, page_size: int = 3):
+    """The plan for a context whose pages lie in runs of these lengths, with a gap after each run."""
+    pages, next_page = [], 1
     for length in runs:
-        pages += range(at, at + length)
-        at += length + 1
-    unread = len(pages) * page_size
-    context = unread + (queries if queries > 1 else 0)
-    return _span(slice(0, queries), context, torch.tensor(pages + [0] * queries), page_size)
+        pages += range(next_page, next_page + length)
+        next_page += length + 1
+    in_pool = len(pages) * page_size
+    context = in_pool + (queries if queries > 1 else 0)
+    return _plan_keys(slice(0, queries), context, torch.tensor(pages + [0] * queries), page_size)
 
 
-def test_how_runs_are_read(small_limits):
+def test_a_run_is_read_in_place_in_halves_or_gathered(small_limits):
     """SHORT_RUN 6 tokens (2 pages), LONG_RUN 9 (3 pages), FEW_QUERIES 2: each limit from both sides."""
 
-    def plan(runs, queries):
-        planned = span(runs, queries)
-        return [(run.tokens, run.cuts) for run in planned.runs], planned.gathered_tokens
+    def read(runs, queries):
+        plan = plan_for(runs, queries)
+        return [(run.tokens, run.cuts) for run in plan.runs], plan.gathered_tokens
 
-    assert plan([1], 1) == ([(3, 1)], 0), "one short run is read in place"
-    assert plan([1, 2], 1) == ([(3, 1), (6, 1)], 0)
-    assert plan([1, 2, 1], 1) == ([(6, 1)], 6), "two are gathered"
-    assert plan([3], 1) == ([(8, 2), (1, 1)], 0), "a long one is read in two halves; what is left over is read too"
-    assert plan([4], 2) == ([(12, 2)], 0)
-    assert plan([4], 3) == ([(12, 1)], 0), "many queries keep all cores busy as it is"
-    assert span([4], 3).causal and not span([4], 1).causal
+    assert read([1], 1) == ([(3, 1)], 0), "a single short run is read in place"
+    assert read([1, 2], 1) == ([(3, 1), (6, 1)], 0)
+    assert read([1, 2, 1], 1) == ([(6, 1)], 6), "two short runs are gathered"
+    assert read([3], 1) == ([(8, 2), (1, 1)], 0), "a long run is read in two halves, and its odd token by itself"
+    assert read([4], 2) == ([(12, 2)], 0)
+    assert read([4], 3) == ([(12, 1)], 0), "many queries give every core work without halves"
+    assert plan_for([4], 3).causal and not plan_for([4], 1).causal
 
 
-# Of each sequence: its query tokens, and the runs of pages that its context lies in.
+# Each sequence has a number of query tokens, and the lengths in pages of the runs that hold its context.
 SEQUENCE = st.tuples(st.sampled_from([1, 1, 2, 3, 7]), st.lists(st.integers(1, 5), min_size=1, max_size=5))
 LAYOUT = st.lists(SEQUENCE, min_size=1, max_size=4)
 
 
 @pytest.mark.parametrize("dtype, error", [(torch.float64, 1e-11), (torch.bfloat16, 0.05)])
 @given(layout=LAYOUT, spread=st.sampled_from([1, 100, 10_000]), seed=st.integers(0, 2**32))
-@example(layout=[(1, [3]), (1, [1, 2, 1, 1])], spread=1, seed=0)  # the second gathers more than the first
+@example(layout=[(1, [3]), (1, [1, 2, 1, 1])], spread=1, seed=0)  # the second sequence gathers more than the first
 @example(layout=[(3, [1, 1, 2, 4])], spread=10_000, seed=0)
 def test_attention_over_pages_is_attention(dtype, error, layout, spread, seed):
     with pytest.MonkeyPatch.context() as patch:
@@ -62,23 +62,25 @@ def test_attention_over_pages_is_attention(dtype, error, layout, spread, seed):
             patch.setattr(attention, name, value)
         generator = torch.Generator().manual_seed(seed)
         page_size, kv_heads, group, dim = 3, 2, 3, 10
-        tables, at = [], 0
+        tables, next_page = [], 0
         for _, runs in layout:
             tables.append([])
             for length in runs:
-                tables[-1] += range(at, at + length)
-                at += length + 1
-        pool = KVPool(num_layers=1, num_kv_heads=kv_heads, head_dim=dim, num_pages=at, page_size=page_size, dtype=dtype)
+                tables[-1] += range(next_page, next_page + length)
+                next_page += length + 1
+        pool = KVPool(
+            num_layers=1, num_kv_heads=kv_heads, head_dim=dim, num_pages=next_page, page_size=page_size, dtype=dtype
+        )
         pool.kv.fill_(torch.nan)
         q, k, v, slots, starts, contexts, expected = [], [], [], [], [0], [], []
-        for (queries, _), pages in zip(layout, tables, strict=True):
+        for (most_queries, _), pages in zip(layout, tables, strict=True):
             context = len(pages) * page_size - int(torch.randint(0, page_size, (), generator=generator))
-            queries = min(queries, context)
-            place = torch.tensor([pages[i // page_size] * page_size + i % page_size for i in range(context)])
+            queries = min(most_queries, context)
+            where = torch.tensor([pages[i // page_size] * page_size + i % page_size for i in range(context)])
             keys, values = torch.randn(2, kv_heads, context, dim, generator=generator).to(dtype)
             query = (spread * torch.randn(queries, kv_heads * group, dim, generator=generator)).to(dtype)
             old = context - queries
-            pool.kv[0, 0][:, place[:old]], pool.kv[0, 1][:, place[:old]] = keys[:, :old], values[:, :old]
+            pool.kv[0, 0][:, where[:old]], pool.kv[0, 1][:, where[:old]] = keys[:, :old], values[:, :old]
             mask = torch.ones(queries, context, dtype=torch.bool).tril(old)
             expected.append(
                 F.scaled_dot_product_attention(
@@ -88,14 +90,14 @@ def test_attention_over_pages_is_attention(dtype, error, layout, spread, seed):
             )  # fmt: skip
             for whole, mine in [(q, query), (k, keys[:, old:].transpose(0, 1)), (v, values[:, old:].transpose(0, 1))]:
                 whole.append(mine)
-            slots.append(place[old:])
+            slots.append(where[old:])
             starts.append(starts[-1] + queries)
             contexts.append(context)
         widest = max(map(len, tables))
-        nothing = torch.tensor([], dtype=torch.int64)
+        unused = torch.tensor([], dtype=torch.int64)
         batch = RaggedBatch(
-            nothing, nothing, torch.cat(slots), torch.tensor(starts), torch.tensor(contexts),
-            torch.tensor([pages + [0] * (widest - len(pages)) for pages in tables]), nothing,
+            unused, unused, torch.cat(slots), torch.tensor(starts), torch.tensor(contexts),
+            torch.tensor([pages + [0] * (widest - len(pages)) for pages in tables]), unused,
         )  # fmt: skip
         out = TorchAttention(pool, batch)(0, torch.cat(q), torch.cat(k), torch.cat(v))
         assert out.dtype == dtype
@@ -103,17 +105,17 @@ def test_attention_over_pages_is_attention(dtype, error, layout, spread, seed):
 
 
 def test_an_empty_query_is_refused():
-    """The CPU's kernel would divide by zero, and take the process with it."""
+    """torch's kernel for a CPU would divide by zero, and end the process."""
     pool = KVPool(num_layers=1, num_kv_heads=1, head_dim=8, num_pages=2, page_size=3)
     sequence = Sequence(pool)
     sequence.log = [5, 6]
-    RaggedBatch.build([(sequence, 2)])
+    RaggedBatch.build([sequence.chunk(2)])
     with pytest.raises(AssertionError, match="at least one query token"):
-        TorchAttention(pool, RaggedBatch.build([(sequence, 0)]))
+        TorchAttention(pool, RaggedBatch.build([sequence.chunk(0)]))
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN packs nothing")
-def test_which_copy_of_the_weights_is_read(monkeypatch):
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="without oneDNN no weights are packed")
+def test_one_row_reads_the_smaller_copy_of_the_weights_and_several_rows_the_faster_one(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     w, x = torch.randn(64, 48, generator=generator), torch.randn(9, 48, generator=generator)
     assert Linear([w]).packed is not None and Linear([w]).weight is None  # float32: only the packed copy is kept
@@ -130,7 +132,7 @@ def test_which_copy_of_the_weights_is_read(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_without_onednn_products_are_torchs(dtype, monkeypatch):
+def test_without_onednn_torch_computes_the_products(dtype, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     generator = torch.Generator().manual_seed(0)
     w, b, x = (torch.randn(*s, generator=generator).to(dtype) for s in ((32, 48), (32,), (5, 48)))

@@ -18,7 +18,7 @@ from minstate.sequence import Sequence
 
 @pytest.fixture(autouse=True)
 def oracle_in_full_precision(monkeypatch):
-    """transformers rounds its norms to float32 whatever the dtype; as a float64 oracle it must not."""
+    """transformers rounds its norms to float32 whatever the dtype, but a float64 oracle must not."""
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
     from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
     from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
@@ -87,17 +87,17 @@ def test_sequences_of_a_batch_do_not_see_each_other():
 @pytest.mark.parametrize("queries", [1, 2, 3, 40])
 @pytest.mark.parametrize("short_run", [0, 37, 1000])
 def test_the_layout_of_pages_changes_nothing(fragments, queries, short_run, monkeypatch):
-    """Long runs are read in place, some of them in halves, and short ones copied together first: the same logits."""
+    """The logits are the same, whether runs of pages are read in place, in halves, or gathered first."""
     monkeypatch.setattr(attention, "SHORT_RUN", short_run)
     monkeypatch.setattr(attention, "LONG_RUN", 30)
     m = model("llama")
     ids = torch.randint(0, VOCABULARY, (160,), generator=torch.Generator().manual_seed(2)).tolist()
     expected = logits_of_chunks(m, pool_for(m), ids, [len(ids) - queries])[-queries:]
     pool = pool_for(m, num_pages=128)
-    pool.kv.fill_(float("nan"))  # whatever is read without having been written shows
+    pool.kv.fill_(float("nan"))  # so a slot that is read, but was never written, shows in the logits
     blocked = {"one run": 0, "few runs": 10, "many runs": 1}[fragments]
     order = list(range(128))
-    if blocked:  # leave the first half of each stretch of pages to somebody else
+    if blocked:  # another sequence holds every other group of `blocked` pages
         pool.allocator.allocate(128)
         pool.allocator.release([page for page in order if page // blocked % 2])
     ours = logits_of_chunks(m, pool, ids, [len(ids) - queries])[-queries:]
@@ -122,7 +122,7 @@ def test_flops_of_a_prompt_do_not_depend_on_how_it_is_cut():
     assert whole == cut
 
 
-def test_costs_of_the_real_shape_are_what_one_computes_by_hand():
+def test_the_costs_of_smollm2_are_those_computed_by_hand():
     smollm2 = ModelConfig(30, 576, 1536, 9, 3, 64, 49152, 8192, 1e-5, 1e5, None, True)
     assert smollm2.kv_bytes_per_token(torch.float32) == 46_080
     parameters = 30 * (576 * 576 * 2 + 576 * 192 * 2 + 3 * 576 * 1536) + 49152 * 576
@@ -141,7 +141,7 @@ def test_costs_of_the_real_shape_are_what_one_computes_by_hand():
         ({"quantization_config": {}}, "quantised"),
     ],
 )
-def test_what_is_not_implemented_is_named(change, named):
+def test_a_feature_that_is_not_implemented_is_named(change, named):
     config = hf_model("llama").config.to_dict() | {"rope_parameters": None} | change
     with pytest.raises(UnsupportedModel, match=named):
         ModelConfig.from_hf(config)
@@ -158,7 +158,7 @@ def test_weights_that_do_not_fit_the_configuration_are_refused():
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=5), st.floats(0, 40), st.integers(0, 2**32))
 def test_parts_of_the_keys_merge_into_attention_over_all_of_them(lengths, spread, seed):
-    """Whatever the cut, and however far apart the scores are: the log-sum-exp weighs each part rightly."""
+    """The log-sum-exp weighs each part correctly, wherever the keys are cut and however far apart the scores are."""
     generator = torch.Generator().manual_seed(seed)
     rows = spread * torch.randn(2, 3, 8, dtype=torch.float64, generator=generator)
     k, v = torch.randn(2, 2, sum(lengths), 8, dtype=torch.float64, generator=generator)
