@@ -1,14 +1,16 @@
-"""Where a history, given as messages, parts from the tokens that the model saw, and why.
+"""Where a history, given as messages, differs from the tokens that the model saw, and why.
 
-A cache is found again by token ids, and what agents send is text. Between the two, one changed token early in a prompt
-costs everything behind it. There are few reasons for one, and each has another cure; hence this detector.
+A cache is looked up by token ids, but agents send text. One token that differs early in a prompt costs all K/V behind
+it. There are few reasons for such a difference, and each has another cure, so this module finds out which it is.
 """
 
 from contextlib import suppress
 from dataclasses import dataclass
 
-from minstate.chat.messages import Message, parse_tool_calls, with_calls_as_text
-from minstate.chat.template import Chat, Transcript, common_prefix
+from minstate.chat.messages import Message, Messages
+from minstate.chat.template import Chat, common_prefix
+from minstate.chat.tool_calls import Tools, parse_tool_calls, text_before_calls, text_with_calls
+from minstate.chat.transcript import Transcript
 from minstate.errors import BadMessage
 
 REASONS = {
@@ -17,8 +19,8 @@ REASONS = {
     "system": "another system message",
     "edited": "a message was edited",
     "shorter": "the history ends before the log does",
-    "template": "the template writes an earlier message in another way than before",
-    "retokenised": "the text of a reply does not give back the ids that the model saw",
+    "template": "the template writes an earlier message differently than before",
+    "retokenised": "the text of a reply, tokenised again, gives other ids than the model saw",
 }
 
 
@@ -26,16 +28,17 @@ REASONS = {
 class Drift:
     """A given history against a log. `at`, `dropped` and `rest` are numbers of tokens."""
 
-    at: int  # of the log, and of the history's rendering, that agree
-    dropped: int  # of the log behind that: what a cache loses
-    rest: int  # of the rendering behind that: what has to be forwarded
+    at: int  # tokens at the beginning that the log and the history's rendering have in common
+    dropped: int  # tokens of the log behind these: what a cache loses
+    rest: int  # tokens of the rendering behind these: what has to be forwarded
     reason: str  # a key of REASONS; "" if nothing is dropped
-    message: int | None  # index of the message in which they part
-    seen: str  # the log's text from there on, its beginning
-    given: str  # the rendering's
+    message: int | None  # index of the message in which the first difference is
+    seen: str  # the first few tokens of the log from there on, as text
+    given: str  # the same of the rendering
 
     @property
     def extends(self) -> bool:
+        """Whether the history gives back the whole log."""
         return not self.dropped
 
     def __str__(self) -> str:
@@ -48,59 +51,58 @@ class Drift:
         )
 
 
-def find_drift(chat: Chat, log: list[int], said: Transcript, given: Transcript) -> Drift:
-    """Compare `given` with a log in which `said` is. Renders and tokenises the whole history."""
-    reply = not given.messages or given.messages[-1]["role"] != "assistant"
-    text = chat.render(given.messages, given.tools, reply=reply)
+def find_drift(chat: Chat, log: list[int], transcript: Transcript, given: Transcript) -> Drift:
+    """Compare the history `given` with a log and its transcript. Renders and tokenises the whole history."""
+    messages = given.messages or ()
+    reply = not messages or messages[-1]["role"] != "assistant"
+    text = chat.render(messages, given.tools, reply=reply)
     ids = chat.encode(text)
     at = common_prefix(log, ids)
     dropped, rest = len(log) - at, len(ids) - at
     if not dropped:
         return Drift(at, 0, rest, "", None, "", "")
     decode = chat.tokenizer.decode
-    reason, message = _why_by_messages(said, given)
-    parted = _message_at(chat, given, len(decode(ids[:at])))
-    if not reason or (message is not None and message > parted):  # tokens part before messages do
-        message = min(parted, len(given.messages) - 1)
+    reason, message = _first_change(transcript, given)
+    differs_in = _message_at(chat, messages, given.tools, position=len(decode(ids[:at])))
+    if not reason or (message is not None and message > differs_in):  # tokens differ before messages do
+        message = min(differs_in, len(messages) - 1)
         same_text = text.startswith(decode(log[: at + 1]))
-        reason = "retokenised" if same_text or _is_verbatim(said.messages, message, text) else "template"
+        verbatim = same_text or _is_verbatim(transcript.messages or (), message, text)
+        reason = "retokenised" if verbatim else "template"
     return Drift(at, dropped, rest, reason, message, decode(log[at : at + 8]), decode(ids[at : at + 8]))
 
 
-def _why_by_messages(said: Transcript, given: Transcript) -> tuple[str, int | None]:
-    """What the messages alone explain: a reason, and the message that it concerns; nothing if they agree."""
-    if said.messages is None:
+def _first_change(transcript: Transcript, given: Transcript) -> tuple[str, int | None]:
+    """The first change between the messages: a reason, and the index of the message; `("", None)` if they agree."""
+    if transcript.messages is None:
         return "edited", None
-    if given.tools != said.tools:
+    if given.tools != transcript.tools:
         return "tools", 0
-    pairs = zip(said.messages, given.messages, strict=False)
-    index = next((i for i, (old, new) in enumerate(pairs) if _meaning(old) != _meaning(new)), None)
-    if index is not None:
-        roles = {said.messages[index]["role"], given.messages[index]["role"]}
-        return "system" if "system" in roles else "edited", index
-    if len(given.messages) < len(said.messages):
-        return "shorter", len(given.messages)
-    return "", None
+    old, new = transcript.messages, given.messages or ()
+    for index, (before, now) in enumerate(zip(old, new, strict=False)):
+        if _meaning(before) != _meaning(now):
+            return "system" if "system" in (before["role"], now["role"]) else "edited", index
+    return ("shorter", len(new)) if len(new) < len(old) else ("", None)
 
 
 def _meaning(message: Message) -> tuple:
-    """What a message says, however its tool calls and the space around its text are written."""
-    text = with_calls_as_text(message)["content"]
-    calls = [(call.name, call.arguments, call.error and call.raw) for call in parse_tool_calls(text)]
-    return message["role"], text.partition("<tool_call>")[0].strip(), calls
+    """The content of a message, however its tool calls and the space around its text are written."""
+    text = text_with_calls(message)
+    calls = [(call.name, call.arguments, call.raw if call.error else "") for call in parse_tool_calls(text)]
+    return message["role"], text_before_calls(text).strip(), calls
 
 
-def _message_at(chat: Chat, given: Transcript, position: int) -> int:
-    """The message in whose rendering the character at `position` lies; their number, if it lies behind all."""
-    for index in range(len(given.messages)):
+def _message_at(chat: Chat, messages: Messages, tools: Tools, position: int) -> int:
+    """The index of the message whose rendering holds the character at `position`; behind all, how many there are."""
+    for index in range(len(messages)):
         with suppress(BadMessage):  # a template may refuse a conversation that stops here
-            if len(chat.render(given.messages[: index + 1], given.tools, reply=False)) > position:
+            if len(chat.render(messages[: index + 1], tools, reply=False)) > position:
                 return index
-    return len(given.messages)
+    return len(messages)
 
 
-def _is_verbatim(said: tuple[Message, ...], index: int, text: str) -> bool:
-    """Whether a message is a reply, and the template writes it as the model did, so far as text can say."""
-    if index >= len(said) or said[index]["role"] != "assistant":
+def _is_verbatim(messages: tuple[Message, ...], index: int, text: str) -> bool:
+    """Whether a message is a reply that the rendered `text` holds as the model wrote it, so far as text can tell."""
+    if index >= len(messages) or messages[index]["role"] != "assistant":
         return False
-    return with_calls_as_text(said[index])["content"] in text
+    return text_with_calls(messages[index]) in text

@@ -1,52 +1,16 @@
-"""Messages and tool calls: checked, brought into one form, and read back from the assistant's text."""
+"""Messages and tools as a user passes them, checked and brought into one form."""
 
 import json
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, replace
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
-
+from minstate.chat.tool_calls import Tool, ToolCall, parse_tool_calls, signatures  # noqa: F401
 from minstate.errors import BadMessage
 
 Message = Mapping[str, Any]
 Messages = SequenceOf[Message]
 ROLES = ("system", "user", "assistant", "tool")
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A function call found in the assistant's text. `error` says what is wrong with it, `""` if it is well-formed."""
-
-    name: str
-    arguments: dict[str, Any]
-    raw: str  # what stood between <tool_call> and </tool_call>
-    error: str = ""
-
-
-def parse_tool_calls(text: str, tools: Messages = ()) -> tuple[ToolCall, ...]:
-    """The tool calls in an assistant's text, in order, malformed and unfinished ones included.
-
-    If `tools` are given, a call is checked against the schema of its tool.
-    """
-    calls = []
-    while "<tool_call>" in text:
-        text = text.partition("<tool_call>")[2]
-        try:  # a string in it may hold anything, the marks of calls included
-            _, end = json.JSONDecoder().raw_decode(text.lstrip())
-            end += len(text) - len(text.lstrip())
-        except (ValueError, RecursionError):
-            end = 0
-        raw, closed, rest = text[end:].partition("</tool_call>")
-        if not end:  # no JSON: what is cut off goes up to the next call
-            raw, begun, behind = raw.partition("<tool_call>")
-            closed, rest = ("", begun + behind + closed + rest) if begun else (closed, rest)
-        call = _parse_call((text[:end] + raw).strip(), bool(closed))
-        calls.append(replace(call, error=_misfit(call, tools)) if tools and not call.error else call)
-        text = rest
-    return tuple(calls)
 
 
 def normalise(messages: str | Message | Messages) -> tuple[Message, ...]:
@@ -66,7 +30,7 @@ def normalise(messages: str | Message | Messages) -> tuple[Message, ...]:
     return tuple(_normalise_one(message, where) for where, message in enumerate(messages))
 
 
-def normalise_tools(tools: Any) -> tuple[Message, ...]:
+def normalise_tools(tools: Any) -> tuple[Tool, ...]:
     """Tools as a tuple of JSON schemas. Raises `BadMessage`."""
     if not tools:
         return ()
@@ -75,26 +39,8 @@ def normalise_tools(tools: Any) -> tuple[Message, ...]:
     )
     if not well_formed:
         raise BadMessage(f"tools must be a list of JSON schemas: got {tools!r:.200}")
-    signatures(tools)
+    signatures(tools)  # raises where JSON cannot hold them
     return tuple(tools)
-
-
-def signatures(tools: Messages) -> str:
-    """Tools as JSON, one a line. Raises `BadMessage`."""
-    try:
-        return "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BadMessage(f"tools must be a list of JSON schemas: {error}") from error
-
-
-def with_calls_as_text(message: Message) -> Message:
-    """The same message, its tool calls written into the text in Hermes style."""
-    if not message.get("tool_calls"):
-        return message
-    blocks = [message["content"]] if message["content"] else []
-    for call in message["tool_calls"]:
-        blocks.append(f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>")
-    return {"role": message["role"], "content": "\n".join(blocks)}
 
 
 def _normalise_one(message: Message, where: int) -> Message:
@@ -108,9 +54,9 @@ def _normalise_one(message: Message, where: int) -> Message:
     require(isinstance(calls, list | tuple), f"has tool_calls of type {type(calls).__name__}, not a list")
     require(not calls or role == "assistant", f"has tool_calls but role {role!r}: only the assistant calls tools")
     if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
-        require(all(isinstance(part, str) for part in parts), f"({role}) has content parts that are no text")
-        content = "".join(parts)
+        texts = [part["text"] for part in content if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+        require(len(texts) == len(content), f"({role}) has content parts that are not text")
+        content = "".join(texts)
     content = "" if content is None and calls else content
     require(isinstance(content, str), f"({role}) has content of type {type(content).__name__}, not text")
     require(bool(content or calls) or role in ("assistant", "tool"), f"({role}) is empty")
@@ -126,7 +72,7 @@ def _normalise_one(message: Message, where: int) -> Message:
 
 
 def _normalise_call(call: Any, where: int) -> dict[str, Any]:
-    """`{"name", "arguments"}` from that, from OpenAI's `{"function": {...}}`, or from a `ToolCall`."""
+    """A call as `{"name", "arguments"}`. Takes this form, OpenAI's `{"function": {...}}`, and a `ToolCall`."""
     if isinstance(call, ToolCall):
         call = {"name": call.name, "arguments": call.arguments}
     call = call.get("function", call) if isinstance(call, Mapping) else {}
@@ -140,29 +86,3 @@ def _normalise_call(call: Any, where: int) -> dict[str, Any]:
         return normal
     except (ValueError, TypeError, RecursionError) as error:
         raise BadMessage(f"message {where} has a malformed tool call {call!r:.200}: {error}") from error
-
-
-def _parse_call(raw: str, closed: bool) -> ToolCall:
-    if not closed:
-        return ToolCall("", {}, raw, "cut off before </tool_call>")
-    try:
-        call = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        return ToolCall("", {}, raw, f"not JSON: {error}")
-    name, arguments = (call.get("name"), call.get("arguments", {})) if isinstance(call, dict) else (None, None)
-    if not isinstance(name, str) or not isinstance(arguments, dict):
-        return ToolCall("", {}, raw, 'not of the form {"name": string, "arguments": object}')
-    return ToolCall(name, arguments, raw)
-
-
-def _misfit(call: ToolCall, tools: Messages) -> str:
-    """What is wrong with a call of one of `tools`, if anything."""
-    functions = [tool.get("function", tool) for tool in tools]
-    schemas = {function.get("name"): function.get("parameters") or {} for function in functions}
-    if call.name not in schemas:
-        return f"no tool of the name {call.name!r}"
-    try:
-        error = best_match(Draft202012Validator(schemas[call.name]).iter_errors(call.arguments))
-    except Exception as broken:  # a schema may be wrong in any way
-        return f"the tool's schema cannot be applied: {broken}"
-    return f"arguments do not fit the schema: {error.message} at {error.json_path}" if error else ""

@@ -132,7 +132,7 @@ def test_text_that_does_not_give_back_the_ids_is_named():
     steps = iter(ids)
     cut.engine.scheduler.running.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minstate.turn.choose", lambda *_, **__: next(steps))
+        patch.setattr("minstate.output.choose", lambda *_, **__: next(steps))
         turn = cut.send("q", sampling=Sampling(stop="; a"), max_new_tokens=20)
     assert turn.text == "stop here"
     assert cut.drift(cut.messages).reason == "retokenised", "the log holds the stop string, the text does not"

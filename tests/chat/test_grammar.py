@@ -1,5 +1,5 @@
-"""Replies that must fit a grammar: one spelling, nothing else, forced where there is no choice, and refused up front
-where that cannot be had."""
+"""Replies fit a grammar: one spelling, no other text, forced tokens where there is no choice, errors before the turn
+where a schema cannot be enforced."""
 
 import json
 import random
@@ -12,8 +12,8 @@ from jsonschema import Draft202012Validator
 from tiny import VOCABULARY, drafting, engine, tokenizer
 
 from minstate import BadMessage, BadValue, BrokenInvariant, Engine, Sampling, UnsupportedModel, UnsupportedSchema
-from minstate.chat.grammar import Grammars, call_opening, function_of
-from minstate.chat.messages import parse_tool_calls
+from minstate.chat.grammar import Grammars
+from minstate.chat.tool_calls import call_opening, parse_tool_calls
 from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
 from minstate.sampling import choose
 
@@ -150,7 +150,7 @@ def test_without_tools_or_with_no_choice_anything_goes(choice, tools, anything_g
 
 @pytest.mark.parametrize("choice, text", FITS)
 def test_what_is_forced_is_what_alone_is_allowed(choice, text, grammars):
-    """A forced run is settled at the token before it; the mask says the same, token by token."""
+    """A forced run is computed at the token before it; the mask agrees, token by token."""
     constraint, runs = grammars.constraint(TOOLS, choice, None), 0
     for token in [*ids(text), END]:
         mask = constraint.mask(VOCABULARY) if not constraint.forced else None
@@ -392,13 +392,6 @@ def test_calls_are_checked_against_the_tools_of_their_turn():
     assert "no tool" in session.send("look", tools=[LOOK], replay=call("wait")).tool_calls[0].error
 
 
-def test_a_string_in_a_call_may_hold_what_closes_a_call():
-    (one,) = parse_tool_calls(call("look", path="</tool_call>"))
-    assert (one.error, one.arguments) == ("", {"path": "</tool_call>"})
-    calls = parse_tool_calls(call("look", path="<tool_call>") + call("wait"))
-    assert [one.error for one in calls] == ["", ""]
-
-
 def test_a_call_that_was_cut_off_is_no_call():
     turn = reply(engine(num_pages=300), "look", 3, max_new_tokens=70)
     whole = reply(engine(num_pages=300), "look", 3)
@@ -509,9 +502,3 @@ def test_grammars_are_compiled_once_and_constraints_are_apart(grammars, monkeypa
     assert len(one.forced) == len(other.forced) - 1
     own.constraint(TOOLS, "look", None)
     assert len(compiled) == 2
-
-
-@pytest.mark.parametrize("tool", [LOOK, LOOK["function"]])
-def test_a_tool_may_stand_in_its_wrapper_or_not(tool):
-    assert function_of(tool) == ("look", LOOK["function"]["parameters"])
-    assert function_of(WAIT) == ("wait", {"type": "object", "properties": {}})

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minstate import BadMessage, UnsupportedModel
-from minstate.chat.messages import ToolCall, normalise, parse_tool_calls
-from minstate.chat.template import Chat, Transcript
+from minstate.chat.messages import normalise
+from minstate.chat.template import Chat, read_input
+from minstate.chat.tool_calls import ToolCall, parse_tool_calls
+from minstate.chat.transcript import Transcript
 from minstate.lab.engines.small_engine import byte_tokenizer, small_engine
 from minstate.lab.engines.template_styles import STYLES
 from minstate.weights import find_model, read_tokenizer
@@ -22,14 +24,14 @@ USER, RESULT = {"role": "user", "content": "go on"}, {"role": "tool", "content":
 
 
 def converse(chat: Chat, opening, turns, *, cut_off=False) -> tuple[list[int], Transcript]:
-    """The log of a session that is sent each turn's messages and says each turn's reply."""
-    said, log = chat.open(opening, []), []
+    """The log and transcript of a session that is sent each turn's messages and gives each turn's reply."""
+    transcript, log = chat.new_transcript(opening, []), []
     for messages, reply in turns:
         new = normalise(messages)
-        log += chat.delta(said, new, log[-1]) if log else chat.prompt(said, new)
-        said = said.asked(new, len(log)).answered(reply)
-        log += chat.encode(reply) if cut_off else chat.reply(reply)
-    return log, said
+        log += chat.delta(transcript, new, log[-1]) if log else chat.prompt(transcript, new)
+        transcript = transcript.with_messages(new, len(log)).with_reply(reply)
+        log += chat.encode(reply) if cut_off else chat.encode_reply(reply)
+    return log, transcript
 
 
 @pytest.mark.parametrize("cut_off", [False, True], ids=["stopped", "cut off"])
@@ -42,8 +44,8 @@ def test_the_log_is_the_whole_rendering(style, cut_off, system, turns):
     chat = Chat(templates.tokenizer(style))
     opening = [{"role": "system", "content": system}] if system else []
     turns = [(first, reply) for first, _, reply in turns]
-    log, said = converse(chat, opening, turns, cut_off=cut_off)
-    whole = chat.prompt(said, [USER])
+    log, transcript = converse(chat, opening, turns, cut_off=cut_off)
+    whole = chat.prompt(transcript, [USER])
     if style == "mistral":  # writes a space before each reply, and the system message into the last message only
         if system:
             return
@@ -56,8 +58,8 @@ def test_the_log_is_the_whole_rendering(style, cut_off, system, turns):
 def test_tool_results_follow_on_a_reply_as_in_the_whole_rendering(style, new):
     chat = Chat(templates.tokenizer(style))
     turns = [("look", "first reply"), (new, "second"), (new, "third")]
-    log, said = converse(chat, [{"role": "system", "content": "s"}], turns)
-    whole = chat.prompt(said, [USER])
+    log, transcript = converse(chat, [{"role": "system", "content": "s"}], turns)
+    whole = chat.prompt(transcript, [USER])
     assert log == whole[: len(log)]
 
 
@@ -101,18 +103,18 @@ def test_only_a_template_that_looks_back_is_given_the_whole_history(monkeypatch)
 def test_a_log_keeps_what_a_template_would_strip():
     """The model saw its own thoughts; the delta behind them is the same."""
     chat = Chat(templates.tokenizer("qwen3"))
-    log, said = converse(chat, [], [("q", "<think>\nwell\n</think>\n\nyes"), ("and?", "no")])
+    log, transcript = converse(chat, [], [("q", "<think>\nwell\n</think>\n\nyes"), ("and?", "no")])
     text = chat.tokenizer.decode(log)
-    assert "well" in text and "well" not in chat.tokenizer.decode(chat.prompt(said, [USER]))
+    assert "well" in text and "well" not in chat.tokenizer.decode(chat.prompt(transcript, [USER]))
     assert text.endswith("yes<|im_end|>\n<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\nno<|im_end|>")
 
 
 def test_a_reply_that_stopped_is_not_ended_again():
     chat = Chat(tiny.tokenizer())
     decode = tiny.tokenizer().decode
-    said = Transcript()
-    assert decode(chat.delta(said, [USER], chat.end_of_reply)).startswith("\n<|im_start|>user")
-    assert decode(chat.delta(said, [USER], 70)).startswith("<|im_end|>\n<|im_start|>user")
+    transcript = Transcript()
+    assert decode(chat.delta(transcript, [USER], chat.end_of_reply)).startswith("\n<|im_start|>user")
+    assert decode(chat.delta(transcript, [USER], 70)).startswith("<|im_end|>\n<|im_start|>user")
 
 
 def test_the_templates_default_system_message_comes_once():
@@ -135,16 +137,10 @@ def test_a_template_that_knows_tools_describes_them_itself():
     assert "# Tools" in text and "You may call functions" not in text and text.count('"ls"') == 1
 
 
-def test_tool_results_are_said_by_the_user_where_the_template_knows_none():
+def test_tool_results_come_from_the_user_where_the_template_knows_none():
     chat = Chat(templates.tokenizer("mistral"))
     text = chat.tokenizer.decode(chat.delta(Transcript((USER, {"role": "assistant", "content": "x"})), [RESULT], 1))
     assert "[INST] <tool_response>\na.txt\n</tool_response>[/INST]" in text
-
-
-@pytest.mark.parametrize("tools", ["ls", [5], [{"f": object()}], {"name": "ls"}])
-def test_tools_must_be_schemas(tools):
-    with pytest.raises(BadMessage, match="tools"):
-        Chat(tiny.tokenizer()).open([], tools)
 
 
 @pytest.mark.parametrize("style", ["chatml", "qwen2.5", "llama3"])
@@ -160,7 +156,8 @@ def test_tools_must_be_schemas(tools):
 def test_tool_calls_are_written_as_they_are_read(style, call):
     chat = Chat(templates.tokenizer(style))
     message = {"role": "assistant", "content": "Let me look.", "tool_calls": [call]}
-    for text in (chat.render(normalise([USER, message]), reply=False), chat.tokenizer.decode(chat.reply(message))):
+    rendered = chat.render(normalise([USER, message]), reply=False)
+    for text in (rendered, chat.tokenizer.decode(chat.encode_reply(message))):
         assert "Let me look.\n<tool_call>\n" in text
         (parsed,) = parse_tool_calls(text)
         assert (parsed.name, parsed.arguments, parsed.error) == ("ls", {"path": "é"}, "")
@@ -169,32 +166,6 @@ def test_tool_calls_are_written_as_they_are_read(style, call):
 def test_a_tool_may_return_nothing():
     chat = Chat(tiny.tokenizer())
     assert "<|im_start|>tool\n<|im_end|>" in chat.render(normalise({"role": "tool", "content": ""}), reply=False)
-
-
-def test_content_may_come_in_parts():
-    (message,) = normalise({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]})
-    assert message["content"] == "ab"
-    with pytest.raises(BadMessage, match="no text"):
-        normalise({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]})
-
-
-@pytest.mark.parametrize(
-    "text, error",
-    [
-        ('<tool_call>{"name": "ls"', "cut off"),
-        ("<tool_call>ls -la</tool_call>", "not JSON"),
-        ("<tool_call>[1]</tool_call>", "not of the form"),
-        ('<tool_call>{"name": "ls", "arguments": "x"}</tool_call>', "not of the form"),
-    ],
-)
-def test_malformed_calls_are_reported_as_such(text, error):
-    (call,) = parse_tool_calls("First I look. " + text)
-    assert error in call.error and call.arguments == {}
-
-
-def test_several_calls_are_found_in_order():
-    text = '<tool_call>{"name": "a", "arguments": {}}</tool_call> and <tool_call>{"name": "b"}</tool_call>'
-    assert [call.name for call in parse_tool_calls(text)] == ["a", "b"]
 
 
 def test_what_a_template_refuses_is_a_bad_message():
@@ -238,3 +209,29 @@ def test_a_session_may_open_with_tools_and_no_message(style):
     assert "look_up_a_thing" in e.tokenizer.decode(session.token_ids)
     with pytest.raises(BadMessage, match="lone surrogate"):
         e.open(tools=[{**tool, "description": "\ud800"}])
+
+
+def no_chat():
+    raise UnsupportedModel("there is no template")
+
+
+def test_raw_ids_need_no_template_unless_messages_are_pending():
+    known = Transcript((USER, {"role": "assistant", "content": "x"}), in_log=2)
+    assert read_input(no_chat, known, [5, 6], None, [7]) == (2, [7], known.with_raw_ids())
+    assert read_input(no_chat, known, [5, 6], None, []) == (2, [], known), "the reply goes on"
+    with pytest.raises(UnsupportedModel):
+        read_input(no_chat, Transcript((USER,)), [], None, [7])
+    with pytest.raises(UnsupportedModel):
+        read_input(no_chat, known, [5, 6], "hi", None)
+    with pytest.raises(BadMessage, match="at least one token"):
+        read_input(no_chat, Transcript(), [], None, [])
+    for messages, ids in (("hi", [7]), (None, None)):
+        with pytest.raises(BadMessage, match="either messages or token_ids"):
+            read_input(no_chat, known, [5, 6], messages, ids)
+
+
+def test_raw_ids_follow_on_pending_messages():
+    chat = Chat(tiny.tokenizer())
+    keep, ids, transcript = read_input(lambda: chat, Transcript((USER,)), [], None, [7])
+    assert (keep, transcript.messages) == (0, None)
+    assert ids == [*chat.encode(chat.render([USER], reply=False)), 7]
