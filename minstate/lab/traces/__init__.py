@@ -1,1 +1,1 @@
-"""Recorded conversations of agents: the file format, writing, reading and replaying them."""
+"""Recorded conversations of agents: their file format, and how to write, read and replay them."""

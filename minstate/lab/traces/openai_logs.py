@@ -1,8 +1,8 @@
-"""Logs of OpenAI-style chats, made into traces.
+"""Logs of OpenAI-style chats, converted into traces.
 
-A log is a sequence of records `{"messages": [...], "tools": [...]}`: the requests of conversations that grow, each
-holding all that was said before, or whole conversations. A record whose messages begin with all the messages of another
-one (and whose tools are the same) is taken for the same conversation, later on; one that holds nothing new is ignored.
+A log is a sequence of records `{"messages": [...], "tools": [...]}`. A record is a whole conversation, or a request of
+a growing conversation, which repeats all earlier messages. A record continues an earlier one if its messages begin with
+all the earlier messages, and the tools are equal. A record without new messages is ignored.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,27 +16,27 @@ from minstate.lab.traces.trace import Opening, Trace, TraceHeader, TraceTurn
 
 @dataclass
 class Conversation:
-    """What is known of one conversation, growing as records are read."""
+    """One conversation, as far as records were read."""
 
     tools: list[dict]
     messages: list[dict] = field(default_factory=list)
-    first_seen: list[int] = field(default_factory=list)  # for each message, the number of the record it came with
+    first_seen: list[int] = field(default_factory=list)  # for each message, the number of the first record that has it
     place: str = ""  # of the latest record, for error messages
 
 
 def from_openai(log: str | Path | Iterable[Mapping], *, name: str = "", about: str = "") -> Trace:
-    """Make a trace of a log: a file of JSON lines, a file of one JSON list, or the records themselves.
+    """Convert a log into a trace: a file of JSON lines, a file with one JSON list, or the records themselves.
 
-    Every assistant's message becomes a turn's output, and what stands between two of them the second one's input. The
-    messages before the first of a user or tool open the session. A log of requests lacks the last reply of each
-    conversation; what has no reply is left out. Turns are ordered as the log has them, sessions are called "main", or
-    "chat-1", "chat-2" and so on if there are several. Conversations that part at some point are separate sessions. Logs
-    know no delays: they are 0.
+    Each message of the assistant becomes the output of a turn, whose input is the messages before it. The messages
+    before the first one of a user or tool open the session. A log of requests lacks each conversation's last reply, so
+    messages without a reply are left out. Turns keep the order of the log. A single session is called "main"; several
+    are called "chat-1", "chat-2" and so on. Conversations that diverge become separate sessions. A log does not record
+    delays, so they are 0.
 
-    Tool calls' arguments become objects, parts of a text one text, the role "developer" "system"; keys that are null
-    are dropped, and tools' results get the name of the call that they answer.
+    Arguments of tool calls become objects, and a content in parts becomes one string. The role "developer" becomes
+    "system", keys that are null are dropped, and a tool's result gets the name of its call.
 
-    Raises `TraceError` where a record can't be read or played (images, say), OSError.
+    Raises `TraceError` if a record cannot be read or replayed (because it holds an image, say), and OSError.
     """
     conversations: list[Conversation] = []
     for number, (place, value) in enumerate(read_records(log)):
@@ -54,7 +54,7 @@ def from_openai(log: str | Path | Iterable[Mapping], *, name: str = "", about: s
     source = str(log) if isinstance(log, str | Path) else "the log"
     with located(source):
         if not turns:
-            raise Mismatch("at least one reply of an assistant", f"{len(conversations)} conversations without")
+            raise Mismatch("at least one reply of an assistant", f"{len(conversations)} conversations without one")
     title = name or (Path(log).stem if isinstance(log, str | Path) else "log")
     return Trace(TraceHeader(title, sessions, about=about, turns=len(turns)), tuple(turns))
 
@@ -84,7 +84,7 @@ def read_records(log: str | Path | Iterable[Mapping]) -> Iterator[tuple[str, Any
 
 
 def add_record(conversations: list[Conversation], value: Any, number: int, place: str) -> None:
-    """Let the record go on with the longest conversation that it begins with, or begin one. Raises `Mismatch`."""
+    """Add the record to the longest conversation that it continues, or to a new one. Raises `Mismatch`."""
     expect_object(value, "a record", required=("messages",), others=True)
     messages, tools = value["messages"], value.get("tools") or []
     expect(isinstance(messages, list | tuple), 'a list in "messages"', messages)
@@ -92,10 +92,10 @@ def add_record(conversations: list[Conversation], value: Any, number: int, place
     expect(schemas, 'a list of JSON schemas in "tools"', tools)
     messages, tools = normal_messages(messages), list(tools)
     if any(c.tools == tools and c.messages[: len(messages)] == messages for c in conversations):
-        return  # sent again: it says nothing new
-    begun = [c for c in conversations if c.tools == tools and messages[: len(c.messages)] == c.messages]
-    if begun:
-        conversation = max(begun, key=lambda c: len(c.messages))
+        return  # it was sent before, and has no new messages
+    continued = [c for c in conversations if c.tools == tools and messages[: len(c.messages)] == c.messages]
+    if continued:
+        conversation = max(continued, key=lambda c: len(c.messages))
     else:
         conversation = Conversation(tools)
         conversations.append(conversation)
@@ -104,12 +104,12 @@ def add_record(conversations: list[Conversation], value: Any, number: int, place
 
 
 def normal_messages(messages: Iterable) -> list[dict]:
-    """Messages as traces have them; each tool's result knows which call it answers. Raises `Mismatch`."""
+    """Messages in the form of traces, in which a tool's result has the name of its call. Raises `Mismatch`."""
     normal, called = [], {}
-    for at, message in enumerate(messages, 1):
+    for at, given in enumerate(messages, 1):
         what = f"message {at}"
-        expect_object(message, what, required=("role",), others=True)
-        message = {key: value for key, value in message.items() if value is not None}
+        expect_object(given, what, required=("role",), others=True)
+        message = {key: value for key, value in given.items() if value is not None}
         if message.get("role") == "developer":
             message["role"] = "system"
         if isinstance(message.get("content"), list | tuple):
@@ -132,18 +132,18 @@ def normal_messages(messages: Iterable) -> list[dict]:
 
 
 def text_of_part(part: Any, what: str) -> str:
-    """The text of one part of a content. Raises `Mismatch` for images and the like."""
+    """The text of one part of a content. Raises `Mismatch` for an image, for example."""
     text = part.get("text") if isinstance(part, Mapping) else part
-    expect(isinstance(text, str), f"parts of a content that are text in {what}", part)
+    expect(isinstance(text, str), f"content parts that are text in {what}", part)
     return text
 
 
 def normal_call(call: Any, what: str) -> dict:
-    """A call as `{"name", "arguments", "id"}`, be it that already or OpenAI's `{"id", "function": {...}}`."""
+    """A call as `{"name", "arguments", "id"}`, given in this form or as OpenAI's `{"id", "function": {...}}`."""
     expect(isinstance(call, Mapping), f"objects as tool calls in {what}", call)
     function, number = call.get("function", call), call.get("id")
     expect(isinstance(function, Mapping), f'an object in "function" of a tool call in {what}', call)
-    expect(number is None or isinstance(number, str), f'texts in "id" of tool calls in {what}', number)
+    expect(number is None or isinstance(number, str), f'strings in "id" of tool calls in {what}', number)
     name, arguments = function.get("name"), function.get("arguments") or {}
     if isinstance(arguments, str):
         try:
@@ -155,7 +155,7 @@ def normal_call(call: Any, what: str) -> dict:
 
 
 def split_turns(session: str, conversation: Conversation) -> tuple[Opening, list[tuple[int, TraceTurn]]]:
-    """The opening, and each turn with the number of the record that brought its input. Raises `Mismatch`."""
+    """The opening, and each turn with the number of the first record that has its input. Raises `Mismatch`."""
     messages = conversation.messages
     start = next((at for at, message in enumerate(messages) if message["role"] in ("user", "tool")), len(messages))
     turns, new = [], []
@@ -164,7 +164,9 @@ def split_turns(session: str, conversation: Conversation) -> tuple[Opening, list
             new.append(message)
             continue
         if not new:
-            raise Mismatch(f"a message of a user or tool before message {at + 1}", "two of the assistant in a row")
+            raise Mismatch(
+                f"a message of a user or tool before message {at + 1}", "two messages of the assistant in a row"
+            )
         turn = TraceTurn(session, len(turns) + 1, tuple(new), message)
         turns.append((conversation.first_seen[at - 1], turn))
         new = []

@@ -1,6 +1,6 @@
-"""One line of a trace: the header or a turn as a frozen dataclass, to JSON and, checked, back again.
+"""The two kinds of lines of a trace, header and turn: frozen dataclasses, written as JSON and read with checks.
 
-The format is described in `minstate.lab.traces.trace`.
+`minstate.lab.traces.trace` describes the format.
 """
 
 import codecs
@@ -22,18 +22,18 @@ TURN_OPTIONS = ("fork_of", "waits_for")
 
 
 class TraceError(MinstateError, ValueError):
-    """A trace, or a log to be made one, is not as it must be: says where, what was expected, and what was found."""
+    """A trace, or a log to convert into one, is malformed. The message has the place, what was expected and found."""
 
 
 class Mismatch(Exception):
-    """What was expected and found, for whoever knows the place to make a `TraceError` of."""
+    """What was expected and what was found. `located` adds the place and makes it a `TraceError`."""
 
     def __init__(self, expected: str, found: str):
         super().__init__(f"expected {expected}, found {found}")
 
 
 def expect(holds: Any, expected: str, found: Any) -> None:
-    """Raise `Mismatch` unless it holds. `found` is the value that is wrong; the message shows its beginning."""
+    """Raise `Mismatch` unless `holds` is true. `found` is the wrong value; the message shows its beginning."""
     if not holds:
         shown = repr(found)
         raise Mismatch(expected, shown if len(shown) <= 120 else f"{shown[:119]}…")
@@ -41,7 +41,7 @@ def expect(holds: Any, expected: str, found: Any) -> None:
 
 @contextmanager
 def located(place: str) -> Iterator[None]:
-    """Turn a `Mismatch` into a `TraceError` that says where."""
+    """Turn a `Mismatch` into a `TraceError` with this place."""
     try:
         yield
     except Mismatch as mismatch:
@@ -50,7 +50,7 @@ def located(place: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Opening:
-    """How a session begins: messages before the first turn, and the tools' JSON schemas. Either may be empty."""
+    """How a session begins: the messages before its first turn, and its tools' JSON schemas. Both may be empty."""
 
     messages: tuple[dict, ...] = ()
     tools: tuple[dict, ...] = ()
@@ -58,15 +58,15 @@ class Opening:
 
 @dataclass(frozen=True)
 class Fork:
-    """Where a session's log was copied from."""
+    """Which session's log a fork copied, and when."""
 
     session: str
-    after_turn: int  # of that session, from 1
+    after_turn: int  # of that session, counted from 1
 
 
 @dataclass(frozen=True)
 class TraceHeader:
-    """A trace's first line. `more` holds its further keys, such as figures."""
+    """A trace's first line. `more` holds all further keys, such as statistics."""
 
     name: str
     sessions: dict[str, Opening]
@@ -78,7 +78,7 @@ class TraceHeader:
 
 @dataclass(frozen=True)
 class TraceTurn:
-    """One turn, as the module's description has it."""
+    """One turn; `minstate.lab.traces.trace` describes the fields."""
 
     session: str
     turn: int
@@ -93,18 +93,20 @@ class TraceTurn:
 
 
 def header_to_json(header: TraceHeader) -> dict:
+    """The JSON object of a header. Raises `Mismatch` if `more` holds a key that is a field of its own."""
     sessions = {
         name: {"messages": list(opening.messages), "tools": list(opening.tools)}
         for name, opening in header.sessions.items()
     }
     known = {"format": FORMAT, "version": VERSION, "name": header.name, "seed": header.seed, "about": header.about}
     turns = {} if header.turns is None else {"turns": header.turns}
-    twice = sorted({*known, "sessions", "turns"} & set(header.more))
-    expect(not twice, "keys in `more` that have no field of their own", twice)
+    fields = sorted({*known, "sessions", "turns"} & set(header.more))
+    expect(not fields, "keys in `more` that are not fields of their own", fields)
     return known | turns | header.more | {"sessions": sessions}
 
 
 def turn_to_json(turn: TraceTurn) -> dict:
+    """The JSON object of a turn."""
     value = {"session": turn.session, "turn": turn.turn, "delay_s": turn.delay_s}
     if turn.fork_of is not None:
         value["fork_of"] = {"session": turn.fork_of.session, "after_turn": turn.fork_of.after_turn}
@@ -114,7 +116,7 @@ def turn_to_json(turn: TraceTurn) -> dict:
 
 
 def dump_line(value: dict) -> bytes:
-    """One line of JSON. Raises `Mismatch` for what JSON can't hold; what a reader refuses, it finds for itself."""
+    """One line of JSON. Raises `Mismatch` for values that JSON cannot hold; all other checks are the reader's."""
     try:
         return json.dumps(value, ensure_ascii=False).encode() + b"\n"
     except (TypeError, ValueError, RecursionError) as error:
@@ -125,12 +127,12 @@ def dump_line(value: dict) -> bytes:
 
 
 def parse_line(line: bytes) -> Any:
-    """The value on a line of JSON, its newline included. Raises `Mismatch`."""
+    """The value of a line of JSON, which includes its newline. Raises `Mismatch`."""
     for wrong, expected, found in [
         (not line, "a header", "an empty file"),
         (line.startswith(codecs.BOM_UTF8), "UTF-8 without a byte order mark", "a byte order mark"),
         (not line.endswith(b"\n"), "a newline at the end", f"the end of the file after {len(line)} bytes: truncated"),
-        (line.endswith(b"\r\n"), 'a line that ends in "\\n" alone', 'one that ends in "\\r\\n"'),
+        (line.endswith(b"\r\n"), 'a line that ends in "\\n" alone', 'a line that ends in "\\r\\n"'),
         (line.isspace(), "a JSON object", "a blank line"),
     ]:
         if wrong:
@@ -143,18 +145,18 @@ def parse_line(line: bytes) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text, read strictly. Raises `Mismatch`."""
+    """The value of a JSON text, with all the format's restrictions. Raises `Mismatch`."""
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_not_finite, parse_float=_finite)
-        if "\\u" in text:  # nothing but an escape can bring in half a character
+        if "\\u" in text:  # only an escape can hold a lone surrogate
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise Mismatch("JSON", f"{error.msg} at column {error.colno}") from None
     except UnicodeEncodeError as error:
-        raise Mismatch("texts in Unicode", f"the lone surrogate {error.object[error.start]!a}") from None
+        raise Mismatch("strings in Unicode", f"the lone surrogate {error.object[error.start]!a}") from None
     except RecursionError:
-        raise Mismatch("JSON of a sensible depth", "nesting that is too deep") from None
-    except ValueError as error:  # numbers of thousands of digits
+        raise Mismatch("JSON that is not nested too deeply", "deeper nesting") from None
+    except ValueError as error:  # a number with thousands of digits
         raise Mismatch("JSON", str(error)) from None
     return value
 
@@ -179,13 +181,13 @@ def _not_finite(text: str) -> NoReturn:
 
 
 def header_from_json(value: Any) -> TraceHeader:
-    """The header that a line's value is. Raises `Mismatch`."""
+    """The header in a line's value. Raises `Mismatch`."""
     expect_object(value, "the header", required=HEADER_KEYS, others=True)
     expect(value["format"] == FORMAT, f'"format": "{FORMAT}"', value["format"])
     expect(is_count(value["version"]) and value["version"] == VERSION, f'"version": {VERSION}', value["version"])
     seed, turns, share = value["seed"], value.get("turns"), value.get("repeated_4grams", 0)
-    expect(is_text(value["name"]), 'a text that is not empty in "name"', value["name"])
-    expect(isinstance(value["about"], str), 'a text in "about"', value["about"])
+    expect(is_text(value["name"]), 'a string that is not empty in "name"', value["name"])
+    expect(isinstance(value["about"], str), 'a string in "about"', value["about"])
     expect(seed is None or type(seed) is int, 'a whole number or null in "seed"', seed)
     expect("turns" not in value or is_count(turns), 'a whole number from 1 up in "turns"', turns)
     expect(is_number(share) and 0 <= share <= 1, 'a share from 0 to 1 in "repeated_4grams"', share)
@@ -210,7 +212,7 @@ def _opening_from_json(name: str, value: Any) -> Opening:
 
 
 def turn_from_json(value: Any) -> TraceTurn:
-    """The turn that a line's value is. Raises `Mismatch`."""
+    """The turn in a line's value. Raises `Mismatch`."""
     expect_object(value, "a turn", required=TURN_KEYS, optional=TURN_OPTIONS)
     session, messages, output, delay_s = value["session"], value["messages"], value["output"], value["delay_s"]
     expect(is_text(session), 'a name in "session"', session)
@@ -234,23 +236,23 @@ def turn_from_json(value: Any) -> TraceTurn:
 
 
 def expect_message(message: Any, what: str) -> None:
-    """Raise `Mismatch` unless it is a message as the format has it."""
+    """Raise `Mismatch` unless the value is a message of the format."""
     expect_object(message, what, required=("role",), others=True)
     role, content, calls = message["role"], message.get("content"), message.get("tool_calls", [])
     expect(role in ROLES, f"one of the roles {', '.join(ROLES)} in {what}", role)
     expect(isinstance(calls, list), f'a list in "tool_calls" of {what}', calls)
-    expect(not calls or role == "assistant", f'"tool_calls" of nobody but the assistant in {what}', role)
+    expect(not calls or role == "assistant", f'"tool_calls" in messages of the assistant only, in {what}', role)
     for call in calls:
         whole = isinstance(call, dict) and is_text(call.get("name")) and isinstance(call.get("arguments"), dict)
-        expect(whole, f'tool calls {{"name": text, "arguments": object}} in {what}', call)
+        expect(whole, f'tool calls {{"name": string, "arguments": object}} in {what}', call)
     if content is not None or not calls:
         fine = isinstance(content, str) and (content or calls or role == "tool")
         either = " or tool calls" if role == "assistant" else ""
-        expect(fine, f'a "content" that is a text and not empty{either} in {what}', content)
+        expect(fine, f'a "content" that is a string and not empty{either} in {what}', content)
 
 
 def expect_object(value: Any, what: str, *, required: tuple, optional: tuple = (), others: bool = False) -> None:
-    """Raise `Mismatch` unless it is an object with the required keys, and no others unless they are allowed."""
+    """Raise `Mismatch` unless the value is an object that has the required keys, and others only if `others` is set."""
     expect(isinstance(value, dict), f"an object as {what}", value)
     for key in required:
         expect(key in value, f"the key {key!r} in {what}", list(value))
@@ -259,12 +261,15 @@ def expect_object(value: Any, what: str, *, required: tuple, optional: tuple = (
 
 
 def is_text(value: Any) -> bool:
+    """Whether the value is a string that is not empty."""
     return isinstance(value, str) and bool(value)
 
 
 def is_count(value: Any) -> bool:
+    """Whether the value is a whole number from 1 up."""
     return type(value) is int and value >= 1
 
 
 def is_number(value: Any) -> bool:
+    """Whether the value is a number; JSON's `true` and `false` are not."""
     return type(value) in (int, float)

@@ -1,4 +1,4 @@
-"""Play a trace on an engine, turn by turn, and measure what was played."""
+"""Replay a trace on an engine, turn by turn, and compute the statistics of its header."""
 
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,13 +14,13 @@ NGRAM = 4
 def replay(
     engine: Engine, trace: Trace, *, tenant: str = "default", sessions: dict[str, Session] | None = None
 ) -> Iterator[tuple[TraceTurn, Turn]]:
-    """Play a trace to its end, yielding each turn as the trace has it and as the engine did it.
+    """Replay a whole trace. Yields each turn twice: as the trace has it, and as the engine ran it.
 
-    Sessions are opened, and forked, when their first turn comes; they are closed when the iteration ends, early or not.
-    Delays are not slept, and turns do not overlap: each is done before the next one begins.
+    A session is opened, or forked, at its first turn. All sessions are closed when the iteration ends, even early. The
+    replay does not wait for delays, and each turn is complete before the next one begins.
 
-    tenant    whose prefix cache is used
-    sessions  an empty dict, to be filled with the sessions by name: their logs can be read even when they are closed
+    tenant    whose prefix cache the sessions use
+    sessions  an empty dict that the replay fills with the sessions by name, so that you can read their logs
 
     Raises what reading the trace raises, and what `Session.send` raises.
     """
@@ -40,12 +40,11 @@ def replay(
 
 
 def trace_statistics(played: Iterable[tuple[TraceTurn, Turn]], logs: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    """Figures of a trace that was played, for its header.
+    """Statistics of a replayed trace, for its header.
 
-    `played` is what `replay` yields, `logs` the token ids of each session at the end. Returns the number of turns and
-    of sessions, the positions that the longest log takes, the median number of a turn's input and output tokens (the
-    first input includes the session's opening; the last token of an output is the end of its message), and
-    `repeated_4grams`.
+    `played` is what `replay` yields, and `logs` holds each session's token ids at the end. Returns the number of turns,
+    the length of the longest log, the median numbers of input and output tokens per turn (a first input includes the
+    session's opening, and an output includes the token that ends its message), and `repeated_4grams`.
     """
     played = list(played)
     outputs: dict[str, list[range]] = {name: [] for name in logs}
@@ -53,7 +52,8 @@ def trace_statistics(played: Iterable[tuple[TraceTurn, Turn]], logs: Mapping[str
     for record, turn in played:
         start = turn.stats.context + turn.stats.delta
         outputs[record.session].append(range(start, start + turn.stats.generated))
-        inputs.append(turn.stats.delta - bool(turn.stats.context))  # less the last token of the output before
+        # The delta also has the last token of the previous output, if there is one.
+        inputs.append(turn.stats.delta - 1 if turn.stats.context else turn.stats.delta)
     repeated = sum(repeated_tokens(log, outputs[name]) for name, log in logs.items())
     generated = [turn.stats.generated for _, turn in played]
     return {
@@ -66,8 +66,8 @@ def trace_statistics(played: Iterable[tuple[TraceTurn, Turn]], logs: Mapping[str
 
 
 def repeated_tokens(log: Sequence[int], spans: Iterable[range]) -> int:
-    """How many tokens of the spans end a 4-gram that occurs in the log before: it ends at an earlier position."""
-    first: dict[tuple[int, ...], int] = {}
+    """How many tokens of the spans end a 4-gram that occurs in the log before, ending at an earlier position."""
+    first: dict[tuple[int, ...], int] = {}  # where each 4-gram ends when it occurs for the first time
     for end in range(NGRAM - 1, len(log)):
         first.setdefault(tuple(log[end - NGRAM + 1 : end + 1]), end)
     ends = (end for span in spans for end in span if end >= NGRAM - 1)

@@ -1,20 +1,20 @@
-"""What agents in traces do: whom they hear from, which tools they call, in which order. What they say is left open.
+"""Scenarios for traces: the requests to agents, and the tools that they call. The text of their outputs is left open.
 
-Every script is drawn from a seed, as is the code base and database it works on, and its tools really run, in a
-temporary folder. A policy reads what the tools returned and decides what to call next, as an agent would.
+A seed decides all of a scenario, including the code base and the database. The tools really run, in a temporary folder.
+A script (`minstate.lab.traces.tool_scripts`) reads the tools' results and chooses the next call, in place of a model.
 """
 
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from random import Random
 
 from minstate.lab.agent.code_base import WORDS, CodeBase, write_code_base
-from minstate.lab.agent.script import call, query_touched_orders
+from minstate.lab.agent.script import call, fix, query_touched_orders
 from minstate.lab.agent.workload import MODULES, AgenticWorkload
 from minstate.lab.agent.workspace import DATABASE, load_schemas, run_tool, write_workspace
 from minstate.lab.traces.tool_scripts import (
@@ -28,7 +28,7 @@ from minstate.lab.traces.tool_scripts import (
 )
 from minstate.lab.traces.trace import Fork, Opening
 
-# Seconds that tools and people take, at least and at most: drawn evenly, not measured.
+# The least and the most seconds that tools and people take. Delays are drawn uniformly; none was measured.
 DELAYS = {
     "list_files": (0.02, 0.2),
     "search": (0.05, 0.5),
@@ -36,19 +36,19 @@ DELAYS = {
     "edit_file": (0.02, 0.2),
     "run_tests": (1.0, 6.0),
     "query": (0.05, 0.8),
-    "delegate": (0.05, 0.2),  # besides what the other agents take themselves
+    "delegate": (0.05, 0.2),  # in addition to the sub-agents' own time
     "user": (10.0, 90.0),
 }
 
 
 @dataclass(frozen=True)
 class PlannedTurn:
-    """A turn without the assistant's words."""
+    """A turn without the text of its output."""
 
     session: str
     messages: tuple[dict, ...]
     calls: tuple[dict, ...]
-    tokens: int  # that the output should have, words and calls together
+    tokens: int  # of the output, its text and calls together
     delay_s: float
     fork_of: Fork | None = None
     waits_for: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class PlannedTurn:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A trace without the assistant's words."""
+    """A trace without the text of its outputs."""
 
     about: str
     sessions: dict[str, Opening]
@@ -65,63 +65,75 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a script plays: a code base in a folder, the people, and the seed's lots still to be drawn."""
+    """Where a scenario plays: a code base in a folder, three people, and a source of random numbers."""
 
     folder: Path
     code: CodeBase
     people: tuple[str, str, str]  # boss, clerk, agent
     random: Random
 
-    def delay_s(self, cause: str) -> float:
+    def draw_delay(self, cause: str) -> float:
+        """Seconds until a tool or a person, one of `DELAYS`, has answered."""
         return round(self.random.uniform(*DELAYS[cause]), 3)
 
 
-def in_scene(script: Callable[[Workplace], Scenario], seed: int) -> Scenario:
-    """Run a script in a fresh workspace of its own, which is removed when it is over."""
-    name = script.__name__
+def in_workplace(write: Callable[[Workplace], Scenario], seed: int) -> Scenario:
+    """The scenario that `write` makes of a new workplace, whose folder is removed afterwards."""
+    name = write.__name__
     random = Random(f"{name} {seed}")
     code = write_code_base(Random(f"{name}, code base {seed}"))
     with tempfile.TemporaryDirectory(prefix="minstate-") as folder:
         write_workspace(Path(folder), code.files, code.tables)
-        return script(Workplace(Path(folder), code, tuple(random.sample(WORDS["people"], 3)), random))
+        return write(Workplace(Path(folder), code, tuple(random.sample(WORDS["people"], 3)), random))
 
 
 def converse(
-    scene: Workplace, session: str, request: str, policy: ToolScript, tokens: int, report: int
+    workplace: Workplace,
+    session: str,
+    request: str,
+    script: ToolScript,
+    *,
+    tokens: int,
+    report_tokens: int = 0,
+    delay_s: float | None = None,
 ) -> Iterator[PlannedTurn]:
-    """A user's request, the policy's tool calls one a turn, each followed by its result, and a report at the end.
+    """Yield a turn for each of the script's tool calls, and a last turn without a call, which reports to the user.
 
-    tokens, report  of an output that calls a tool, and of the last one, which does not
+    tokens         of an output that calls a tool
+    report_tokens  of the last output
+    delay_s        before the request; None draws the delay of a user
     """
-    messages, delay_s = [{"role": "user", "content": request}], scene.delay_s("user")
-    result = None
+    message, result = {"role": "user", "content": request}, None
+    delay_s = workplace.draw_delay("user") if delay_s is None else delay_s
     while True:
         try:
-            wanted = policy.send(result)
+            tool_call = script.send(result)
         except StopIteration:
-            yield PlannedTurn(session, tuple(messages), (), report, delay_s)
+            yield PlannedTurn(session, (message,), (), report_tokens, delay_s)
             return
-        yield PlannedTurn(session, tuple(messages), (wanted,), tokens, delay_s)
-        messages, delay_s = [run(scene, wanted)], scene.delay_s(wanted["name"])
-        result = messages[0]["content"]
+        yield PlannedTurn(session, (message,), (tool_call,), tokens, delay_s)
+        message, delay_s = run_call(workplace, tool_call), workplace.draw_delay(tool_call["name"])
+        result = message["content"]
 
 
-def run(scene: Workplace, wanted: dict) -> dict:
+def run_call(workplace: Workplace, tool_call: dict) -> dict:
     """The message with the result of a tool call."""
-    return tool_result(wanted["name"], run_tool(scene.folder, wanted["name"], wanted["arguments"]))
+    name = tool_call["name"]
+    return tool_result(name, run_tool(workplace.folder, name, tool_call["arguments"]))
 
 
 def tool_result(name: str, content: str) -> dict:
+    """The message in which a tool returns `content`."""
     return {"role": "tool", "name": name, "content": content}
 
 
-def briefing(scene: Workplace, duty: str) -> dict:
-    """The system message: who the agent is, what it looks after, and how it works."""
-    boss, clerk, agent = scene.people
-    names = scene.code.names
-    modules = scene.random.sample(list(MODULES.items()), len(MODULES))
+def briefing(workplace: Workplace, duty: str) -> dict:
+    """The system message: the agent's name and duty, the workspace, and how to work."""
+    boss, clerk, agent = workplace.people
+    names = workplace.code.names
+    modules = workplace.random.sample(list(MODULES.items()), len(MODULES))
     lines = [
-        f"You are {agent}, {duty} of {names['shop']}, {names['trade']} in {scene.random.choice(WORDS['towns'])}. "
+        f"You are {agent}, {duty} of {names['shop']}, {names['trade']} in {workplace.random.choice(WORDS['towns'])}. "
         f"{boss} runs the shop, {clerk} keeps its books. The workspace holds the order service, {names['package']}:",
         *(f"- {names['package']}/{name}.py: {what}" for name, what in modules),
         "- tests: one file of unittest cases for each module",
@@ -133,51 +145,51 @@ def briefing(scene: Workplace, duty: str) -> dict:
 
 
 def agentic(seed: int) -> Scenario:
-    """Six turns: a complaint, tests, code, a change, the orders concerned, a report."""
+    """6 turns: a complaint, the tests, the code, a fix, the affected orders, a report."""
     with AgenticWorkload(seed, turns=6) as workload:
         turns = list(workload)
         random = Random(f"agentic {seed}")
-        drafts, cause = [], "user"
+        planned, cause = [], "user"
         for turn, following in zip(turns, [*turns[1:], None], strict=True):
             calls = tuple(following[0]["tool_calls"]) if following else ()
             delay_s = round(random.uniform(*DELAYS[cause]), 3)
-            drafts.append(PlannedTurn("main", (turn[-1],), calls, 80, delay_s))
+            planned.append(PlannedTurn("main", (turn[-1],), calls, 80, delay_s))
             cause = calls[0]["name"] if calls else ""
         opening = Opening(tuple(workload.opening), tuple(workload.tools))
     about = "An agent mends a bug of an order service and looks up what it touched."
-    return Scenario(about, {"main": opening}, tuple(drafts))
+    return Scenario(about, {"main": opening}, tuple(planned))
 
 
-def coding(scene: Workplace) -> Scenario:
-    """35 turns: a bug is mended, then functions learn to refuse negative numbers, each with a test."""
-    boss, clerk, agent = scene.people
+def coding(workplace: Workplace) -> Scenario:
+    """35 turns: the agent fixes a bug, then makes functions refuse negative numbers, each with a test."""
+    boss, clerk, agent = workplace.people
     request = (
-        f"{agent}, {boss} here. {clerk} says that {scene.code.bug.complaint}. Please mend that first. Then see to it "
-        "that our functions refuse negative numbers with a ValueError; three of the riskiest, a test for each."
+        f"{agent}, {boss} here. {clerk} says that {workplace.code.bug.complaint}. Please mend that first. Then see to "
+        "it that our functions refuse negative numbers with a ValueError; three of the riskiest, a test for each."
     )
-    policy = add_guards(scene.code, scene.random)
-    drafts = converse(scene, "main", request, policy, tokens=48, report=48)
+    script = add_guards(workplace.code, workplace.random)
+    turns = converse(workplace, "main", request, script, tokens=48, report_tokens=48)
     tools = tuple(tool for tool in load_schemas() if tool["function"]["name"] != "query")
-    opening = Opening((briefing(scene, "the programmer"),), tools)
+    opening = Opening((briefing(workplace, "the programmer"),), tools)
     about = "An agent mends a bug of an order service, then guards functions against negative numbers, with tests."
-    return Scenario(about, {"main": opening}, tuple(drafts))
+    return Scenario(about, {"main": opening}, tuple(turns))
 
 
-def data_analysis(scene: Workplace) -> Scenario:
-    """12 turns: a season's sales in SQL, a report, a question about it, more SQL, a second report."""
-    boss, clerk, agent = scene.people
+def data_analysis(workplace: Workplace) -> Scenario:
+    """12 turns: a season's sales in SQL, a report, a question about it, more SQL, and a second report."""
+    boss, clerk, agent = workplace.people
     request = (
         f"{agent}, {boss} here. How did the season go? I'd like to know what sold, where it went, and who our best "
         f"customers were. The numbers are in {DATABASE}; amounts are net, in cents."
     )
     question = f"Thank you. {clerk} asks who paid late, what our rule for that is, and how much came back."
-    drafts = [
-        *converse(scene, "main", request, explore_sales(), tokens=96, report=80),
-        *converse(scene, "main", question, look_at_payers(scene.code), tokens=96, report=80),
+    turns = [
+        *converse(workplace, "main", request, explore_sales(), tokens=96, report_tokens=80),
+        *converse(workplace, "main", question, look_at_payers(workplace.code), tokens=96, report_tokens=80),
     ]
-    opening = Opening((briefing(scene, "the analyst"),), tuple(load_schemas()))
+    opening = Opening((briefing(workplace, "the analyst"),), tuple(load_schemas()))
     about = "An agent answers two questions about a shop's season with SQL."
-    return Scenario(about, {"main": opening}, tuple(drafts))
+    return Scenario(about, {"main": opening}, tuple(turns))
 
 
 DELEGATE = {
@@ -202,62 +214,58 @@ REPORT = {
 }
 
 
-def planning(scene: Workplace) -> Scenario:
-    """17 turns: an orchestrator looks around, gives errands to three sub-agents forked from it, and acts on them."""
-    boss, clerk, agent = scene.people
+def planning(workplace: Workplace) -> Scenario:
+    """17 turns: an orchestrator delegates to three sub-agents, which are forked from it, and acts on their reports."""
+    code, (boss, clerk, agent) = workplace.code, workplace.people
     request = (
         f"{agent}, {boss} here. Before the new season I want three things looked at: why the test run is red, how the "
-        f"orders went, and whether the code keeps our promises. {clerk} also says that {scene.code.bug.complaint}. Let "
+        f"orders went, and whether the code keeps our promises. {clerk} also says that {code.bug.complaint}. Let "
         "sub-agents look at them side by side, then mend what has to be mended and tell me."
     )
     errands = {
-        "tests": ("Find the line that makes the tests fail. Change nothing.", find_bug(scene.code, scene.random)),
+        "tests": ("Find the line that makes the tests fail. Change nothing.", find_bug(code, workplace.random)),
         "orders": ("Survey the season's orders: zones, the best customer, returns.", survey_orders()),
         "promises": ("Compare the numbers in docs/promises.md with those in the code.", check_promises()),
     }
     delegations = tuple(call("delegate", agent=name, task=task) for name, (task, _) in errands.items())
 
     def main(messages: list[dict], calls: tuple[dict, ...], cause: str, **more) -> PlannedTurn:
-        return PlannedTurn("main", tuple(messages), calls, 64, scene.delay_s(cause), **more)
+        return PlannedTurn("main", tuple(messages), calls, 64, workplace.draw_delay(cause), **more)
 
-    look = call("list_files", folder=scene.code.names["package"])
-    drafts = [main([{"role": "user", "content": request}], (look,), "user")]
-    drafts.append(main([run(scene, look)], delegations, look["name"]))
+    look = call("list_files", folder=code.names["package"])
+    turns = [main([{"role": "user", "content": request}], (look,), "user")]
+    turns.append(main([run_call(workplace, look)], delegations, look["name"]))
     fork = Fork("main", after_turn=2)
-    found = [run_errand(scene, fork, name, task, policy) for name, (task, policy) in errands.items()]
-    drafts += [draft for side_by_side in zip_longest(*found) for draft in side_by_side if draft]
-    findings = [errand[-1].calls[0]["arguments"]["finding"] for errand in found]
+    branches = [run_errand(workplace, fork, name, task, script) for name, (task, script) in errands.items()]
+    turns += [turn for same_time in zip_longest(*branches) for turn in same_time if turn]
+    findings = [branch[-1].calls[0]["arguments"]["finding"] for branch in branches]
 
     messages = [tool_result("delegate", finding) for finding in findings]
     path, wrong = re.match(r"(\S+), line \d+: `(.*)`", findings[0]).groups()
-    edit = call("edit_file", path=path, old=wrong, new=wrong.replace(scene.code.bug.wrong, scene.code.bug.right))
-    drafts.append(main(messages, (edit,), "delegate", waits_for=tuple(errands)))
-    before = edit
-    for then in (call("run_tests"), query_touched_orders(scene.code, scene.random)):
-        drafts.append(main([run(scene, before)], (then,), before["name"]))
+    before = fix(code, path, wrong)
+    turns.append(main(messages, (before,), "delegate", waits_for=tuple(errands)))
+    for then in (call("run_tests"), query_touched_orders(code, workplace.random)):
+        turns.append(main([run_call(workplace, before)], (then,), before["name"]))
         before = then
-    drafts.append(main([run(scene, before)], (), before["name"]))
-    opening = Opening((briefing(scene, "the planner"),), (*load_schemas(), DELEGATE, REPORT))
+    turns.append(main([run_call(workplace, before)], (), before["name"]))
+    opening = Opening((briefing(workplace, "the planner"),), (*load_schemas(), DELEGATE, REPORT))
     about = "An orchestrator gives errands to three sub-agents forked from it, and acts on their reports."
-    return Scenario(about, {"main": opening}, tuple(drafts))
+    return Scenario(about, {"main": opening}, tuple(turns))
 
 
-def run_errand(scene: Workplace, fork: Fork, name: str, task: str, policy: ToolScript) -> list[PlannedTurn]:
+def run_errand(workplace: Workplace, fork: Fork, name: str, task: str, script: ToolScript) -> list[PlannedTurn]:
     """A sub-agent's turns, from its task to its call of `report`, which ends them."""
-    messages, delay_s = [{"role": "user", "content": f"You are the sub-agent {name} now. {task}"}], 0.0
-    drafts, result = [], None
-    while True:
-        wanted = policy.send(result)
-        drafts.append(PlannedTurn(name, tuple(messages), (wanted,), 64, delay_s, None if drafts else fork))
-        if wanted["name"] == "report":
-            return drafts
-        messages, delay_s = [run(scene, wanted)], scene.delay_s(wanted["name"])
-        result = messages[0]["content"]
+    request, turns = f"You are the sub-agent {name} now. {task}", []
+    for turn in converse(workplace, name, request, script, tokens=64, delay_s=0.0):
+        turns.append(turn)
+        if turn.calls[0]["name"] == "report":
+            break
+    return [replace(turns[0], fork_of=fork), *turns[1:]]
 
 
 SCENARIOS: dict[str, Callable[[int], Scenario]] = {
     "agentic": agentic,
-    "coding": partial(in_scene, coding),
-    "data_analysis": partial(in_scene, data_analysis),
-    "planning": partial(in_scene, planning),
+    "coding": partial(in_workplace, coding),
+    "data_analysis": partial(in_workplace, data_analysis),
+    "planning": partial(in_workplace, planning),
 }

@@ -1,7 +1,7 @@
-"""Which tool the agents of traces call next: policies that read what the tools returned, as agents would.
+"""Which tool an agent of a trace calls next: scripts that read results and choose a call, in place of a model.
 
-A policy yields a tool call and is sent its result. As in `minstate.lab.agent.script`, the only thing that
-it knows beforehand is how the code's one wrong line should read.
+A script yields a tool call and is sent the call's result. As in `minstate.lab.agent.script`, all that it knows
+beforehand is how the one wrong line of the code should read.
 """
 
 import re
@@ -9,11 +9,11 @@ from collections.abc import Generator
 from random import Random
 
 from minstate.lab.agent.code_base import CodeBase
-from minstate.lab.agent.script import call, listed_paths, source_lines, first_failure, find_definition
+from minstate.lab.agent.script import call, find_definition, first_failure, fix, listed_paths, source_lines, wrong_line
 
 ToolScript = Generator[dict, str, object]
 
-# A function of each module (by its template's key) whose one argument must not be negative.
+# Functions of each module, by their keys in the templates, whose only argument must not be negative.
 GUARDED = {
     "pricing": ["bulk", "tax"],
     "shipping": ["parcels"],
@@ -31,13 +31,13 @@ TEST_NAMES = ["refuses_negatives", "of_less_than_nothing", "below_zero"]
 
 
 def add_guards(code: CodeBase, random: Random) -> ToolScript:
-    """34 calls: mend the bug that fails the tests, guard three functions (two of them tests first), look at limits."""
+    """34 calls: fix the bug, guard three functions (for two of them, the test comes first), look at constants."""
     listing = yield call("list_files", folder=code.names["package"])
     report = yield call("run_tests")
     test_file, function = first_failure(report)
     path, line = find_definition(function, (yield call("search", pattern=rf"\b{function}\b")))
     source = yield call("read_file", path=path, first=line - random.randrange(1, 4), last=line + random.randrange(5, 8))
-    yield mend(code, path, source)
+    yield fix(code, path, wrong_line(code, source))
     yield call("run_tests", path=test_file)
 
     modules = random.sample([path for path in listed_paths(listing) if module_of(path) in GUARDED], 6)
@@ -56,37 +56,32 @@ def add_guards(code: CodeBase, random: Random) -> ToolScript:
             yield from add_test(test_file, name, random)
         yield call("run_tests")
     for path in modules[3:]:
-        head = yield call("read_file", path=path, first=1, last=random.randrange(8, 10))
-        limits = re.findall(r"^ *\d+  ([A-Z_]+) = ", head, re.MULTILINE)
-        yield call("search", pattern=rf"\b{random.choice(limits)}\b")
+        source = yield call("read_file", path=path, first=1, last=random.randrange(8, 10))
+        constants = re.findall(r"^ *\d+  ([A-Z_]+) = ", source, re.MULTILINE)
+        yield call("search", pattern=rf"\b{random.choice(constants)}\b")
     yield call("search", pattern=random.choice(["raise ValueError", r"assertRaises\(ValueError", "ValueError"]))
     yield call("run_tests")
 
 
 def module_of(path: str) -> str:
+    """The name of the module in a file."""
     return path.rpartition("/")[2].removesuffix(".py")
 
 
-def mend(code: CodeBase, path: str, source: str) -> dict:
-    """The edit that puts the wrong line right, which must be among those read."""
-    wrong = next(text for text in source_lines(source) if code.bug.wrong in text)
-    return call("edit_file", path=path, old=wrong, new=wrong.replace(code.bug.wrong, code.bug.right))
-
-
 def guard(path: str, name: str, source: str, refusal: str) -> dict:
-    """The edit that makes a function, read before, refuse a negative argument: two lines before its first."""
-    texts = source_lines(source)
-    start = next(n for n, text in enumerate(texts) if text.startswith(f"def {name}("))
-    argument = texts[start].partition("(")[2].partition(")")[0]
-    body = texts[start + 2]  # behind the docstring, which is one line
+    """The edit that makes a function refuse a negative argument: two lines at the beginning of its body."""
+    read = source_lines(source)
+    start = next(n for n, line in enumerate(read) if line.startswith(f"def {name}("))
+    argument = read[start].partition("(")[2].partition(")")[0]
+    body = read[start + 2]  # the first line after the docstring, which has one line
     lines = [f"    if {argument} < 0:", f"        {refusal.format(argument=argument)}", body]
     return call("edit_file", path=path, old=body, new="\n".join(lines))
 
 
 def add_test(test_file: str, name: str, random: Random) -> ToolScript:
-    """Read the head of a test file, and add a test to its class."""
+    """2 calls: read the beginning of a test file, and add a test to its class."""
     source = yield call("read_file", path=test_file, first=random.randrange(3, 6), last=random.randrange(8, 11))
-    heading = next(text for text in source_lines(source) if text.startswith("class "))
+    heading = next(line for line in source_lines(source) if line.startswith("class "))
     lines = [
         heading,
         f"    def test_{name}_{random.choice(TEST_NAMES)}(self):",
@@ -96,7 +91,7 @@ def add_test(test_file: str, name: str, random: Random) -> ToolScript:
 
 
 def explore_sales() -> ToolScript:
-    """7 calls: what tables there are, then the season by month, article, zone and customer."""
+    """7 calls: the tables, then the season by month, article, zone and customer."""
     yield call("query", sql="SELECT name, sql FROM sqlite_master WHERE type = 'table'")
     yield call("query", sql="SELECT count(*), min(placed_on), max(placed_on), sum(net), avg(net) FROM orders")
     months = yield call(
@@ -125,7 +120,7 @@ def explore_sales() -> ToolScript:
 
 
 def look_at_payers(code: CodeBase) -> ToolScript:
-    """3 calls: who pays late, the rule for it, and what came back of the articles."""
+    """3 calls: customers who pay late, the rule for late payment, and returns by article."""
     yield call(
         "query",
         sql="SELECT c.name, count(*) AS late, max(o.days_late) AS days FROM orders o JOIN customers c "
@@ -140,17 +135,17 @@ def look_at_payers(code: CodeBase) -> ToolScript:
 
 
 def find_bug(code: CodeBase, random: Random) -> ToolScript:
-    """3 calls and a report: which line makes the tests fail."""
+    """3 calls and a report: the line that makes the tests fail."""
     test_file, function = first_failure((yield call("run_tests")))
     path, line = find_definition(function, (yield call("search", pattern=rf"\b{function}\b")))
     source = yield call("read_file", path=path, first=line - random.randrange(2, 6), last=line + random.randrange(5, 9))
-    wrong = next(text for text in source_lines(source) if code.bug.wrong in text)
+    wrong = wrong_line(code, source)
     number = re.search(rf"^ *(\d+)  {re.escape(wrong)}$", source, re.MULTILINE)[1]
     yield call("report", finding=f"{path}, line {number}: `{wrong.strip()}` is what {test_file} stumbles over.")
 
 
 def survey_orders() -> ToolScript:
-    """3 calls and a report: zones, the best customers, and what came back."""
+    """3 calls and a report: zones, the best customers, and returned orders."""
     zones = yield call(
         "query",
         sql="SELECT zone, count(*) AS orders, sum(net) AS total FROM orders JOIN customers "
@@ -172,10 +167,10 @@ def survey_orders() -> ToolScript:
 
 
 def check_promises() -> ToolScript:
-    """2 calls and a report: whether the numbers promised to customers are those in the code."""
+    """2 calls and a report: whether the code has the numbers that the shop promises its customers."""
     promises = yield call("read_file", path="docs/promises.md", first=5, last=12)
     constants = yield call("search", pattern=r"^[A-Z_]+ = (\d|\{)")
-    promised = {number for text in source_lines(promises) for number in re.findall(r"\d+", text)}
+    promised = {number for line in source_lines(promises) for number in re.findall(r"\d+", line)}
     kept = promised & set(re.findall(r"\d+", "\n".join(line.partition(" = ")[2] for line in constants.splitlines())))
     missing = sorted(promised - kept, key=int)
     rest = f"; {', '.join(missing)} I did not find" if missing else ""
@@ -183,5 +178,5 @@ def check_promises() -> ToolScript:
 
 
 def cells(table: str) -> list[list[str]]:
-    """The rows of a query's result, without its heading."""
+    """The cells of a query's result, row by row, without the heading."""
     return [line.split(" | ") for line in table.splitlines()[1:] if " | " in line]

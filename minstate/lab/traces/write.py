@@ -1,16 +1,17 @@
 """Write novel traces from a seed: `python -m minstate.lab.traces.write NAME --seed N --out FILE`.
 
-A script (`minstate.lab.traces.scenarios`) says which tools are called, and they run. What the assistant says besides is
-sampled, once, from the model, which reads the real conversation so far: whole sentences, none of which repeats what was
-said or read before. So a trace repeats itself only as work does: paths, names, keys and lines of code are quoted.
+A scenario (`minstate.lab.traces.scenarios`) decides which tools are called, and the tools really run. The model
+generates the rest of each output once, from the conversation so far. An output keeps whole sentences only, and none
+that repeats earlier text. So a trace repeats itself as real work does: by quoting paths, names, keys and lines of code.
 
-The same seed gives the same trace on one machine; on another one, rounding may lead the model to other words.
+On one machine, the same seed gives the same trace. On another machine, rounding may lead the model to other text.
 """
 
 import argparse
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -25,39 +26,38 @@ from minstate.sampling import Sampling
 from minstate.session import Session
 from minstate.weights import find_model
 
-FEWEST = 12  # tokens that a sentence needs: with less room beside its calls, an output has no words
-RUN = 4  # words in a row that make a repetition
-ATTEMPTS = 12
-# How sentences may begin: left to itself, the model soon does nothing but call tools, as it sees the others do.
+MIN_TOKENS = 12  # of a sentence; an output with less room beside its calls gets no text
+ATTEMPTS = 12  # at each output
+# Sentences begin with one of these. Without them, the model soon copies earlier turns and only calls tools.
 BEGINNINGS = ["The", "This", "So", "We", "Now", "It looks like", "There", "I", "Our", "Let me", "Next", "From", "That"]
 
-Say = Callable[[PlannedTurn], str]  # what the assistant says in a turn; "" for nothing
+Author = Callable[[PlannedTurn], str]  # writes the text of a turn's output; "" leaves it out
 
 
-def written_turns(scenario: Scenario, say: Say) -> Iterator[TraceTurn]:
-    """The script's turns, with words. They are asked for one by one, when the turns before have been taken."""
-    turns: Counter[str] = Counter()
-    for draft in scenario.turns:
-        turns[draft.session] += 1
-        words = say(draft)
-        output = {"role": "assistant"} | ({"content": words} if words else {})
-        if draft.calls:
-            output["tool_calls"] = list(draft.calls)
-        place = (draft.session, turns[draft.session])
-        yield TraceTurn(*place, draft.messages, output, draft.delay_s, draft.fork_of, draft.waits_for)
+def written_turns(scenario: Scenario, author: Author) -> Iterator[TraceTurn]:
+    """Yield the scenario's turns with the author's text. Ask for a turn once the turns before it have been played."""
+    counts: Counter[str] = Counter()
+    for planned in scenario.turns:
+        counts[planned.session] += 1
+        text = author(planned)
+        output = {"role": "assistant"} | ({"content": text} if text else {})
+        if planned.calls:
+            output["tool_calls"] = list(planned.calls)
+        place = (planned.session, counts[planned.session])
+        yield TraceTurn(*place, planned.messages, output, planned.delay_s, planned.fork_of, planned.waits_for)
 
 
-def recorded_author(turns: Iterable[TraceTurn]) -> Say:
-    """Say what was said in a trace, turn by turn."""
-    said = (turn.output.get("content", "") for turn in turns)
-    return lambda _: next(said)
+def recorded_author(turns: Iterable[TraceTurn]) -> Author:
+    """An author that repeats the texts of a trace, turn by turn."""
+    texts = (turn.output.get("content", "") for turn in turns)
+    return lambda _planned: next(texts)
 
 
-def model_author(engine: Engine, scenario: Scenario, sessions: dict[str, Session], seed: int) -> Say:
-    """Say what the model says, after a beginning drawn from a list: `sessions` hold the conversations so far.
+def model_author(engine: Engine, scenario: Scenario, sessions: dict[str, Session], seed: int) -> Author:
+    """An author that samples its text from the engine's model. `sessions` hold the conversations so far.
 
-    A sentence is refused if more than half of its runs of four words were said or read before in any session. After
-    some attempts in vain a turn that calls a tool has no words. Raises RuntimeError where there is no call either.
+    A sentence is rejected if more than half of its word 4-grams occur earlier in any session. If all attempts fail, a
+    turn that calls a tool has no text; without a call, the author raises RuntimeError.
     """
     random, known = Random(f"words {seed}"), set()
     encode = partial(engine.tokenizer.encode, add_special_tokens=False)
@@ -65,37 +65,37 @@ def model_author(engine: Engine, scenario: Scenario, sessions: dict[str, Session
         for message in opening.messages:
             known.update(word_4grams(message["content"]))
 
-    def say(draft: PlannedTurn) -> str:
-        for message in draft.messages:
+    def author(planned: PlannedTurn) -> str:
+        for message in planned.messages:
             known.update(word_4grams(message["content"]))
-        calls = {"role": "assistant", "content": "", "tool_calls": list(draft.calls)}
-        room = draft.tokens - (len(engine.chat.reply(calls)) if draft.calls else 0)
-        if room < FEWEST:
+        calls = {"role": "assistant", "content": "", "tool_calls": list(planned.calls)}
+        room = planned.tokens - (len(engine.chat.reply(calls)) if planned.calls else 0)
+        if room < MIN_TOKENS:
             return ""
-        words: list[str] = []
+        sentences: list[str] = []
         for attempt in range(ATTEMPTS):
-            if room - len(encode(" ".join(words))) < FEWEST:
+            if room - len(encode(" ".join(sentences))) < MIN_TOKENS:
                 break
-            begun = " ".join([*words, random.choice(BEGINNINGS)])
-            ids = encode(begun)
-            with scratch(engine, scenario, sessions, draft) as session:
-                session.send(list(draft.messages), replay=ids)
-                # Later attempts are bolder, and each draws from noise of its own: a fork's depends on its number.
+            beginning = " ".join([*sentences, random.choice(BEGINNINGS)])
+            ids = encode(beginning)
+            with scratch_session(engine, scenario, sessions, planned) as session:
+                session.send(list(planned.messages), replay=ids)
+                # Each attempt is bolder than the last, and has other noise, which depends on the number of the fork.
                 sampling = Sampling(0.7 + 0.03 * attempt, min_p=0.05, seed=seed, stop=("\n", "<"))
                 turn = session.send(token_ids=[], max_new_tokens=room - len(ids), sampling=sampling)
-            more = new_sentences((begun + turn.text).removeprefix(" ".join(words)).strip(), known)
-            known.update(*map(word_4grams, more))
-            words += more
-        if not words and not draft.calls:
-            raise RuntimeError(f"the model says nothing new at the end of {draft.session!r}: try another seed")
-        return " ".join(words)
+            new = new_sentences((beginning + turn.text).removeprefix(" ".join(sentences)).strip(), known)
+            known.update(*map(word_4grams, new))
+            sentences += new
+        if not sentences and not planned.calls:
+            raise RuntimeError(f"the model generates nothing new at the end of {planned.session!r}: try another seed")
+        return " ".join(sentences)
 
-    return say
+    return author
 
 
-def scratch(engine: Engine, scenario: Scenario, sessions: dict[str, Session], draft: PlannedTurn) -> Session:
-    """A copy of the draft's session, to try an answer in and throw away."""
-    parent = draft.fork_of.session if draft.fork_of else draft.session
+def scratch_session(engine: Engine, scenario: Scenario, sessions: dict[str, Session], planned: PlannedTurn) -> Session:
+    """A copy of the turn's session, in which an output is tried and then discarded."""
+    parent = planned.fork_of.session if planned.fork_of else planned.session
     if parent in sessions:
         return sessions[parent].fork()
     opening = scenario.sessions[parent]
@@ -103,28 +103,29 @@ def scratch(engine: Engine, scenario: Scenario, sessions: dict[str, Session], dr
 
 
 def new_sentences(text: str, known: set[tuple[str, ...]]) -> list[str]:
-    """The whole sentences that the text begins with, up to one that repeats what is known, or itself."""
+    """The whole sentences at the beginning of the text, up to the first one that repeats itself or `known` 4-grams."""
     kept, known = [], set(known)
     for sentence in re.findall(r"\S.*?(?:[.!?](?=\s|$)|:$)", text):
-        its_runs = word_4grams(sentence)
-        repeats = 2 * len(known.intersection(its_runs)) > len(its_runs) or len(set(its_runs)) < len(its_runs)
-        if not its_runs or repeats or not re.match(r"[\w\"'`(]", sentence):
+        grams = word_4grams(sentence)
+        repeats = 2 * len(known.intersection(grams)) > len(grams) or len(set(grams)) < len(grams)
+        if not grams or repeats or not re.match(r"[\w\"'`(]", sentence):
             break
-        known.update(its_runs)
+        known.update(grams)
         kept.append(sentence)
     return kept
 
 
 def word_4grams(text: str) -> list[tuple[str, ...]]:
-    """All runs of four words, in order; a text with fewer words has none."""
+    """All runs of four consecutive words, in order. A text with fewer words has none."""
     words = re.findall(r"\w+", text.lower())
-    return [tuple(words[at : at + RUN]) for at in range(len(words) - RUN + 1)]
+    return [tuple(words[at : at + 4]) for at in range(len(words) - 3)]
 
 
 def generate_trace(name: str, seed: int, engine: Engine) -> Trace:
-    """Run a script with the engine's model as the author, with a bar of turns.
+    """Play a scenario with the engine's model as the author, and show a progress bar.
 
-    Raises `ContextOverflow` if the model has too few positions for the script, RuntimeError if it has nothing to say.
+    Raises `ContextOverflow` if the model has too few positions for the scenario, and RuntimeError if it generates
+    nothing new where an output needs text.
     """
     scenario = SCENARIOS[name](seed)
     header = TraceHeader(name, scenario.sessions, seed, scenario.about, len(scenario.turns))
@@ -132,17 +133,18 @@ def generate_trace(name: str, seed: int, engine: Engine) -> Trace:
     turns = written_turns(scenario, model_author(engine, scenario, sessions, seed))
     playing = replay(engine, Trace(header, turns), sessions=sessions)
     played = list(tqdm(playing, desc=f"{name} {seed}", total=len(scenario.turns), unit="turn"))
-    figures = trace_statistics(played, {name: session.token_ids for name, session in sessions.items()})
-    return Trace(with_statistics(header, figures), tuple(record for record, _ in played))
+    statistics = trace_statistics(played, {name: session.token_ids for name, session in sessions.items()})
+    return Trace(with_statistics(header, statistics), tuple(record for record, _ in played))
 
 
-def with_statistics(header: TraceHeader, figures: dict) -> TraceHeader:
-    """The header with figures, which hold for one tokenizer: the default model's, or `MINSTATE_MODEL`'s."""
-    more = {"model": Path(find_model()).name} | {key: figure for key, figure in figures.items() if key != "turns"}
-    return TraceHeader(header.name, header.sessions, header.seed, header.about, header.turns, more)
+def with_statistics(header: TraceHeader, statistics: dict) -> TraceHeader:
+    """The header with statistics, which hold for one tokenizer: the default model's, or `MINSTATE_MODEL`'s."""
+    counted = {key: value for key, value in statistics.items() if key != "turns"}
+    return replace(header, more={"model": Path(find_model()).name} | counted)
 
 
 def main() -> None:
+    """Write the trace that the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m minstate.lab.traces.write", description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=SCENARIOS)
     parser.add_argument("--seed", type=int, default=0)

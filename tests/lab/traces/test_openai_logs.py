@@ -106,7 +106,7 @@ BAD_LOGS = {
     "no messages": ({"tools": []}, "the key 'messages' in a record"),
     "an image": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-        "parts of a content that are text in message 1",
+        "content parts that are text in message 1",
     ),
     "broken arguments": (
         {"messages": [*WHOLE[:2], said("", {"function": {"name": "ls", "arguments": "{"}})]},
@@ -118,7 +118,7 @@ BAD_LOGS = {
     ),
     "an unknown call": ({"messages": [*WHOLE[:2], WHOLE[3]]}, "one of the calls so far, found 'c1'"),
     "an empty reply": ({"messages": [user("hi"), {"role": "assistant", "content": None}]}, "in message 2, found None"),
-    "two replies": ({"messages": [user("hi"), said("a"), said("b")]}, "found two of the assistant in a row"),
+    "two replies": ({"messages": [user("hi"), said("a"), said("b")]}, "found two messages of the assistant in a row"),
     "no reply": ({"messages": [user("hi")]}, "at least one reply of an assistant"),
 }
 
