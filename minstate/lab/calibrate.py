@@ -1,12 +1,12 @@
 """Measure what a forward pass costs on this machine: `python -m minstate.lab.calibrate [--device cuda] [dtypes]`.
 
-Writes a table for each dtype into one file. An engine takes it with
-`Speculation(CostTable.load("out/costs.json", "float32"))`; without one it takes the default that minstate ships, which
-is a CPU's: on a GPU, where a pass over 16 tokens costs hardly more than one over a single token, it drafts too little.
+Writes a table for each dtype into one file. An engine uses it if it is passed
+`Speculation(CostTable.load("out/costs.json", "float32"))`. Its default is a table that was measured on a CPU. On a GPU,
+where a forward pass over 16 tokens costs hardly more than a pass over one token, an engine with that table drafts too
+little.
 """
 
 import argparse
-import time
 from itertools import accumulate
 from pathlib import Path
 
@@ -14,54 +14,43 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from minstate.costs import CostTable
+from minstate.draft_budget import CostTable
 from minstate.engine import Engine
 from minstate.lab.extras import lab_extra
+from minstate.lab.machines.pass_timing import pass_s, prefilled_sequence
 from minstate.lab.paths import OUT
-from minstate.ragged_batch import RaggedBatch
-from minstate.sequence import Sequence
 
 TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 512)
-DRAFTED = 64  # passes up to here are measured as drafts, with logits for every token; longer ones as prompts
+MAX_DRAFT = 64  # passes over up to so many tokens are measured as drafts, with logits for every token
 CONTEXTS = (512, 2048, 4096, 8000)
 
 
 def calibrate(dtype: str, rounds: int = 7, device: str = "cpu") -> CostTable:
-    """Passes of 1 to 512 query tokens that end at 512 to 8,000 tokens of real text, in interleaved rounds.
+    """Time forward passes over 1 to 512 query tokens that end at 512 to 8,000 tokens of real text, in random order.
 
-    Takes the lower quartile, since whatever disturbs a pass makes it longer. Costs are made to rise with tokens and
-    with context, as they do but for noise.
+    A cost is the lower quartile of its times, since a disturbance only ever makes a pass longer. Costs rise with tokens
+    and with context; where noise makes a measured one fall, it is raised to the one before it.
     """
-    from minstate.lab.bench.cpu_steps import prefilled  # these two need the extra `lab`
-    from minstate.lab.measure import machine
+    from minstate.lab.measure import machine  # needs the extra `lab`
 
     engine = Engine.from_pretrained(dtype=dtype, device=device, num_pages=sum(CONTEXTS) // 16 + 256)
-    sequences = [prefilled(engine, context) for context in tqdm(CONTEXTS, desc=f"{dtype}, prompts")]
+    sequences = [prefilled_sequence(engine, context) for context in tqdm(CONTEXTS, desc=f"{dtype}, prompts")]
     cases = [(row, column) for row in range(len(CONTEXTS)) for column in range(len(TOKENS))]
+
+    def pass_ms(row: int, column: int) -> float:
+        tokens = TOKENS[column]
+        return 1000 * pass_s(engine, sequences[row], tokens, tokens - 1 if tokens <= MAX_DRAFT else 0)
+
     for row, column in cases if device == "cuda" else ():  # compiles kernels, captures graphs
-        pass_ms(engine, sequences[row], TOKENS[column])
+        pass_ms(row, column)
     order, times = np.random.default_rng(0), np.zeros((rounds, len(CONTEXTS), len(TOKENS)))
     for taken in tqdm(times, desc=f"{dtype}, rounds"):
         for row, column in order.permutation(cases):
-            taken[row, column] = pass_ms(engine, sequences[row], TOKENS[column])
+            taken[row, column] = pass_ms(row, column)
     by_context = [accumulate(row, max) for row in np.quantile(times, 0.25, axis=0).round(2).tolist()]
     by_tokens = [tuple(accumulate(column, max)) for column in zip(*by_context, strict=True)]
     where = torch.cuda.get_device_name() if device == "cuda" else machine()
     return CostTable(TOKENS, CONTEXTS, tuple(zip(*by_tokens, strict=True)), where)
-
-
-def pass_ms(engine: Engine, sequence: Sequence, tokens: int) -> float:
-    """Milliseconds of a pass over `tokens` query tokens that ends where the sequence ends."""
-    drafted = tokens - 1 if tokens <= DRAFTED else 0
-    whole, end = sequence.log, len(sequence.log)
-    sequence.table.truncate(end - tokens)
-    start = time.perf_counter()
-    sequence.log = whole[: end - drafted]
-    batch = RaggedBatch.build([(sequence, tokens - drafted)], [whole[end - drafted :]])
-    engine.logits(batch).argmax(-1).tolist()
-    taken = time.perf_counter() - start
-    sequence.log = whole
-    return 1000 * taken
 
 
 def main() -> None:

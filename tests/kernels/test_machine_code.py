@@ -18,7 +18,7 @@ from minstate.kernels.merge_splits import merge_splits  # noqa: E402
 from minstate.kernels.paged_attention import paged_attention  # noqa: E402
 from minstate.kernels.rms_norm import rms_norm  # noqa: E402
 from minstate.kernels.silu_mul import silu_mul  # noqa: E402
-from minstate.kernels.tiles import MOST_SPLITS, tile_sizes, width_of  # noqa: E402
+from minstate.kernels.tiles import MAX_SPLITS, tile_sizes, width_of  # noqa: E402
 from minstate.lab.machines.machine_code import CompiledKernel, compile_launches  # noqa: E402
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # that one program may have
@@ -107,7 +107,7 @@ def test_kernels_that_only_move_memory_do_it_16_bytes_at_a_time(dtype, capabilit
 
 @BOTH
 def test_the_merge_of_as_many_parts_as_there_may_be(capability, folder):
-    parts, lse = torch.empty(5, HEADS, MOST_SPLITS, 256), torch.empty(5, HEADS, MOST_SPLITS)
+    parts, lse = torch.empty(5, HEADS, MAX_SPLITS, 256), torch.empty(5, HEADS, MAX_SPLITS)
     (kernel,) = compile_launches(lambda: merge_splits(parts, lse, torch.bfloat16), capability, folder)
     require_fits(kernel, capability)
     assert kernel.count(r"LDG\.E\.128\S*") > 0

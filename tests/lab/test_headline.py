@@ -5,32 +5,19 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from minstate.costs import CostTable
+from minstate.draft_budget import CostTable
 from minstate.lab.bench.shapley import subsets
 from minstate.lab.figures import headline as headline_figures
 from minstate.lab.figures import machines as machine_figures
 from minstate.lab.machines.cost_fit import CostFit
-from minstate.lab.machines.data_sheets import DTYPE, LLAMA_8B, MODELS, SMOLLM2_135M, h100
-from minstate.lab.machines.turn_seconds import (
-    CHUNK,
-    GPUS,
-    GUESSES,
-    LINK_SHARE,
-    LINKS,
-    DataSheet,
-    Fitted,
-    break_even,
-    decode_s,
-    gpu_seconds,
-    loads,
-    move_s,
-    sessions_that_fit,
-)
+from minstate.lab.machines.data_sheets import SMOLLM2_135M
+from minstate.lab.machines.kv_transfer import LINKS
+from minstate.lab.machines.turn_seconds import DataSheetMachine, FittedMachine
 
 pytestmark = pytest.mark.filterwarnings("error")
-ONE = DataSheet.of_h100(1)
+ONE = DataSheetMachine.of_h100(1)
 FIT = CostFit(0.05, 0.003, 1e-7, 0.07, 1e-5, 0.99, 0.9)
-CORES = Fitted(FIT, SMOLLM2_135M, CostTable.default("float32"))
+CORES = FittedMachine(FIT, SMOLLM2_135M, CostTable.default("float32"))
 MECHANISMS = ("prefix reuse", "state", "prompt lookup", "grammar")
 
 
@@ -42,81 +29,6 @@ def require_labels(figure: Figure) -> None:
     figure.canvas.draw()
     assert all(axes.get_xlabel() or axes.get_xticklabels() for axes in figure.axes)
     assert figure.axes[0].get_ylabel() or figure.axes[0].get_yticklabels()
-
-
-def test_reading_a_prompt_takes_as_long_as_its_chunks():
-    n = 2 * CHUNK + 100
-    passes = [(CHUNK, CHUNK), (CHUNK, 2 * CHUNK), (100, n)]
-    seconds = [
-        ONE.hardware.seconds(LLAMA_8B.flops(count, end, int(end == n)), LLAMA_8B.bytes_read(end, DTYPE))
-        for count, end in passes
-    ]
-    assert ONE.prefill_s(LLAMA_8B, n, n) == pytest.approx(sum(seconds))
-    assert ONE.prefill_s(LLAMA_8B, n, 100) == pytest.approx(seconds[-1]), "what is kept is not forwarded"
-
-
-@pytest.mark.parametrize("machine", [ONE, CORES], ids=["data sheet", "fitted"])
-def test_time_grows_with_what_is_read_and_with_what_stands_before_it(machine):
-    assert machine.prefill_s(LLAMA_8B, 8_000, 8_000) > machine.prefill_s(LLAMA_8B, 8_000, 500)
-    assert machine.prefill_s(LLAMA_8B, 64_000, 500) > machine.prefill_s(LLAMA_8B, 8_000, 500)
-    assert machine.pass_s(LLAMA_8B, 1, 64_000) > machine.pass_s(LLAMA_8B, 1, 8_000)
-    assert machine.pass_s(LLAMA_8B, 8, 8_000) >= machine.pass_s(LLAMA_8B, 1, 8_000)
-
-
-def test_the_fitted_machine_gives_back_the_fit_for_the_model_that_was_measured():
-    assert CORES.prefill_s(SMOLLM2_135M, 2_000, 300) == pytest.approx(FIT.prefill_s(2_000, 300))
-    assert decode_s(CORES, SMOLLM2_135M, 2_000, 41) == pytest.approx(FIT.decode_s(2_000, 41), rel=0.01)
-
-
-def test_a_larger_model_takes_the_fitted_machine_longer_in_proportion_to_its_weights():
-    small, large = (Fitted(FIT, SMOLLM2_135M, CORES.costs).pass_s(config, 1, 0) for config in (SMOLLM2_135M, LLAMA_8B))
-    weights = [config.bytes_read(0, DTYPE) for config in (SMOLLM2_135M, LLAMA_8B)]
-    assert large / small == pytest.approx(weights[1] / weights[0])
-
-
-def test_twice_the_bandwidth_halves_what_waits_for_memory_and_nothing_else():
-    double = DataSheet.of_h100(1, bandwidth=2.0)
-    fixed = ONE.hardware.overhead_s
-    assert double.pass_s(LLAMA_8B, 1, 8_000) - fixed == pytest.approx((ONE.pass_s(LLAMA_8B, 1, 8_000) - fixed) / 2)
-    assert double.prefill_s(LLAMA_8B, CHUNK, CHUNK) == ONE.prefill_s(LLAMA_8B, CHUNK, CHUNK), "limited by arithmetic"
-    fast = Fitted(FIT, SMOLLM2_135M, CORES.costs, bandwidth=2.0)
-    assert fast.pass_s(SMOLLM2_135M, 1, 500) == pytest.approx(CORES.pass_s(SMOLLM2_135M, 1, 500) / 2)
-
-
-@pytest.mark.parametrize("machine", [ONE, CORES], ids=["data sheet", "fitted"])
-def test_drafts_are_as_long_as_pays_best_and_never_cost_anything(machine):
-    times = [decode_s(machine, SMOLLM2_135M, 1_000, 50, chance=chance) for chance in (0.0, 0.1, 0.5, 0.9, 1.0)]
-    assert times == sorted(times, reverse=True)
-    assert times[-1] * (1 + GUESSES) > 0.999 * times[0], "at most so many tokens a pass"
-
-
-def test_company_shares_the_weights_but_not_the_prompt():
-    alone, together = (gpu_seconds(ONE, LLAMA_8B, 8_000, 8_000, 100, company=company) for company in (1, 16))
-    assert ONE.prefill_s(LLAMA_8B, 8_000, 8_000) < together < alone
-    four = DataSheet.of_h100(4)
-    said_nothing = gpu_seconds(four, LLAMA_8B, 8_000, 8_000, 1)
-    assert said_nothing == pytest.approx(4 * four.prefill_s(LLAMA_8B, 8_000, 8_000)), "four GPUs are paid for"
-
-
-def test_sessions_that_fit_fill_the_room_beside_the_weights():
-    count, page = sessions_that_fit(ONE, LLAMA_8B, 32_000), 16
-    pages = h100().num_pages(LLAMA_8B, page)
-    assert count * 32_000 <= pages * page < (count + 1) * 32_000
-
-
-def test_at_break_even_sending_takes_as_long_as_computing():
-    for model, config in MODELS.items():
-        machine = DataSheet.of_h100(GPUS[model])
-        rate = break_even(machine, config, 8_000)
-        assert move_s(config, 8_000, rate) == pytest.approx(machine.prefill_s(config, 8_000, 8_000))
-    assert move_s(LLAMA_8B, 1, LINKS["NVLink"]) == LLAMA_8B.kv_bytes_per_token(DTYPE) / (LINK_SHARE * 450e9)
-
-
-def test_every_session_is_on_one_machine_and_who_sees_all_fills_them_evenly():
-    for choices in (1, 2, 8):
-        assert sum(loads(100, 8, choices)) == 100
-    assert max(loads(64, 8, 8)) == min(loads(64, 8, 8)) == 8
-    assert loads(100, 8, 1, seed=1) == loads(100, 8, 1, seed=1) != loads(100, 8, 1, seed=2)
 
 
 @pytest.fixture

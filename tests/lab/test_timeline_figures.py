@@ -29,7 +29,7 @@ def crowded():
         turns = [engine.submit(engine.open(), token_ids=ids, max_new_tokens=16, sampling=FREE) for ids in prompts]
         while not all(turn.done for turn in turns):
             engine.step()
-            recorder.stepped(engine, turns)
+            recorder.after_step(engine, turns)
     return engine, turns, recorder
 
 
@@ -77,7 +77,7 @@ def test_pages_are_those_of_running_turns_idle_ones_and_free_ones(crowded):
 def test_a_moment_is_a_copy_and_a_step_without_a_pass_is_none(crowded):
     engine, turns, recorder = crowded
     before = list(recorder.moments)
-    recorder.stepped(engine, turns)
+    recorder.after_step(engine, turns)
     assert recorder.moments == before, "no step was taken since"
 
 
@@ -85,9 +85,9 @@ def test_a_step_takes_what_its_parts_take():
     engine, recorder = small_engine(token_budget=100), Recorder(COSTS)
     turn = engine.submit(engine.open(), token_ids=[40] * 10, max_new_tokens=2, sampling=FREE)
     engine.step()
-    recorder.stepped(engine, [turn])
+    recorder.after_step(engine, [turn])
     engine.step()
-    recorder.stepped(engine, [turn])
+    recorder.after_step(engine, [turn])
     first, second = (moment.at_s * 1000 for moment in recorder.moments)
     assert first == pytest.approx(pass_ms(COSTS, [(10, 10)]))
     assert second - first == pytest.approx(pass_ms(COSTS, [(1, 11)])) and recorder.now() == recorder.moments[-1].at_s
@@ -165,7 +165,7 @@ def test_who_lets_another_compute_what_it_needs_too_is_shown_as_deferring():
     team = list(range(40, 60))
     turns = [engine.submit(engine.open(), token_ids=[*team, end], max_new_tokens=2, sampling=FREE) for end in (7, 8)]
     engine.step()
-    recorder.stepped(engine, turns)
+    recorder.after_step(engine, turns)
     (moment,) = recorder.moments
     assert [part.what for part in moment.parts.values()] == ["prefill", "defer"]
     assert {"prefill 21", "defers"} <= set(texts(step_figure([moment], 0, {0: "first", 1: "second"}, 100)))

@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from minstate.costs import CostTable
+from minstate.draft_budget import CostTable
 from minstate.engine import Engine
-from minstate.lab.bench.shapley import bootstrap, shapley, subsets
+from minstate.lab.bench.bootstrap import bootstrap_interval
+from minstate.lab.bench.shapley import shapley, subsets
 from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
-from minstate.lab.figures import headline as headline_figures
+from minstate.lab.figures.headline import ladder_figure
 from minstate.lab.machines.cost_fit import CostFit
 from minstate.lab.measure import turn_row
 from minstate.lab.paths import RESULTS, TRACES
@@ -19,7 +20,7 @@ from minstate.lab.traces.trace import read_trace
 from minstate.speculation import CORPUS, GRAMMAR, LOG, Speculation
 
 PREFIX, STATE, LOOKUP, FORCED = MECHANISMS = ("prefix reuse", "state", "prompt lookup", "grammar")
-LADDER = {  # what a configuration is called where mechanisms are added one by one
+LADDER = {  # mechanisms added one by one: the name of each step, and which mechanisms it has
     "naive": frozenset(),
     "prefix reuse": frozenset({PREFIX}),
     "stateful": frozenset({PREFIX, STATE}),
@@ -27,22 +28,22 @@ LADDER = {  # what a configuration is called where mechanisms are added one by o
     "+ grammar": frozenset(MECHANISMS),
 }
 COUNTS = ("delta", "forwarded", "reused", "recomputed", "prefilled", "generated", "drafted", "accepted", "forced")
-KEPT = ("repeat", "turn", "configuration", "n", *COUNTS, "passes", "prefill_s", "decode_s", "total_s")
+COLUMNS = ("repeat", "turn", "configuration", "n", *COUNTS, "passes", "prefill_s", "decode_s", "total_s")
 
 
-def name_of(mechanisms: frozenset[str]) -> str:
-    """The ladder's name for it; else the mechanisms, in their order."""
-    named = {some: name for name, some in LADDER.items()}
-    return named.get(mechanisms) or ", ".join(name for name in MECHANISMS if name in mechanisms)
+def configuration_name(mechanisms: frozenset[str]) -> str:
+    """The name that the ladder has for these mechanisms; if it has none, the mechanisms in their order."""
+    names = {step: name for name, step in LADDER.items()}
+    return names.get(mechanisms) or ", ".join(name for name in MECHANISMS if name in mechanisms)
 
 
 def engine_with(mechanisms: frozenset[str], first: Engine, costs: CostTable) -> Engine:
-    """An engine around the model of `first` that has these mechanisms and no other.
+    """An engine around the model of `first` that has these mechanisms and no others.
 
-    State without prefix reuse is a session that keeps what it has, and shares it with nobody.
+    With state and without prefix reuse, a session keeps its K/V, and shares it with no other session.
     """
     kind = Engine if STATE in mechanisms else PrefixReuseEngine if PREFIX in mechanisms else NaiveEngine
-    sources = (GRAMMAR,) * (FORCED in mechanisms) + (LOG, CORPUS) * (LOOKUP in mechanisms)
+    sources = ((GRAMMAR,) if FORCED in mechanisms else ()) + ((LOG, CORPUS) if LOOKUP in mechanisms else ())
     return kind(
         first.model,
         first.tokenizer,
@@ -53,11 +54,12 @@ def engine_with(mechanisms: frozenset[str], first: Engine, costs: CostTable) -> 
     )
 
 
-def measure(engines: dict[str, Engine], workload: str, repeats: int, *, same: bool) -> pd.DataFrame:
-    """One row for each repeat, turn and configuration, which take each turn one after the other, in changing order.
+def measure_turns(engines: dict[str, Engine], workload: str, repeats: int, *, same: bool) -> pd.DataFrame:
+    """Replay a trace on all engines, turn by turn, in changing order: one row for each repeat, turn and configuration.
 
-    Each repeat is a tenant of its own: nothing in it has been seen. `same`: raises AssertionError where in a
-    turn two configurations say different tokens, or the model's own choices agree with them in different numbers.
+    Each repeat is a tenant of its own, so it finds nothing of the repeats before it in a cache. With `same`, raises
+    AssertionError if in a turn two configurations generate different tokens, or if the model's own choices agree with
+    them in different numbers.
     """
     trace = read_trace(TRACES / f"{workload}-0.jsonl")
     order, rows = np.random.default_rng(0), []
@@ -65,26 +67,27 @@ def measure(engines: dict[str, Engine], workload: str, repeats: int, *, same: bo
         engine.open(tenant="warm-up").send("Are you there?", max_new_tokens=4)
     with tqdm(total=repeats * trace.header.turns * len(engines), unit="turn", mininterval=1) as bar:
         for repeat in range(repeats):
-            plays = {name: replay(engine, trace, tenant=f"{repeat}") for name, engine in engines.items()}
+            replays = {name: replay(engine, trace, tenant=f"{repeat}") for name, engine in engines.items()}
             for number in range(1, trace.header.turns + 1):
                 turns = {}
-                for name in order.permutation(list(plays)):
+                for name in order.permutation(list(replays)):
                     bar.set_description(f"turn {number}, {name}")
-                    _, turn = next(plays[name])
+                    _, turn = next(replays[name])
                     turns[name] = turn_row(turn) | {"passes": len(turn.verdicts)}
                     bar.update()
-                said = {(turn["n"], turn["token_ids"], turn["agreed"]) for turn in turns.values()}
-                assert len(said) == 1 or not same, f"turn {number} of {workload} differs between configurations"
+                outputs = {(turn["n"], turn["token_ids"], turn["agreed"]) for turn in turns.values()}
+                assert len(outputs) == 1 or not same, f"turn {number} of {workload} differs between configurations"
                 rows += [{"repeat": repeat, "turn": number, "configuration": name, **turns[name]} for name in engines]
-            for played in plays.values():
-                played.close()
-    return pd.DataFrame(rows)[list(KEPT)]
+            for iterator in replays.values():
+                iterator.close()
+    return pd.DataFrame(rows)[list(COLUMNS)]
 
 
 def ladder(turns: pd.DataFrame) -> pd.DataFrame:
-    """Each configuration in one row: sums over a conversation, and how many times faster it is than naive, with 95 %.
+    """A row for each configuration: sums over a conversation, and how many times faster than naive it is.
 
-    Ratios are paired: the same turn, measured within the same minute. Intervals say what other turns might have given.
+    Ratios are paired: they compare the same turn, measured within the same minute. The 95 % intervals show how much
+    they would vary with other turns.
     """
     counts = [*COUNTS, "passes"]
     wide = turns.pivot(index=["repeat", "turn"], columns="configuration", values="total_s")
@@ -93,8 +96,8 @@ def ladder(turns: pd.DataFrame) -> pd.DataFrame:
     for name in turns["configuration"].unique():
         mine = turns[turns["configuration"] == name]
         theirs, ours = wide["naive"].to_numpy(), wide[name].to_numpy()
-        low, high = bootstrap(lambda at, a=theirs, b=ours: np.median(a[at] / b[at]), len(wide))
-        whole = bootstrap(lambda at, a=theirs, b=ours: a[at].sum() / b[at].sum(), len(wide))
+        low, high = bootstrap_interval(lambda at, a=theirs, b=ours: np.median(a[at] / b[at]), len(wide))
+        whole = bootstrap_interval(lambda at, a=theirs, b=ours: a[at].sum() / b[at].sum(), len(wide))
         rows.append(
             {
                 "configuration": name,
@@ -114,28 +117,29 @@ def ladder(turns: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("configuration")
 
 
-def shares(turns: pd.DataFrame) -> list[dict]:
-    """For seconds, tokens forwarded and passes: what each mechanism saves of naive's in a conversation, with 95 %."""
-    names, repeats = {some: name_of(some) for some in subsets(MECHANISMS)}, turns["repeat"].nunique()
+def shapley_shares(turns: pd.DataFrame) -> list[dict]:
+    """What each mechanism saves of naive's seconds, forwarded tokens and passes, with 95 % intervals."""
+    names = {mechanisms: configuration_name(mechanisms) for mechanisms in subsets(MECHANISMS)}
+    repeats = turns["repeat"].nunique()
     rows = []
     for unit in ("total_s", "forwarded", "passes"):
         wide = turns.pivot(index=["repeat", "turn"], columns="configuration", values=unit)
 
         def saved(at, wide=wide):
             sums = wide.to_numpy()[at].sum(axis=0) / repeats
-            worth = {some: -sums[wide.columns.get_loc(name)] for some, name in names.items()}
+            worth = {mechanisms: -sums[wide.columns.get_loc(name)] for mechanisms, name in names.items()}
             return np.array(list(shapley(MECHANISMS, worth).values()))
 
-        found, (low, high) = saved(np.arange(len(wide))), bootstrap(saved, len(wide), resamples=500)
+        means, (low, high) = saved(np.arange(len(wide))), bootstrap_interval(saved, len(wide), resamples=500)
         naive = wide["naive"].sum() / repeats
         rows += [
             {
                 "unit": unit,
                 "mechanism": name,
-                "saved": found[i],
+                "saved": means[i],
                 "from": low[i],
                 "to": high[i],
-                "share": found[i] / naive,
+                "share": means[i] / naive,
             }
             for i, name in enumerate(MECHANISMS)
         ]
@@ -145,16 +149,16 @@ def shares(turns: pd.DataFrame) -> list[dict]:
 def ablation(
     dtype: str = "float32", workloads: str = "agentic,coding", repeats: str = "1", only: str = ""
 ) -> pd.DataFrame:
-    """The replayed turns of these traces with all combinations of mechanisms; `only=ladder` adds them one by one.
+    """Replay the turns of these traces with all combinations of mechanisms; `only=ladder` adds them one by one.
 
-    Leaves a figure for each trace beside the table.
+    Writes a figure for each trace beside the table.
     """
     costs, first = CostTable.default(dtype), Engine.from_pretrained(dtype=dtype, num_pages=1)
     chosen = list(LADDER.values()) if only == "ladder" else subsets(MECHANISMS)
     measured = {}
     for workload in workloads.split(","):
-        measured[workload] = measure(
-            {name_of(some): engine_with(some, first, costs) for some in chosen},
+        measured[workload] = measure_turns(
+            {configuration_name(mechanisms): engine_with(mechanisms, first, costs) for mechanisms in chosen},
             workload,
             int(repeats),
             same=dtype == "float32",
@@ -163,12 +167,12 @@ def ablation(
     table = pd.concat(tables, names=["workload"])
     undrafted = pd.concat(turns[turns["configuration"].isin(list(LADDER)[:3])] for turns in measured.values())
     table.attrs = {
-        "share_out": {workload: shares(turns) for workload, turns in measured.items()} if not only else {},
+        "share_out": {workload: shapley_shares(turns) for workload, turns in measured.items()} if not only else {},
         "fit": asdict(CostFit.of(undrafted)),
         "turns": {workload: turns.round(4).to_dict("list") for workload, turns in measured.items()},
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     for workload, turns in measured.items():
-        figure = headline_figures.ladders({workload: turns}, {workload: tables[workload]})
+        figure = ladder_figure({workload: turns}, {workload: tables[workload]})
         figure.savefig(RESULTS / f"ablation_{workload}_{dtype}.png", dpi=110)
     return table

@@ -1,4 +1,4 @@
-"""Forward passes on this CPU beside what they take at least, and what a turn costs outside of them."""
+"""Forward passes on this CPU beside their roofline, and what a turn costs outside its forward passes."""
 
 import time
 
@@ -8,34 +8,33 @@ import torch
 from tqdm import tqdm
 
 from minstate.engine import Engine
+from minstate.lab.machines.pass_timing import pass_s, prefilled_sequence
 from minstate.lab.machines.roofline import Roofline, measure_roofline
-from minstate.lab.paths import source_text
-from minstate.ragged_batch import RaggedBatch
 from minstate.sampling import Sampling
-from minstate.sequence import Sequence
 
 QUERIES = {1: "one token", 8: "8 tokens", 512: "512 tokens of a prompt"}
 CONTEXTS = (1024, 6144)
 
 
 def cpu_steps(rounds: str = "9") -> pd.DataFrame:
-    """A forward pass of 1, 8 and 512 tokens that ends at 1k and 6k, in both precisions: median, and the least possible.
+    """Forward passes of 1, 8 and 512 tokens that end at 1k and 6k, in both precisions: the median, and the floor.
 
-    The floor comes from bytes and FLOPs at the rates measured just before: a float32 matrix product, and reading. Every
-    case is timed once in every round, in an order that changes.
+    The floor follows from FLOPs and bytes, at rates that are measured just before: those of a float32 matrix product,
+    and of reading memory. Every case is timed once in every round, in an order that changes.
     """
     machine = measure_roofline()
     engines = {dtype: Engine.from_pretrained(dtype=dtype, num_pages=800) for dtype in ("float32", "bfloat16")}
     outside = pd.DataFrame([row for dtype in engines for row in outside_forward(engines[dtype], dtype)])
     sequences = {
-        (dtype, n): prefilled(engine, n) for dtype, engine in engines.items() for n in tqdm(CONTEXTS, desc=dtype)
+        (dtype, n): prefilled_sequence(engine, n)
+        for dtype, engine in engines.items()
+        for n in tqdm(CONTEXTS, desc=dtype)
     }
     cases = [(dtype, n, queries) for dtype in engines for n in CONTEXTS for queries in QUERIES]
     order, times = np.random.default_rng(0), []
     for _ in tqdm(range(int(rounds)), unit="round"):
-        times.append(
-            {case: _forward_s(engines[case[0]], sequences[case[:2]], *case[1:]) for case in _mixed(order, cases)}
-        )
+        shuffled = [cases[i] for i in order.permutation(len(cases))]
+        times.append({case: pass_s(engines[case[0]], sequences[case[:2]], case[2]) for case in shuffled})
     seconds = pd.DataFrame(times)[cases]
     rows = [_row(engines[case[0]], machine, *case, seconds) for case in cases]
     table = pd.DataFrame(rows).set_index(["dtype", "context", "pass"])
@@ -45,27 +44,6 @@ def cpu_steps(rounds: str = "9") -> pd.DataFrame:
         "outside_forward": outside.round(3).to_dict("records"),
     }
     return table
-
-
-def _mixed(order: np.random.Generator, cases: list) -> list:
-    return [cases[i] for i in order.permutation(len(cases))]
-
-
-def prefilled(engine: Engine, context: int) -> Sequence:
-    """A sequence of real text with K/V up to `context`: scores of random keys would be unlike any model's."""
-    sequence = Sequence(engine.pool)
-    sequence.log = engine.tokenizer.encode(source_text())[:context]
-    while sequence.kv_len < context:
-        engine.logits(RaggedBatch.build([(sequence, min(512, context - sequence.kv_len))]))
-    return sequence
-
-
-def _forward_s(engine: Engine, sequence: Sequence, context: int, queries: int) -> float:
-    """Seconds of a pass over the last `queries` tokens, with everything that prepares it."""
-    sequence.table.truncate(context - queries)
-    start = time.perf_counter()
-    engine.logits(RaggedBatch.build([(sequence, queries)]))
-    return time.perf_counter() - start
 
 
 def _row(engine: Engine, machine: Roofline, dtype: str, context: int, queries: int, seconds: pd.DataFrame) -> dict:
@@ -86,7 +64,7 @@ def _row(engine: Engine, machine: Roofline, dtype: str, context: int, queries: i
 
 
 def outside_forward(engine: Engine, dtype: str, repeats: int = 7) -> list[dict]:
-    """Milliseconds of a turn that are not spent in `Model.forward`, for answers of 1 and of 33 tokens."""
+    """Milliseconds of a turn outside `Model.forward`, for outputs of 1 and of 33 tokens."""
     inside, forward = 0.0, engine.model.forward
 
     def timed(*arguments):
@@ -102,15 +80,15 @@ def outside_forward(engine: Engine, dtype: str, repeats: int = 7) -> list[dict]:
         with engine.open(tenant=f"outside {context}") as session:
             session.send(token_ids=list(range(100, 100 + context)), max_new_tokens=1)
             for answer in (1, 33):
-                spent = []
+                outside_ms = []
                 for _ in range(repeats):
                     inside, mark = 0.0, session.mark()
                     options = {"max_new_tokens": answer, "sampling": Sampling(ignore_eos=True)}
                     total_s = session.send(token_ids=[5] * 8, **options).stats.total_s
-                    spent.append(1000 * (total_s - inside))
+                    outside_ms.append(1000 * (total_s - inside))
                     session.rollback(mark)
                 rows.append(
-                    {"dtype": dtype, "context": context, "answer": answer, "median ms": float(np.median(spent))}
+                    {"dtype": dtype, "context": context, "answer": answer, "median ms": float(np.median(outside_ms))}
                 )
     del engine.model.forward  # the class has it
     return rows

@@ -1,4 +1,4 @@
-"""Write a Llama model's folder as a GGUF file, which llama.cpp and OpenVINO read: the same weights for every engine."""
+"""Write a Llama model as a GGUF file, which llama.cpp and OpenVINO read, so that every engine has the same weights."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import gguf
 import torch
 
 from minstate.errors import UnsupportedModel
-from minstate.model import ModelConfig
+from minstate.model_config import ModelConfig
 from minstate.weights import read_config, read_tensors
 
 KINDS = {
@@ -29,9 +29,9 @@ LAYER_NAMES = {
 
 
 def write_gguf(folder: Path, path: Path, kind: str) -> None:
-    """Write the model in `folder` to `path`; matrices as `kind`: float32, bfloat16 or float16, norms as float32.
+    """Write the model in `folder` to `path`: matrices as `kind`, one of `KINDS`, and norms as float32.
 
-    Raises `UnsupportedModel` for a model that is not a plain Llama, or whose tokenizer is no byte-level BPE.
+    Raises `UnsupportedModel` for a model that is not a plain Llama, or whose tokenizer is not a byte-level BPE.
     """
     raw = read_config(folder)
     config = ModelConfig.from_hf(raw)
@@ -64,13 +64,13 @@ def write_gguf(folder: Path, path: Path, kind: str) -> None:
 
 def _add_tensor(writer: gguf.GGUFWriter, name: str, tensor: torch.Tensor, config: ModelConfig, kind: str) -> None:
     heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
-    if heads:  # GGUF turns dimension 2d together with 2d + 1, Hugging Face d with d + D/2
+    if heads:  # rotary pairs: dimensions 2d and 2d + 1 in GGUF, d and d + D/2 in Hugging Face files
         tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(tensor.shape)
     quantisation = KINDS[kind][0] if tensor.ndim == 2 else gguf.GGMLQuantizationType.F32
-    writer.add_tensor(_name(name), gguf.quantize(tensor.numpy(), quantisation), raw_dtype=quantisation)
+    writer.add_tensor(_gguf_name(name), gguf.quantize(tensor.numpy(), quantisation), raw_dtype=quantisation)
 
 
-def _name(name: str) -> str:
+def _gguf_name(name: str) -> str:
     whole = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
     stem, _, kind = name.rpartition(".")
     if stem in whole:

@@ -1,4 +1,4 @@
-"""Whole models on a GPU, beside the time in which it could read their weights. Needs an NVIDIA GPU."""
+"""Whole models on a GPU, beside their roofline. Needs an NVIDIA GPU."""
 
 import gc
 import statistics
@@ -9,18 +9,18 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from minstate.costs import CostTable
-from minstate.engine import Engine
+from minstate.draft_budget import CostTable
 from minstate.errors import BadValue
+from minstate.lab.bench.configurations import CONFIGURATIONS
 from minstate.lab.bench.kernels import measure_gpu
 from minstate.lab.calibrate import calibrate
-from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
 from minstate.lab.machines.data_sheets import LLAMA_8B
 from minstate.lab.machines.roofline import Roofline
 from minstate.lab.paths import TRACES
 from minstate.lab.traces.replay import replay
 from minstate.lab.traces.trace import read_trace
-from minstate.model import Model, ModelConfig
+from minstate.model import Model
+from minstate.model_config import ModelConfig
 from minstate.paged_kv import KVPool
 from minstate.ragged_batch import RaggedBatch
 from minstate.sequence import Sequence
@@ -28,16 +28,10 @@ from minstate.speculation import Speculation
 from minstate.weights import load_model
 
 CONTEXT = 4096  # tokens of each sequence
-CONFIGURATIONS: dict[str, tuple[type[Engine], bool]] = {  # and whether it speculates
-    "naive": (NaiveEngine, False),
-    "prefix reuse": (PrefixReuseEngine, False),
-    "stateful": (Engine, False),
-    "stateful + speculation": (Engine, True),
-}
 
 
 def random_model(config: ModelConfig, dtype: torch.dtype) -> Model:
-    """A model with random weights: as fast as any other of its shape."""
+    """A model with random weights, as fast as any model of its shape."""
     draw = torch.Generator("cuda").manual_seed(0)
     shapes = config.tensor_shapes().items()
     tensors = {name: torch.randn(shape, generator=draw, device="cuda", dtype=dtype) * 0.02 for name, shape in shapes}
@@ -59,47 +53,46 @@ def step_ms(run: Callable[[], object], repeats: int = 30) -> float:
 
 
 def decode(name: str, model: Model, bound: Roofline) -> list[dict]:
-    """Decode steps, and passes that check 8 tokens, with graphs and without."""
+    """Decode steps, and forward passes that verify 8 tokens, with CUDA graphs and without."""
     from minstate.gpu import GpuRunner, Inputs, Shape, hidden_states
 
     config, rows = model.config, []
-    for sequences in (1, 8, 32):
+    for batch_size in (1, 8, 32):
         pool = KVPool(
             num_layers=config.num_layers, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim,
-            num_pages=sequences * (CONTEXT // 16 + 1), page_size=16, dtype=model.dtype, device="cuda",
+            num_pages=batch_size * (CONTEXT // 16 + 1), page_size=16, dtype=model.dtype, device="cuda",
         )  # fmt: skip
         pool.kv.normal_()
         runner = GpuRunner(model, pool)
         for queries in (1, 8):
-            work = []
-            for _ in range(sequences):
-                sequence = Sequence(pool)
+            sequences = [Sequence(pool) for _ in range(batch_size)]
+            for sequence in sequences:
                 sequence.log += [7] * CONTEXT
                 sequence.table.append(CONTEXT - queries)
-                work.append((sequence, queries))
-            batch = RaggedBatch.build(work)
+                sequence.table.commit()
+            batch = RaggedBatch.build([sequence.chunk(queries) for sequence in sequences])
             shape = Shape.of(batch, model, runner.multiprocessors)
             inputs = Inputs.views(Inputs.pack(batch, shape, runner.pages).cuda(), shape, runner.pages)
 
             def eagerly(inputs=inputs, shape=shape, runner=runner, pool=pool):
                 return runner.model.lm_head(hidden_states(runner.model, pool, inputs, shape))
 
-            tokens = sequences * queries
-            flops = sequences * config.flops(queries, CONTEXT, logit_rows=queries)
-            floor = 1000 * bound.floor_s(flops, config.bytes_read(sequences * CONTEXT, model.dtype))
+            tokens = batch_size * queries
+            flops = batch_size * config.flops(queries, CONTEXT, logit_rows=queries)
+            floor = 1000 * bound.floor_s(flops, config.bytes_read(batch_size * CONTEXT, model.dtype))
             graph = step_ms(lambda runner=runner, batch=batch: runner.logits(batch))
             eager = step_ms(eagerly)
             rows.append(
-                {"what": f"decode, {name}", "sequences": sequences, "tokens": tokens, "floor ms": floor,
+                {"what": f"decode, {name}", "sequences": batch_size, "tokens": tokens, "floor ms": floor,
                  "graph ms": graph, "eager ms": eager, "share of floor": floor / graph}
             )  # fmt: skip
-            for sequence, _ in work:
+            for sequence in sequences:
                 sequence.table.truncate(0)
     return rows
 
 
 def workflow(trace: str, model: Model, tokenizer, eos_ids: list[int], costs: CostTable) -> list[dict]:
-    """A trace replayed in each configuration: seconds of its turns."""
+    """Seconds of a trace's turns, replayed in each configuration."""
     rows = []
     for name, (kind, speculates) in CONFIGURATIONS.items():
         speculation = Speculation(costs) if speculates else False
@@ -116,7 +109,7 @@ def workflow(trace: str, model: Model, tokenizer, eos_ids: list[int], costs: Cos
 
 
 def gpu(dtype: str = "bfloat16") -> pd.DataFrame:
-    """Decode steps of two models, and two traces in four configurations. Raises `BadValue` where there is no GPU."""
+    """Decode steps of two models, and two traces in four configurations. Raises `BadValue` if there is no GPU."""
     if not torch.cuda.is_available():
         raise BadValue("this benchmark runs whole models on a GPU and needs an NVIDIA one that torch can use")
     precision = getattr(torch, dtype)

@@ -1,7 +1,7 @@
-"""Paged attention on a GPU, beside the shortest time it could take and what torch offers. Needs an NVIDIA GPU.
+"""Paged attention on a GPU, beside its roofline and torch's attention. Needs an NVIDIA GPU.
 
-The bounds are measured on the same GPU: bandwidth of a plain copy, arithmetic of a large matrix product. Between two
-runs `triton.testing.do_bench` overwrites the L2 cache, so every run reads its keys from memory.
+The roofline is measured on the same GPU: the bandwidth of a copy, and the arithmetic of a large matrix product. Between
+two runs `triton.testing.do_bench` overwrites the L2 cache, so every run reads its keys from memory.
 """
 
 import math
@@ -19,12 +19,12 @@ from minstate.errors import BadValue
 from minstate.lab.machines.roofline import Roofline
 
 PAGE_SIZE = 16
-MOST_BYTES = 16e9  # of K and V in one case
+MAX_BYTES = 16e9  # of K and V in one case
 
 
 @dataclass(frozen=True)
-class Case:
-    """So many sequences, all alike; the shape is that of Llama 3 8B and Qwen3 8B."""
+class AttentionCase:
+    """A batch of sequences of equal lengths. The default shape is that of Llama 3 8B and Qwen3 8B."""
 
     batch: int
     queries: int
@@ -34,28 +34,32 @@ class Case:
     head_dim: int = 128
 
     def flops(self) -> int:
-        """Multiply-adds, counted as two, of q kᵀ and of the weights with v; causal."""
+        """FLOPs of the products q kᵀ and weights · v, causal; a multiply-add counts as two."""
         keys_read = self.queries * self.context - self.queries * (self.queries - 1) // 2
         return 4 * self.batch * keys_read * self.heads * self.head_dim
 
     def bytes_moved(self, dtype: torch.dtype) -> int:
-        """K and V once, q in, o out: what has to be moved however clever the kernel."""
+        """K and V read once, q read, o written: any kernel has to move so much."""
         numbers = 2 * self.kv_heads * self.context + 2 * self.heads * self.queries
         return self.batch * numbers * self.head_dim * dtype.itemsize
 
 
-def cases() -> list[Case]:
-    """Decode at contexts of 1k to 128k and batches of 1 to 64, eight tokens to verify, and chunks of a prompt."""
+def cases() -> list[AttentionCase]:
+    """Contexts of 1k to 128k: decoding and verification of 8 tokens in batches of 1 to 64, and chunks of a prompt."""
     contexts, batches = (1024, 4096, 16_384, 65_536, 131_072), (1, 4, 16, 64)
-    decodes = [Case(batch, queries, context) for context in contexts for batch in batches for queries in (1, 8)]
-    chunks = [Case(1, queries, context) for context in contexts for queries in (512, 2048) if queries <= context]
-    return [case for case in decodes + chunks if case.bytes_moved(torch.bfloat16) < MOST_BYTES]
+    decodes = [
+        AttentionCase(batch, queries, context) for context in contexts for batch in batches for queries in (1, 8)
+    ]
+    chunks = [
+        AttentionCase(1, queries, context) for context in contexts for queries in (512, 2048) if queries <= context
+    ]
+    return [case for case in decodes + chunks if case.bytes_moved(torch.bfloat16) < MAX_BYTES]
 
 
 def kernels(dtype: str = "bfloat16") -> pd.DataFrame:
-    """For each case the milliseconds of our kernel and of torch's, and the share of the bound that ours reaches.
+    """For each case the milliseconds of our kernel and of torch's, and the share of the roofline that ours reaches.
 
-    Raises `BadValue` where there is no GPU, and AssertionError where two kernels disagree.
+    Raises `BadValue` if there is no GPU, and AssertionError if two kernels disagree.
     """
     if not torch.cuda.is_available():
         raise BadValue("this benchmark times GPU kernels and needs an NVIDIA GPU that torch can use: none was found")
@@ -72,7 +76,7 @@ def kernels(dtype: str = "bfloat16") -> pd.DataFrame:
 
 
 def measure_gpu(dtype: torch.dtype) -> Roofline:
-    """The bandwidth of a copy, reads and writes counted, and the arithmetic of a square matrix product."""
+    """This GPU's roofline: the bandwidth of a copy, reads and writes counted, and the rate of a matrix product."""
     size = 8192
     a, b = torch.randn(2, size, size, device="cuda", dtype=dtype)
     source = torch.empty(2**30, device="cuda", dtype=torch.uint8)
@@ -83,9 +87,9 @@ def measure_gpu(dtype: torch.dtype) -> Roofline:
     )
 
 
-def measure(case: Case, dtype: torch.dtype, bound: Roofline) -> dict[str, float]:
+def measure(case: AttentionCase, dtype: torch.dtype, bound: Roofline) -> dict[str, float]:
     """One row of the table."""
-    # Imported here: the predictions above are of use without triton, too.
+    # Imported here, because the predictions above are useful without triton, too.
     from minstate.kernels.paged_attention import paged_attention
     from minstate.kernels.tiles import busy_programs, split_count
 
@@ -122,7 +126,7 @@ def measure(case: Case, dtype: torch.dtype, bound: Roofline) -> dict[str, float]
         "FlexAttention, contiguous": lambda: flex(queries, keys, values),
     }
     expected = sdpa(keys, values).transpose(1, 2).flatten(0, 1)
-    error = 2e-2 * float(expected.abs().max())  # a mean of many values is small
+    error = 2e-2 * float(expected.abs().max())  # relative to the largest: a mean of many values may be near 0
     torch.testing.assert_close(ours(), expected, atol=error, rtol=2e-2)
     ms = milliseconds(ours)
     floor = 1000 * bound.floor_s(case.flops(), case.bytes_moved(dtype))
@@ -133,13 +137,13 @@ def measure(case: Case, dtype: torch.dtype, bound: Roofline) -> dict[str, float]
     }  # fmt: skip
 
 
-def flex_of(case: Case) -> Callable[..., torch.Tensor]:
-    """Compiled FlexAttention of one case's shape."""
+def flex_of(case: AttentionCase) -> Callable[..., torch.Tensor]:
+    """FlexAttention, compiled for one case's shape."""
     history = case.context - case.queries
     mask = create_block_mask(
         lambda b, h, query, key: key <= query + history, None, None, case.queries, case.context, device="cuda"
     )
-    torch.compiler.reset()  # shapes compiled before count, and from the ninth on it would not be compiled any more
+    torch.compiler.reset()  # torch compiles a function for eight shapes, and then falls back to eager mode
     compiled = torch.compile(flex_attention, dynamic=False)
     return lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=True)
 

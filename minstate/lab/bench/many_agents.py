@@ -1,42 +1,38 @@
-"""Many agents on one engine: throughput and latency, what a shrinking pool costs, and a soak with faults."""
+"""Many agents on one engine: throughput and latency, what a shrinking pool costs, and a soak test with faults."""
 
 import time
 from functools import cache
 
 import pandas as pd
 
-from minstate.costs import CostTable
+from minstate.draft_budget import CostTable
 from minstate.engine import Engine
-from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
+from minstate.lab.bench.configurations import CONFIGURATIONS
 from minstate.lab.engines.soak import soak
 from minstate.lab.engines.stub_model import stub_engine
-from minstate.lab.figures import agents as agent_figures
+from minstate.lab.figures.agents import throughput_and_latency, under_pressure
 from minstate.lab.paths import RESULTS
-from minstate.lab.serving.side_by_side import ModelledClock, play, wordless
+from minstate.lab.serving.clocks import ModelledClock
+from minstate.lab.serving.concurrent_replay import replay_concurrently
+from minstate.lab.traces.scripted_trace import scripted_trace
 from minstate.lab.traces.trace import Trace
 
-CONFIGURATIONS: dict[str, tuple[type[Engine], bool]] = {  # and whether it speculates
-    "naive": (NaiveEngine, False),
-    "prefix reuse": (PrefixReuseEngine, False),
-    "stateful": (Engine, False),
-    "stateful + speculation": (Engine, True),
-}
 AGENTS = (1, 4, 16)
 TURNS = 3  # of each agent
-PACE = 0.05  # of the delays in the traces: a measurement should not be a wait for tools
-TEAMS = 4  # of an orchestrator and three sub-agents, on a shrinking pool
+PACE = 0.05  # factor on the delays in the traces: the measurement should not mostly wait for tools
+TEAMS = 4  # of an orchestrator and three sub-agents, on the shrinking pool
 PAGE_SIZE = 16
 
 
 @cache
-def agent(seed: int) -> Trace:
-    """The first turns of an agent whose code base is nobody else's."""
-    trace = wordless("agentic", seed)
+def agent_trace(seed: int) -> Trace:
+    """The first turns of an agent that works on a code base of its own."""
+    trace = scripted_trace("agentic", seed)
     return Trace(trace.header, trace.turns[:TURNS])
 
 
-class Watched:
-    """Steps of an engine, and how long each took: all of it, and the model's forward pass alone."""
+class StepTimer:
+    """Times an engine's steps, each as a whole and its forward pass alone, until `end`."""
 
     def __init__(self, engine: Engine):
         self.rows: list[dict] = []
@@ -45,6 +41,7 @@ class Watched:
         engine.step, engine.model.forward = self.step, self.forward
 
     def forward(self, batch, attend):
+        """In place of `Model.forward`."""
         start = time.perf_counter()
         logits = self._forward(batch, attend)
         self._forward_s = time.perf_counter() - start
@@ -52,6 +49,7 @@ class Watched:
         return logits
 
     def step(self):
+        """In place of `Engine.step`."""
         start = time.perf_counter()
         ended = self._step()
         if self.rows and "step_s" not in self.rows[-1]:
@@ -59,29 +57,29 @@ class Watched:
         return ended
 
     def end(self) -> pd.DataFrame:
-        """The engine is as it was before."""
+        """Leave the engine as it was. Returns a row for each step."""
         del self.engine.step
         del self.engine.model.forward
         return pd.DataFrame(self.rows)
 
 
-def side_by_side(agents: tuple[int, ...] = AGENTS) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """So many agents at once in each configuration; and the share of a step's time that is not its forward pass."""
+def measure_throughput(agents: tuple[int, ...] = AGENTS) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Run each number of agents at once in each configuration. Returns a row for each run, and one for each step."""
     stateful = Engine.from_pretrained()
     rows, steps = [], []
-    for number, many in enumerate(agents):
+    for number, count in enumerate(agents):
         names = list(CONFIGURATIONS)[:: 1 if number % 2 else -1]
         for name in names:
             kind, speculation = CONFIGURATIONS[name]
             engine = kind(stateful.model, stateful.tokenizer, eos_ids=stateful.eos_ids, speculation=speculation)
             engine.open().send("Are you there?", max_new_tokens=2)
-            watched = Watched(engine)
-            turns = play(engine, [agent(seed) for seed in range(many)], pace=PACE)
-            steps.append(watched.end().assign(configuration=name, agents=many))
+            timer = StepTimer(engine)
+            turns = replay_concurrently(engine, [agent_trace(seed) for seed in range(count)], pace=PACE)
+            steps.append(timer.end().assign(configuration=name, agents=count))
             total_s = turns["done_s"].max()
             rows.append(
                 {
-                    "agents": many,
+                    "agents": count,
                     "configuration": name,
                     "turns": len(turns),
                     "total s": total_s,
@@ -97,7 +95,7 @@ def side_by_side(agents: tuple[int, ...] = AGENTS) -> tuple[pd.DataFrame, pd.Dat
     return pd.DataFrame(rows), pd.concat(steps, ignore_index=True)
 
 
-def bookkeeping(steps: pd.DataFrame) -> pd.DataFrame:
+def time_outside_forward(steps: pd.DataFrame) -> pd.DataFrame:
     """Median milliseconds of a step outside its forward pass, and their share of it, by sequences in the batch."""
     own = steps[steps["configuration"] == "stateful"].assign(own_s=lambda rows: rows["step_s"] - rows["forward_s"])
     by_size = own.groupby(pd.cut(own["sequences"], [0, 1, 2, 4, 8, 16]), observed=True)
@@ -108,17 +106,17 @@ def bookkeeping(steps: pd.DataFrame) -> pd.DataFrame:
             "share": by_size["own_s"].sum() / by_size["step_s"].sum(),
         }
     )
-    table.index = [f"{int(one.left) + 1} to {int(one.right)}" for one in table.index]
+    table.index = [f"{int(sizes.left) + 1} to {int(sizes.right)}" for sizes in table.index]
     return table.rename_axis("sequences in the batch").reset_index()
 
 
 def under_pressure(shares: tuple[float, ...] = (2.0, 1.0, 0.75, 0.5, 0.375, 0.25), teams: int = TEAMS) -> pd.DataFrame:
-    """The same teams on pools of a share of what they hold at most: what is found again, and what is computed twice.
+    """The same teams on smaller and smaller pools: how much of their context is reused, and how much recomputed.
 
-    Counts, on a modelled clock and without a model: the same on any machine. `share` is of the working set, all pages
-    that are in use at once where nothing has to be evicted.
+    The stub model and the modelled clock make the counts the same on any machine. `share` is the pool's share of the
+    working set: of all pages that are in use at once if none has to be evicted.
     """
-    traces = [wordless("planning", seed) for seed in range(teams)]
+    traces = [scripted_trace("planning", seed) for seed in range(teams)]
     rows = []
     working_set = None
     for share in (None, *shares):
@@ -126,7 +124,7 @@ def under_pressure(shares: tuple[float, ...] = (2.0, 1.0, 0.75, 0.5, 0.375, 0.25
             num_pages = round(share * working_set) if share else 16384
             clock = ModelledClock(CostTable.default("float32"))
             engine = stub_engine(num_pages=num_pages, page_size=PAGE_SIZE, clock=clock.now)
-            turns = play(engine, traces, clock=clock, hints=hints)
+            turns = replay_concurrently(engine, traces, clock=clock, hints=hints)
             engine.check()
             if share is None:
                 working_set = engine.pool.allocator.num_pages - engine.pool.allocator.num_free
@@ -149,16 +147,16 @@ def under_pressure(shares: tuple[float, ...] = (2.0, 1.0, 0.75, 0.5, 0.375, 0.25
 
 
 def many_agents() -> pd.DataFrame:
-    """1 to 16 agents in four configurations, a row each; then, by counts alone, a shrinking pool and a soak."""
-    table, steps = side_by_side()
-    own = bookkeeping(steps)
+    """1 to 16 agents in four configurations, a row each; then, by counts alone, a shrinking pool and a soak test."""
+    table, steps = measure_throughput()
+    own = time_outside_forward(steps)
     print(own.round(4).to_string(index=False))
     pressure = under_pressure()
     print(pressure.round(3).to_string(index=False))
     soaked = soak(2000)
     for name, figure in [
-        ("many_agents", agent_figures.throughput_and_latency(table)),
-        ("pool_under_pressure", agent_figures.under_pressure(pressure)),
+        ("many_agents", throughput_and_latency(table)),
+        ("pool_under_pressure", under_pressure(pressure)),
     ]:
         figure.savefig(RESULTS / f"{name}.png", dpi=120)
     table.attrs = {

@@ -1,4 +1,4 @@
-"""What a page table costs: one decode step, its K/V contiguous or in more or fewer runs of pages."""
+"""What a page table costs: one decode step with K/V in contiguous memory, or in more or fewer runs of pages."""
 
 import time
 
@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from tqdm import trange
 
 from minstate.attention import TorchAttention
-from minstate.model import Model, ModelConfig
+from minstate.model import Model
+from minstate.model_config import ModelConfig
 from minstate.paged_kv import KVPool, page_runs
 from minstate.ragged_batch import RaggedBatch
 from minstate.sequence import Sequence
@@ -19,7 +20,7 @@ PAGE_SIZE = 16
 
 
 class ContiguousAttention:
-    """One sequence's K/V in plain tensors `[layers, 2, H_kv, context, D]`: what a page table is compared with."""
+    """Attention over one sequence's K/V in contiguous tensors `[layers, 2, H_kv, context, D]`, without a page table."""
 
     def __init__(self, kv: torch.Tensor):
         self.kv = kv
@@ -32,9 +33,9 @@ class ContiguousAttention:
 
 
 def sequence_in_runs(model: Model, context: int, runs: int) -> Sequence:
-    """A sequence of `context` tokens, all but the last with (random) K/V, whose pages lie in about `runs` runs."""
+    """A sequence of `context` tokens, all but the last with random K/V, whose pages lie in about `runs` runs."""
     config, pages = model.config, -(-context // PAGE_SIZE)
-    length = -(-pages // runs)  # pages in a run; as many, somebody else's, lie between two runs
+    length = -(-pages // runs)  # pages in a run; as many pages of other owners lie between two runs
     pool = KVPool(
         num_layers=config.num_layers,
         num_kv_heads=config.num_kv_heads,
@@ -45,18 +46,19 @@ def sequence_in_runs(model: Model, context: int, runs: int) -> Sequence:
     )
     pool.kv.normal_()
     allocator = pool.allocator
-    everything = allocator.allocate(allocator.num_pages)
-    allocator.release([page for page in everything if runs == 1 or page // length % 2 == 0])
+    all_pages = allocator.allocate(allocator.num_pages)
+    allocator.release([page for page in all_pages if runs == 1 or page // length % 2 == 0])
     sequence = Sequence(pool)
     sequence.log = [0] * context
     sequence.table.append(context - 1)
+    sequence.table.commit()
     return sequence
 
 
 def paged_decode(context: int = 4000, rounds: int = 15) -> pd.DataFrame:
-    """Milliseconds of one decode step of the default model, its K/V contiguous or in so many runs of pages.
+    """Milliseconds of one decode step of the default model, with contiguous K/V and with 1 to 256 runs of pages.
 
-    All layouts are timed once in every round, in an order that changes, so a slow moment falls on all of them.
+    All layouts are timed once in every round, in an order that changes, so that a slow moment affects them all.
     """
     folder = find_model()
     model = Model(ModelConfig.from_hf(read_config(folder)), read_tensors(folder, torch.float32))
@@ -68,7 +70,7 @@ def paged_decode(context: int = 4000, rounds: int = 15) -> pd.DataFrame:
     def step(name: str) -> float:
         sequence = sequences.get(name) or sequences["pages in 1 run"]
         start = time.perf_counter()
-        batch = RaggedBatch.build([(sequence, 1)])
+        batch = RaggedBatch.build([sequence.chunk(1)])
         paged = name in sequences
         model.forward(batch, TorchAttention(sequence.table.pool, batch) if paged else ContiguousAttention(contiguous))
         elapsed = time.perf_counter() - start

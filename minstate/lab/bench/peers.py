@@ -1,9 +1,10 @@
-"""The same work on minstate and on other engines: the same weights, token ids in, number of tokens out, threads.
+"""minstate beside other engines on the same work: the same weights, input ids, number of output tokens, and threads.
 
-Each configuration is a process of its own, in its engine's own environment (`CONTRIBUTING.md` says how to make one),
-and answers `generate(token_ids, count)`; `peers/` holds what runs there. Configurations take turns, in an order that
-changes from turn to turn. All choose greedily and go on from what they said themselves. Rounding differs between
-engines, so at a near-tie they part; `turns that say the same` is the share of turns in which one says what ours says.
+Each configuration is a process of its own, in its engine's own environment (`CONTRIBUTING.md` says how to make one). It
+answers `generate(token_ids, count)` with a program from `peers/`. For each turn the configurations run one by one, in
+changing order. All of them sample greedily, and continue from their own output. Rounding differs between engines, so
+outputs differ after a near-tie; `turns that say the same` is the share of turns in which an engine generates the same
+tokens as ours.
 """
 
 import json
@@ -19,6 +20,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from minstate.lab.bench.bootstrap import bootstrap_interval
 from minstate.lab.bench.gguf_files import write_gguf
 from minstate.lab.engines.stub_model import stub_engine
 from minstate.lab.paths import CLONE, TRACES, clone_for, source_text
@@ -29,7 +31,7 @@ from minstate.weights import find_model, read_tokenizer
 ENVIRONMENTS = Path(os.environ.get("MINSTATE_PEERS", (CLONE or Path.cwd()) / ".peers"))
 OURS = "minstate, stateful"
 STATELESS = ["minstate, stateless", "transformers, stateless", "transformers, prompt lookup", "vllm, stateless"]
-KEPT = [
+REUSING = [
     OURS,
     "minstate, prefix reuse",
     "transformers, cache kept",
@@ -43,9 +45,9 @@ SPECULATIVE = [
     "vllm, prefix caching and ngram",
     "openvino, prefix caching and prompt lookup",
 ]
-WORKLOADS = {"steps": [c for c in KEPT if "reuse" not in c], "agentic": STATELESS + KEPT + SPECULATIVE}
-WORKLOADS["coding"] = KEPT + SPECULATIVE
-# A short spin keeps threads awake between two operations of a step, and yields the core between two turns.
+WORKLOADS = {"steps": [name for name in REUSING if "reuse" not in name], "agentic": STATELESS + REUSING + SPECULATIVE}
+WORKLOADS["coding"] = REUSING + SPECULATIVE
+# Threads that spin briefly stay awake between two operations of a step, and free their core between two turns.
 ENVIRONMENT = {
     "GOMP_SPINCOUNT": "10000",
     "HF_HUB_OFFLINE": "1",
@@ -55,7 +57,7 @@ ENVIRONMENT = {
 
 
 class Peer:
-    """One configuration, running. Raises `RuntimeError`, with the end of what it printed, if it ends too early."""
+    """One configuration's process. If it ends too early, raises `RuntimeError` with the end of what it printed."""
 
     def __init__(self, python: Path, spec: dict, log):
         environment = os.environ | ENVIRONMENT | {"VLLM_CPU_OMP_THREADS_BIND": f"0-{spec['threads'] - 1}"}
@@ -86,15 +88,15 @@ class Peer:
 
 @contextmanager
 def running(configurations: list[str], dtype: str, threads: int = 2) -> Iterator[dict[str, Peer]]:
-    """Start each configuration whose environment exists; a line on standard error names each that does not run."""
+    """Start each configuration whose environment exists. Standard error has a line for each that does not run."""
     folder = find_model()
     with ExitStack() as stack:
         peers = {}
         for name in (bar := tqdm(configurations, unit="engine")):
             bar.set_description(f"starting {name}")
             engine, _, mode = name.partition(", ")
-            own = ENVIRONMENTS / engine / "bin" / "python"
-            python = Path(sys.executable) if engine in ("minstate", "transformers") else own
+            ours = engine in ("minstate", "transformers")
+            python = Path(sys.executable) if ours else ENVIRONMENTS / engine / "bin" / "python"
             if not python.exists():
                 tqdm.write(f"absent: {name} (no {python}; CONTRIBUTING.md says how to install it)", file=sys.stderr)
                 continue
@@ -121,7 +123,7 @@ def _gguf(folder: Path, kind: str) -> Path:
 
 
 def conversation(trace: str) -> list[tuple[list[int], int]]:
-    """Each turn of a committed trace with one session: the token ids that it adds, and how many the answer has."""
+    """For each turn of a committed trace with one session: the input ids, and how many tokens the output has."""
     engine = stub_engine()
     sessions, turns, before = {}, [], 0
     for record, turn in replay(engine, read_trace(TRACES / f"{trace}-0.jsonl"), sessions=sessions):
@@ -132,7 +134,7 @@ def conversation(trace: str) -> list[tuple[list[int], int]]:
 
 
 def measure_turns(peers: dict[str, Peer], turns: list[tuple[list[int], int]], repeats: int) -> pd.DataFrame:
-    """One row for each repeat, turn and configuration. Each repeat begins with other tokens, so no cache knows it."""
+    """A row for each repeat, turn and configuration. Each repeat begins with other tokens, so that no cache has it."""
     tokenizer, order = read_tokenizer(find_model()), np.random.default_rng(0)
     rows = []
     with tqdm(total=repeats * len(turns) * len(peers), unit="turn") as bar:
@@ -158,15 +160,16 @@ def measure_turns(peers: dict[str, Peer], turns: list[tuple[list[int], int]], re
                     bar.update()
     table = pd.DataFrame(rows)
     ours = table[table["configuration"] == OURS].set_index(["repeat", "turn"])["same as ours"]
-    said = zip(table["repeat"], table["turn"], table["same as ours"], strict=True)
-    table["same as ours"] = [ids == ours[repeat, turn] for repeat, turn, ids in said]
+    outputs = zip(table["repeat"], table["turn"], table["same as ours"], strict=True)
+    table["same as ours"] = [ids == ours[repeat, turn] for repeat, turn, ids in outputs]
     return table
 
 
 def measure_steps(peers: dict[str, Peer], repeats: int, contexts: list[int], tokens: int = 16) -> pd.DataFrame:
-    """One row for each context, repeat and configuration: a prompt from nothing (first row only), and a decode step.
+    """A row for each context, repeat and configuration: the time of a decode step, and in the first of a cold prompt.
 
-    The step is the difference between two answers, of 1 and of 1 + `tokens` tokens, to the same kept prompt.
+    A step's time is that of `tokens` tokens: the difference between outputs of 1 and of 1 + `tokens` tokens, both after
+    a prompt whose K/V is cached.
     """
     ids = read_tokenizer(find_model()).encode(source_text())
     order, rows = np.random.default_rng(0), []
@@ -175,16 +178,16 @@ def measure_steps(peers: dict[str, Peer], repeats: int, contexts: list[int], tok
             prompt = ids[context : 2 * context] if 2 * context <= len(ids) else ids[:context]
             cold = {}
             for name in order.permutation(list(peers)):
-                bar.set_description(f"{context} tokens, {name}, from nothing")
+                bar.set_description(f"{context} tokens, {name}, nothing cached")
                 cold[name] = peers[name].generate(prompt, 1)["seconds"]
                 bar.update()
             for repeat in range(repeats):
                 for name in order.permutation(list(peers)):
                     bar.set_description(f"{context} tokens, {name}")
-                    # A token more each time: no answer is an exact repeat, and every prompt but its end is known.
-                    asked = prompt + ids[context : context + 2 * repeat + 1]
-                    one = peers[name].generate(asked, 1)["seconds"]
-                    many = peers[name].generate([*asked, ids[context + 2 * repeat + 1]], 1 + tokens)["seconds"]
+                    # One more token each time: no prompt is an exact repeat, and all but its last token is cached.
+                    longer = prompt + ids[context : context + 2 * repeat + 1]
+                    one = peers[name].generate(longer, 1)["seconds"]
+                    many = peers[name].generate([*longer, ids[context + 2 * repeat + 1]], 1 + tokens)["seconds"]
                     rows.append(
                         {
                             "context": context,
@@ -198,23 +201,17 @@ def measure_steps(peers: dict[str, Peer], repeats: int, contexts: list[int], tok
     return pd.DataFrame(rows)
 
 
-def median_interval(values: np.ndarray, resamples: int = 2000) -> tuple[float, float, float]:
-    """The median, and its 95 % bootstrap interval (Efron, Ann. Statist. 7(1), 1979; percentiles)."""
-    drawn = np.random.default_rng(0).choice(values, (resamples, len(values)))
-    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
-    return float(np.median(values)), float(low), float(high)
-
-
 def summary(rows: pd.DataFrame, cases: list[str], value: str) -> pd.DataFrame:
-    """For each context (or for all turns together) and configuration: the median, and its ratio to ours, pair by pair.
+    """For each configuration: the median of `value`, and the median of its ratios to ours with the 95 % interval.
 
-    Rows are paired by `cases`: what was measured close together in time, on the same input.
+    Ratios are between rows with the same `cases`, which were measured close together in time, on the same input.
     """
     wide = rows.pivot_table(index=cases, columns="configuration", values=value, sort=False)
     lines = []
     for name in wide.columns:
-        ratio, low, high = median_interval((wide[name] / wide[OURS]).to_numpy())
-        lines.append({"configuration": name, f"median {value}": wide[name].median(), "ratio to ours": ratio,
+        ratios = (wide[name] / wide[OURS]).to_numpy()
+        low, high = bootstrap_interval(lambda at, ratios=ratios: np.median(ratios[at]), len(ratios))
+        lines.append({"configuration": name, f"median {value}": wide[name].median(), "ratio to ours": np.median(ratios),
                       "from": low, "to": high})  # fmt: skip
     return pd.DataFrame(lines).sort_values("ratio to ours", ignore_index=True)
 
@@ -222,7 +219,7 @@ def summary(rows: pd.DataFrame, cases: list[str], value: str) -> pd.DataFrame:
 def peers(
     workload: str = "agentic", dtype: str = "float32", repeats: str = "3", contexts: str = "1024,6144"
 ) -> pd.DataFrame:
-    """minstate beside other engines: `workload` is steps (at these contexts), agentic or coding."""
+    """minstate beside other engines. `workload` is steps (at these contexts), agentic or coding."""
     with running(WORKLOADS[workload], dtype) as started:
         versions = {name: peer.version for name, peer in started.items()}
         if workload == "steps":

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from minstate.costs import CostTable
+from minstate.draft_budget import CostTable
 from minstate.lab.paths import source_text
 from minstate.prompt_lookup import LONGEST, Corpus, Match, NgramIndex
 from minstate.speculation import Speculation, Speculator
@@ -17,10 +17,10 @@ LOOKUPS = 2000
 
 
 class SuffixAutomaton:
-    """All substrings of a list as a smallest automaton (Blumer et al., TCS 40, 1985): the other way, not kept.
+    """All substrings of a list as a smallest automaton (Blumer et al., TCS 40, 1985): the alternative to n-gram chains.
 
-    The state that the suffix link of the whole list leads to stands for the longest suffix that occurred before. It
-    knows its first occurrence; the most recent one would have to be entered along all suffix links at every token.
+    The suffix link of the whole list leads to the state of the longest suffix that occurred before. The state knows its
+    first occurrence. To know the most recent one, every token would have to update all states along the suffix links.
     """
 
     def __init__(self):
@@ -29,12 +29,12 @@ class SuffixAutomaton:
         self._last = 0
 
     def extend(self, tokens: list[int]) -> None:
-        """Take up the tokens that are new, in amortised constant time each."""
+        """Add the tokens that are new, in amortised constant time each."""
         for position in range(self._length[self._last], len(tokens)):
             self._append(tokens[position], position + 1)
 
     def find(self, tokens: list[int], tail: list[int]) -> Match:
-        """The longest suffix that occurred before, and what its first occurrence was followed by."""
+        """The longest suffix that occurred before, and the position behind its first occurrence."""
         state = self._link[self._last]
         return Match(self._length[state], self._end[state]) if state > 0 else Match(0, 0)
 
@@ -47,7 +47,9 @@ class SuffixAutomaton:
             self._link[new] = 0
         else:
             target = self._edges[state][token]
-            if self._length[target] != self._length[state] + 1:  # it stands for longer strings too: split them off
+            if (
+                self._length[target] != self._length[state] + 1
+            ):  # the state stands for longer strings too: split them off
                 clone = self._state(dict(self._edges[target]), self._length[state] + 1, self._end[target])
                 self._link[clone], self._link[target] = self._link[target], clone
                 while state != -1 and self._edges[state].get(token) == target:
@@ -66,10 +68,10 @@ class SuffixAutomaton:
 
 
 def prompt_lookup() -> pd.DataFrame:
-    """Both on source code: growing and looking up at 10,000 and 100,000 tokens; and how often the next token is right.
+    """Both structures on source code: time to grow and to look up at 10,000 and 100,000 tokens, and the hit rate.
 
-    A look-up is timed as a decode step does it: one token is new. `hits` is the share of tokens whose predecessors
-    matched at all and that were what had followed the match.
+    A look-up is timed as in a decode step, in which one token is new. `matches` is the share of positions where the
+    last tokens matched; `hits` is the share of these where the token behind the match was the next one.
     """
     ids = read_tokenizer(find_model()).encode(source_text("**/*.py"))
     rows = []
@@ -84,8 +86,8 @@ def prompt_lookup() -> pd.DataFrame:
 def _measure(kind: Callable, ids: list[int], tokens: int) -> dict[str, float]:
     log, times, hits, matches = ids[:tokens], [], 0, 0
     tracemalloc.start()
-    kept = kind()
-    kept.extend(log)
+    weighed = kind()
+    weighed.extend(log)
     size = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     start = time.perf_counter()
@@ -117,7 +119,7 @@ def _measure(kind: Callable, ids: list[int], tokens: int) -> dict[str, float]:
 
 
 def _median_draft_us(ids: list[int], tokens: int) -> float:
-    """Microseconds of all that a decode step does for a draft of up to 31 tokens: index, look up, estimate."""
+    """Microseconds that a decode step takes to propose up to 31 tokens: index, look up, estimate chances."""
     speculator, log, times = Speculator(Speculation(CostTable.default("float32")), Corpus()), ids[:tokens], []
     speculator.propose(log, 0)
     for token in ids[tokens : tokens + LOOKUPS]:

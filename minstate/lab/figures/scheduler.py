@@ -1,4 +1,4 @@
-"""A scheduler at work: who waits, who runs, what each step's batch is made of, and what the pages are used for."""
+"""Figures of a scheduler at work: which turns wait and run, what each step's batch holds, what pages are used for."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,12 +11,26 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from minstate.costs import CostTable
+from minstate.draft_budget import CostTable
 from minstate.engine import Engine
 from minstate.lab.figures.agents import pass_ms
-from minstate.lab.figures.turn_costs import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, STYLE, new_figure
-from minstate.lab.serving.side_by_side import ModelledClock
-from minstate.turn import Handle
+from minstate.lab.figures.palette import (
+    BLUE,
+    DIM,
+    FAINT,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PAPER,
+    PURPLE,
+    SKY,
+    STYLE,
+    new_figure,
+    paper_box,
+)
+from minstate.lab.serving.clocks import ModelledClock
+from minstate.request import Request
 
 WORK = {
     "decode": {"facecolor": SKY},
@@ -24,59 +38,58 @@ WORK = {
     "prefill": {"facecolor": BLUE, "hatch": "//"},
 }
 LOOKS = WORK | {
-    "wait": {"facecolor": "white", "hatch": "...."},
+    "wait": {"facecolor": PAPER, "hatch": "...."},
     "held": {"facecolor": GREY},
     "defer": {"facecolor": PURPLE, "hatch": "xx"},
     "preempt": {"facecolor": INK},
 }
-MEANS = {
+NAMES = {
     "decode": "decode: 1 token",
     "drafts": "drafts beside it",
     "prefill": "prefill",
     "wait": "waits",
     "held": "runs, but no budget is left",
-    "defer": "defers: another computes it",
-    "preempt": "is put back",
+    "defer": "deferred: another turn computes it",
+    "preempt": "preempted",
 }
 PAGES = {
-    "of running turns": {"facecolor": "#A0A0A0", "hatch": "\\\\"},
+    "of running turns": {"facecolor": DIM, "hatch": "\\\\"},
     "idle, may be evicted": {"facecolor": GREEN},
-    "free": {"facecolor": "white"},
+    "free": {"facecolor": PAPER},
 }
 
 
 class Part(NamedTuple):
-    """What became of one session's turn in a step."""
+    """What a step does with one session's turn."""
 
-    what: str  # "wait", "held", "defer", "preempt", "prefill" or "decode"
+    state: str  # "wait", "held", "defer", "preempt", "prefill" or "decode"
     request: int  # the turn's number
     tokens: int = 0  # of its log that the step forwards
-    drafted: int = 0  # and guesses beside them
+    drafted: int = 0  # guesses that the step forwards, too
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A step that has just been done: a copy, which later steps don't change."""
+    """A step that is done: a copy, which later steps do not change."""
 
     step: int  # from 0 up
     at_s: float  # when it was done, on the recorder's clock
-    parts: dict[int, Part]  # by the session's number: all whose turns are on their way
+    parts: dict[int, Part]  # by the session's number: the sessions with a turn under way
     pages: tuple[int, int, int]  # as in `PAGES`
 
     @staticmethod
-    def of(engine: Engine, turns: Sequence[Handle]) -> "Moment":
-        """The last step of `engine`, as far as `turns` are concerned."""
+    def of(engine: Engine, turns: Sequence[Request]) -> "Moment":
+        """The last step of `engine`, and what it did with each of `turns`."""
         scheduler, allocator = engine.scheduler, engine.pool.allocator
         step = scheduler.steps - 1
         events = {event.request: event for event in scheduler.timeline if event.step == step and event.what in LOOKS}
         parts = {}
         for turn in turns:
-            number, event = turn.request.number, events.get(turn.request.number)
+            number, event = turn.number, events.get(turn.number)
             if event and event.what != "wait":
                 parts[turn.session.number] = Part(event.what, number, event.tokens, event.drafted)
             elif not turn.done:
-                waits = turn.request in scheduler.waiting
-                parts[turn.session.number] = Part("wait" if waits else "held", number)
+                parts[turn.session.number] = Part("wait" if turn in scheduler.waiting else "held", number)
         available = engine.cache.num_available
         pages = (allocator.num_pages - available, available - allocator.num_free, allocator.num_free)
         return Moment(step, 0.0, parts, pages)
@@ -86,7 +99,7 @@ class Moment:
         parts = self.parts.values()
         if kind == "drafts":
             return sum(part.drafted for part in parts)
-        return sum(part.tokens for part in parts if part.what == kind)
+        return sum(part.tokens for part in parts if part.state == kind)
 
     @property
     def query_tokens(self) -> int:
@@ -94,29 +107,31 @@ class Moment:
 
 
 class Recorder(ModelledClock):
-    """A modelled clock that keeps every step of the engine whose time it tells. A step takes what `pass_ms` says."""
+    """A modelled clock that keeps a `Moment` of every step of its engine, and prices a step by `pass_ms`."""
 
     def __init__(self, costs: CostTable):
         super().__init__(costs)
         self.moments: list[Moment] = []
 
-    def stepped(self, engine: Engine, running: Sequence[Handle]) -> None:
-        """A step of the engine is done, in which these turns, and no others, may have taken part."""
+    def after_step(self, engine: Engine, running: Sequence[Request]) -> None:
+        """Keep the step that `engine` has just done, in which only `running` turns can have taken part."""
         if engine.scheduler.steps > (self.moments[-1].step + 1 if self.moments else 0):
             moment = Moment.of(engine, running)
-            contexts = {turn.session.number: turn.request.sequence.kv_len for turn in running}
+            contexts = {turn.session.number: turn.sequence.kv_len for turn in running}
             work = [(part.tokens + part.drafted, contexts[session]) for session, part in moment.parts.items()]
             self.seconds += pass_ms(self.costs, [each for each in work if each[0]]) / 1000
             self.moments.append(replace(moment, at_s=self.seconds))
 
 
-def lanes(moments: Sequence[Moment], names: Mapping[int, str], budget: int, title: str = "", of: int = 0) -> Figure:
+def session_lanes(
+    moments: Sequence[Moment], names: Mapping[int, str], budget: int, title: str = "", of: int = 0
+) -> Figure:
     """The batches above, a lane for each session below; a white line between two turns of a session.
 
     names   by the session's number, from top to bottom
     of      leave room for so many steps, where `moments` are only the first of them
 
-    Up to 40 steps have their numbers of tokens, "1+6" for one and six drafts, or "+6" where there is less room.
+    Up to 40 steps show their numbers of tokens: "1+6" for one token and six drafts, or "+6" where there is less room.
     """
     figure, _ = new_figure(width=9.6, height=2.5 + 0.36 * len(names))
     figure.clear()
@@ -126,7 +141,7 @@ def lanes(moments: Sequence[Moment], names: Mapping[int, str], budget: int, titl
     with mpl.rc_context(STYLE):
         for kind, look in WORK.items():
             heights = [moment.total(kind) for moment in moments]
-            few = {"edgecolor": "white", "linewidth": 0.4} if count <= 120 else {"hatch": None, "linewidth": 0}
+            few = {"edgecolor": PAPER, "linewidth": 0.4} if count <= 120 else {"hatch": None, "linewidth": 0}
             upper.bar(steps, heights, 0.96 if count <= 120 else 1, bottom=below, label=kind, **(look | few))
             below = [low + height for low, height in zip(below, heights, strict=True)]
         upper.axhline(budget, color=INK, linestyle="--", linewidth=1)
@@ -144,36 +159,35 @@ def lanes(moments: Sequence[Moment], names: Mapping[int, str], budget: int, titl
             axes.spines[:].set_visible(False)
             axes.tick_params(length=0)
         swatches = [
-            Patch(edgecolor=INK, linewidth=0.4, label=MEANS[kind], **LOOKS[kind]) for kind in LOOKS if kind in shown
+            Patch(edgecolor=INK, linewidth=0.4, label=NAMES[kind], **LOOKS[kind]) for kind in LOOKS if kind in shown
         ]
         figure.legend(handles=swatches, loc="outside lower left", ncols=4, fontsize=8, frameon=False)
     return figure
 
 
 def _lane(axes: Axes, row: int, moments: Sequence[Moment], session: int, *, text: bool) -> set[str]:
-    """One session's row; drafts as a bar within it, the higher the more there are. Returns what is to be explained."""
+    """Draw one session's lane, with a bar as high as the number of drafts. Returns the kinds that the legend needs."""
     mine = [(moment.step + 1, moment.parts[session]) for moment in moments if session in moment.parts]
-    runs = groupby(enumerate(mine), key=lambda each: (each[1][0] - each[0], each[1][1].what, each[1][1].request))
-    for (_, what, _), run in runs:
+    runs = groupby(enumerate(mine), key=lambda each: (each[1][0] - each[0], each[1][1].state, each[1][1].request))
+    for (_, state, _), run in runs:
         steps = [step for _, (step, _) in run]
         gap = 0.08 if len(moments) <= 120 else 0
         width = steps[-1] - steps[0] + 1 - 2 * gap
-        look = {"linewidth": 0.5, "edgecolor": "#999999" if what == "wait" else "white"} | LOOKS[what]
+        look = {"linewidth": 0.5, "edgecolor": DIM if state == "wait" else PAPER} | LOOKS[state]
         axes.add_patch(Rectangle((steps[0] - 0.5 + gap, row + 0.08), width, 0.84, **look))
     for step, part in mine:
         if part.drafted:
             height = min(0.84, 0.1 + 0.04 * part.drafted)
             axes.add_patch(Rectangle((step - 0.36, row + 0.92 - height), 0.72, height, facecolor=ORANGE, linewidth=0))
         if text and part.tokens:
-            paper = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none"}
             drafts = f"+{part.drafted}" if part.drafted else ""
             label = drafts if drafts and part.tokens == 1 and len(moments) > 30 else f"{part.tokens}{drafts}"
-            axes.text(step, row + 0.5, label, ha="center", va="center", fontsize=7, color=INK, bbox=paper)
-    return {part.what for _, part in mine} | {"drafts" for _, part in mine if part.drafted}
+            axes.text(step, row + 0.5, label, ha="center", va="center", fontsize=7, color=INK, bbox=paper_box())
+    return {part.state for _, part in mine} | {"drafts" for _, part in mine if part.drafted}
 
 
 def step_figure(moments: Sequence[Moment], at: int, names: Mapping[int, str], budget: int) -> Figure:
-    """One step: what becomes of each session; the batch, against the budget; what the pages are used for."""
+    """One step: the state of each session; the batch, against the budget; what the pages are used for."""
     moment = moments[at]
     figure, _ = new_figure(width=9.6, height=1.5 + 0.34 * len(names))
     figure.clear()
@@ -182,10 +196,12 @@ def step_figure(moments: Sequence[Moment], at: int, names: Mapping[int, str], bu
     with mpl.rc_context(STYLE):
         for row, (session, name) in enumerate(names.items()):
             part = moment.parts.get(session)
-            left.text(0, row + 0.5, name, va="center", fontsize=9, fontweight="bold", color=INK if part else "#BBBBBB")
+            left.text(0, row + 0.5, name, va="center", fontsize=9, fontweight="bold", color=INK if part else FAINT)
             if part:
-                left.add_patch(Rectangle((2.6, row + 0.15), 0.8, 0.7, edgecolor=INK, linewidth=0.4, **LOOKS[part.what]))
-                left.text(3.7, row + 0.5, _says(part), va="center", fontsize=8)
+                left.add_patch(
+                    Rectangle((2.6, row + 0.15), 0.8, 0.7, edgecolor=INK, linewidth=0.4, **LOOKS[part.state])
+                )
+                left.text(3.7, row + 0.5, _describe(part), va="center", fontsize=8)
         left.set(xlim=(0, 10), ylim=(len(names), 0), yticks=[])
         left.tick_params(bottom=False, labelbottom=False)
         left.set_title(f"Step {moment.step + 1} of {moments[-1].step + 1}")
@@ -208,28 +224,27 @@ def step_figure(moments: Sequence[Moment], at: int, names: Mapping[int, str], bu
     return figure
 
 
-def _says(part: Part) -> str:
-    if part.what in WORK:
-        return f"{part.what} {part.tokens}" + (f", drafts {part.drafted}" if part.drafted else "")
-    return MEANS[part.what].split(":")[0]
+def _describe(part: Part) -> str:
+    if part.state in WORK:
+        return f"{part.state} {part.tokens}" + (f", drafts {part.drafted}" if part.drafted else "")
+    return NAMES[part.state].split(":")[0]
 
 
 def _counts(moment: Moment, kind: str, names: Mapping[int, str]) -> list[tuple[int, int]]:
-    """The sessions that have tokens of a kind in the step, and how many."""
+    """The sessions that have tokens of a kind in the step, each with their number."""
     parts = [(session, moment.parts[session]) for session in names if session in moment.parts]
     if kind == "drafts":
         return [(session, part.drafted) for session, part in parts if part.drafted]
-    return [(session, part.tokens) for session, part in parts if part.what == kind]
+    return [(session, part.tokens) for session, part in parts if part.state == kind]
 
 
 def _stack(axes: Axes, pieces: Sequence[tuple[dict, str, int]]) -> None:
-    """Pieces of a bar, from left to right, each with its name if there is room for it."""
+    """Draw the pieces of a bar from left to right, each with its name if there is room for it."""
     start, whole = 0, sum(count for *_, count in pieces) or 1
-    paper = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
     for look, name, count in pieces:
         axes.add_patch(Rectangle((start, 0), count, 1, edgecolor=INK, linewidth=0.5, **look))
         label = f"{name}: {count}" if count > 0.25 * whole else name if count > 0.1 * whole else ""
         if label:
-            axes.text(start + count / 2, 0.5, label, ha="center", va="center", fontsize=8, bbox=paper)
+            axes.text(start + count / 2, 0.5, label, ha="center", va="center", fontsize=8, bbox=paper_box())
         start += count
     axes.set(ylim=(0, 1), yticks=[])

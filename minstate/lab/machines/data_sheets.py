@@ -1,4 +1,4 @@
-"""Machines and models that are not at hand, by their data sheets: what a step would take on them is a prediction."""
+"""Machines and models that are not at hand, as their data sheets describe them. All seconds are predictions."""
 
 import math
 from dataclasses import dataclass
@@ -7,20 +7,20 @@ import torch
 
 from minstate.errors import BadValue
 from minstate.lab.machines.roofline import Roofline
-from minstate.model import ModelConfig
+from minstate.model_config import ModelConfig
 
 DTYPE = torch.bfloat16
-FOR_PAGES = 0.9  # share of the memory that weights and pages may take
+USABLE = 0.9  # share of the memory that weights and pages may take
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """One GPU, or several as one: their memories, bandwidths and FLOPs add up, and what they tell each other is free.
+    """One GPU, or several as one: memories, bandwidths and FLOP/s add up, and communication between them is free.
 
     memory       bytes
     roofline     FLOP/s of dense bfloat16 products and bytes/s, by the data sheet
     efficiency   share of the roofline that is reached; gpt-fast reports 0.69 for decoding on an A100
-    overhead_s   of every step, whatever it computes: launches, sampling, the scheduler itself
+    overhead_s   seconds that every step takes besides its forward pass: launches, sampling, the scheduler
     """
 
     name: str
@@ -31,12 +31,12 @@ class Hardware:
     overhead_s: float = 0.002
 
     def seconds(self, flops: float, bytes_read: float) -> float:
-        """Predicted for one step."""
+        """Predicted duration of one step."""
         return self.roofline.floor_s(flops, bytes_read) / self.efficiency + self.overhead_s
 
     def num_pages(self, config: ModelConfig, page_size: int) -> int:
-        """Pages of K/V that fit beside the weights. Raises `BadValue` if not even these fit."""
-        room = FOR_PAGES * self.memory - weight_bytes(config)
+        """Pages of K/V that fit beside the weights. Raises `BadValue` if the weights do not fit."""
+        room = USABLE * self.memory - weight_bytes(config)
         if room <= 0:
             raise BadValue(f"{weight_bytes(config) / 1e9:.0f} GB of weights do not fit into {self.name}")
         return int(room // (page_size * config.kv_bytes_per_token(DTYPE)))
@@ -49,7 +49,7 @@ def h100(gpus: int = 1) -> Hardware:
 
 
 def weight_bytes(config: ModelConfig) -> int:
-    """Of all tensors."""
+    """Bytes of all weights."""
     return DTYPE.itemsize * sum(math.prod(shape) for shape in config.tensor_shapes().values())
 
 
@@ -65,7 +65,7 @@ def _llama3(num_layers: int, hidden_size: int, mlp_size: int, num_heads: int) ->
         max_positions=131_072,
         norm_eps=1e-5,
         rope_theta=500_000.0,
-        rope_scaling=None,  # of no consequence here
+        rope_scaling=None,  # it costs nothing
         tied_embeddings=False,
     )
 

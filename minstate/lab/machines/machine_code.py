@@ -1,8 +1,8 @@
-"""What kernels are compiled to, for GPUs that need not be there: registers, spills, and which instructions.
+"""What kernels are compiled to, for GPUs that need not be present: registers, spills, and instructions.
 
     python -m minstate.lab.machines.machine_code [90]
 
-prints a row for each kind of attention launch, as JSON, compiled for sm_90 (an H100; 80: an A100). It takes triton's
+prints a row for each kind of attention launch, as JSON, compiled for sm_90 (an H100; 80: an A100). It needs triton's
 compiler and the tools that come with it, and a process in which `TRITON_INTERPRET` is not set.
 """
 
@@ -35,8 +35,8 @@ HEADS, KV_HEADS, HEAD_DIM = 16, 4, 128
 
 
 @dataclass
-class Compiled:
-    """One kernel, as it is for one GPU."""
+class CompiledKernel:
+    """One kernel, compiled for one kind of GPU."""
 
     name: str
     ptx: str
@@ -50,36 +50,37 @@ class Compiled:
 
     @cached_property
     def resources(self) -> dict[str, int]:
-        """REG, STACK, LOCAL and others, of each thread."""
+        """What each thread takes: REG, STACK, LOCAL and others."""
         (line,) = [line for line in self._dump("--dump-resource-usage").splitlines() if "REG:" in line]
         return {name: int(value) for name, value in re.findall(r"([A-Z]+):(\d+)", line)}
 
     def count(self, instruction: str) -> int:
-        """How often machine code that matches occurs."""
+        """How many instructions of the machine code match this regular expression."""
         return len(re.findall(rf"\b{instruction}\b", self.sass))
 
     def _dump(self, what: str) -> str:
         return subprocess.run([CUOBJDUMP, what, self.cubin], capture_output=True, text=True, check=True).stdout
 
 
-def launches(call: Callable[[], object], capability: int, folder: Path) -> list[Compiled]:
-    """Every kernel that `call()` would launch, compiled for `capability` (80 for sm_80), without running any."""
-    recorded = []
+def compile_launches(call: Callable[[], object], capability: int, folder: Path) -> list[CompiledKernel]:
+    """Compile every kernel that `call()` would launch, for `capability` (80 for sm_80), without running any."""
+    launches = []
 
     def record(kernel, *arguments, grid, warmup, **options):
-        recorded.append((kernel, arguments, options))
+        launches.append((kernel, arguments, options))
 
     with mock.patch.object(JITFunction, "run", record):
         call()
-    return [_compile(*launch, capability, folder) for launch in recorded]
+    return [_compile(*launch, capability, folder) for launch in launches]
 
 
-def _compile(kernel: JITFunction, arguments: tuple, options: dict, capability: int, folder: Path) -> Compiled:
-    """As triton itself would at a launch: pointers and sizes that 16 divides are known to be."""
+def _compile(kernel: JITFunction, arguments: tuple, options: dict, capability: int, folder: Path) -> CompiledKernel:
+    """Compile as triton does at a launch: it is told which pointers and sizes are divisible by 16."""
     signature, constants, attributes = {}, {}, {}
     for parameter, value in zip(kernel.params, arguments, strict=True):
         place = (parameter.num,)
-        if parameter.is_constexpr or (value == 1 if isinstance(value, int) and not parameter.do_not_specialize else 0):
+        is_one = isinstance(value, int) and value == 1 and not parameter.do_not_specialize
+        if parameter.is_constexpr or is_one:
             signature[parameter.name], constants[place] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = "*" + TYPES[value.dtype]
@@ -94,11 +95,11 @@ def _compile(kernel: JITFunction, arguments: tuple, options: dict, capability: i
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     cubin = folder / f"{compiled.hash}.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
-    return Compiled(kernel.__name__, compiled.asm["ptx"], cubin, compiled.metadata.shared)
+    return CompiledKernel(kernel.__name__, compiled.asm["ptx"], cubin, compiled.metadata.shared)
 
 
 def launch_attention(queries: int, dtype: torch.dtype, splits: int) -> None:
-    """Attention of 3 sequences with so many query tokens each, over pages of 16."""
+    """Launch attention of 3 sequences with `queries` query tokens each, over pages of 16 tokens."""
     q = torch.empty(3 * queries, HEADS, HEAD_DIM, dtype=dtype)
     kv = torch.empty(2, KV_HEADS, 64, HEAD_DIM, dtype=dtype)
     ids = torch.zeros(4, 32, dtype=torch.int32)
@@ -106,12 +107,12 @@ def launch_attention(queries: int, dtype: torch.dtype, splits: int) -> None:
 
 
 def attention_report(capability: int, folder: Path) -> list[dict[str, int | str]]:
-    """A row for each kind of launch: the tile's sizes, what a thread and a program take, how often what occurs."""
+    """A row for each kind of launch: sizes of the tile, resources of a thread and a program, counts of instructions."""
     kinds = [("decode", 1, torch.bfloat16, 16), ("verification", 8, torch.bfloat16, 1)]
     kinds += [("prefill", 512, torch.bfloat16, 1), ("decode", 1, torch.float32, 16)]
     report = []
     for name, queries, dtype, splits in kinds:
-        kernel, *_ = launches(lambda kind=(queries, dtype, splits): launch_attention(*kind), capability, folder)
+        kernel, *_ = compile_launches(lambda kind=(queries, dtype, splits): launch_attention(*kind), capability, folder)
         tiles, used = tile_sizes(HEAD_DIM, dtype, queries * HEADS // KV_HEADS), kernel.resources
         report.append(
             {

@@ -1,7 +1,7 @@
-"""The shortest time that a piece of work can take on this machine, from what it computes and what it reads.
+"""The shortest time that a piece of work can take on this machine, by its arithmetic and the bytes that it reads.
 
-The roofline model (Williams, Waterman, Patterson, CACM 52(4), 2009): work either waits for its arithmetic or for its
-memory, whichever takes longer. Two numbers describe the machine, and both are measured, not read off a data sheet.
+The roofline model (Williams, Waterman, Patterson, CACM 52(4), 2009): work takes as long as its arithmetic or its memory
+traffic, whichever takes longer. Two rates describe the machine, and both are measured, not taken from a data sheet.
 """
 
 import time
@@ -15,14 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @dataclass(frozen=True)
 class Roofline:
-    """What a machine does at its best."""
+    """The highest rates that a machine reaches."""
 
     flops_per_s: float
     bytes_per_s: float  # read from memory
 
     @property
     def ridge(self) -> float:
-        """FLOPs per byte from which on arithmetic, not memory, sets the time."""
+        """FLOPs per byte above which arithmetic, not memory, sets the time."""
         return self.flops_per_s / self.bytes_per_s
 
     def floor_s(self, flops: float, bytes_read: float) -> float:
@@ -43,20 +43,20 @@ def measure_roofline(*, size: int = 1024, megabytes: int = 256, repeats: int = 2
 
 
 class CountOperations(TorchDispatchMode):
-    """Counts torch operations in a `with` block, views included: what each costs besides its work adds up."""
+    """Counts torch operations in a `with` block, views included: the overhead of each adds up."""
 
     def __init__(self):
         super().__init__()
         self.count = 0
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        """Called by torch in place of each operation."""
+        """Count the operation, and call it."""
         self.count += 1
         return operation(*args, **(kwargs or {}))
 
 
 def seconds_each(work: Callable[[], object], *, repeats: int, warmup: int = 1) -> list[float]:
-    """Wall time of each of `repeats` calls of `work()`, after `warmup` calls that are not counted."""
+    """Wall time of each of `repeats` calls of `work()`, after `warmup` calls that are not timed."""
     seconds = []
     for _ in range(warmup + repeats):
         start = time.perf_counter()

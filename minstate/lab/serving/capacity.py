@@ -1,4 +1,4 @@
-"""How many agents a GPU serves at once: a prediction, by simulating more and more of them until they wait."""
+"""How many agents a GPU serves at once: a prediction, by simulating more and more agents until they wait too long."""
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -14,57 +14,61 @@ from tqdm import tqdm
 from minstate.errors import BadValue, OutOfPages
 from minstate.lab.machines.data_sheets import Hardware, h100
 from minstate.lab.serving.live_session import LiveSession
-from minstate.lab.serving.simulation import NAIVE, PREFIX_REUSE, STATEFUL, Policy, Simulation, Tally
-from minstate.lab.serving.traffic import Shape, sessions
-from minstate.model import ModelConfig
+from minstate.lab.serving.reuse_modes import NAIVE, PREFIX_REUSE, STATEFUL, ReuseMode
+from minstate.lab.serving.serving_stats import ServingStats
+from minstate.lab.serving.simulation import Simulation
+from minstate.lab.serving.traffic import TrafficShape, draw_sessions
+from minstate.model_config import ModelConfig
 
 
-def serve_agents(
+def simulate_agents(
     config: ModelConfig,
     hardware: Hardware,
-    policy: Policy,
-    shape: Shape,
+    mode: ReuseMode,
+    shape: TrafficShape,
     agents: int,
     *,
     warmup_s: float = 90.0,
     seconds: float = 60.0,
     seed: int = 0,
     **settings,
-) -> Tally:
-    """A closed loop: so many sessions at any time, each at some point between its first and its last turn at the start.
+) -> ServingStats:
+    """A closed loop: there are `agents` sessions at any time, at first each somewhere between its first and last turn.
 
-    What was sent in the first `warmup_s` does not count, but whoever waits at the end does. Times are predictions.
+    Turns sent in the first `warmup_s` do not count; turns that still wait at the end do. Times are predictions.
+
+    settings  of `Simulation`
     """
-    random, stream = Random(f"agents {seed}"), sessions(shape, seed)
-    simulation = Simulation(config, hardware, policy, since_s=warmup_s, **settings)
+    random, stream = Random(f"agents {seed}"), draw_sessions(shape, seed)
+    simulation = Simulation(config, hardware, mode, count_from_s=warmup_s, **settings)
     for script in islice(stream, agents):
         simulation.begin(LiveSession.of(script, random.random()), at_s=0.3 * warmup_s * random.random())
-    simulation.run(until_s=warmup_s + seconds, next_one=lambda: LiveSession.of(next(stream)))
+    simulation.run(until_s=warmup_s + seconds, replacement=lambda: LiveSession.of(next(stream)))
     simulation.count_waiting()
-    return simulation.tally
+    return simulation.stats
 
 
-class Case(NamedTuple):
-    """What is asked about."""
+class CapacityCase(NamedTuple):
+    """A model on some GPUs, and the traffic that it serves."""
 
     model: str  # its name
     config: ModelConfig
-    longest: int  # tokens of the longest log: how the traffic is scaled
+    longest: int  # tokens of the longest log, to which the traffic is scaled
     gpus: int  # that work as one
-    warmup_s: float  # as for `serve_agents`
+    warmup_s: float  # as for `simulate_agents`
     seconds: float
 
 
 @dataclass(frozen=True)
 class Target:
-    """What counts as served: predicted seconds that all but 5 % of first tokens, and of gaps between tokens, keep."""
+    """The service level that agents are promised. Seconds are predicted, and met by all but 5 % of the tokens."""
 
-    first_s: float = 2.0
-    between_s: float = 0.050
-    recomputed: float | None = None  # share of the prompts at most, where asked
+    first_s: float = 2.0  # from sending a turn to its first token, at most
+    between_s: float = 0.050  # from one token to the next, at most
+    recomputed: float | None = None  # share of the prompts that may be recomputed; None: any
 
     def met(self, row: dict) -> bool:
-        """By a row of `Tally.row`. Where nothing was asked, nothing was late; an empty row meets nothing."""
+        """Whether a row of `ServingStats.row` meets it. An empty row does not; a row without turns was never late."""
         return bool(row) and not (
             row["p95 to first token (s)"] > self.first_s
             or row["p95 between tokens (ms)"] > 1000 * self.between_s
@@ -73,16 +77,17 @@ class Target:
 
 
 TARGET = Target()
-MOST = 512  # agents that are tried: the time that a simulation takes grows faster than their number
+MAX_AGENTS = 512  # agents to try: a simulation's duration grows faster than their number
 
 
 def most_agents(
-    serve: Callable[[int], dict], target: Target, *, steps: float = 1.2, most: int = MOST
+    serve: Callable[[int], dict], target: Target, *, steps: float = 1.2, most: int = MAX_AGENTS
 ) -> tuple[int, dict]:
-    """The largest number of agents that meets `target`, and its row, to within a factor `steps`: growing, then halving.
+    """The largest number of agents that meets `target`, to within a factor `steps`, and its row.
 
-    `serve` gives the row for a number of agents. Returns 0 and an empty row if not even one is served; where `most`
-    are, there may be room for more.
+    First the number doubles until the target is missed; then the interval is halved. `serve` gives the row for a number
+    of agents. Returns 0 and an empty row if not even one agent is served. If the result is `most`, there may be room
+    for more.
     """
     good, row, bad = 0, {}, 1
     while target.met(found := serve(bad)):
@@ -100,36 +105,36 @@ def most_agents(
 
 
 def agents_per_gpu(
-    cases: Iterable[Case],
+    cases: Iterable[CapacityCase],
     *,
-    policies: tuple[Policy, ...] = (NAIVE, PREFIX_REUSE, STATEFUL),
+    modes: tuple[ReuseMode, ...] = (NAIVE, PREFIX_REUSE, STATEFUL),
     target: Target = TARGET,
     little: float = 0.02,
     **settings,
 ) -> pd.DataFrame:
-    """Predicted: how many agents a GPU serves at once, by model and policy. Their sub-agents come on top.
+    """Predicted: how many agents a GPU serves at once, by model and by what is reused. Sub-agents come on top.
 
-    Where it is `MOST`, there may be room for more.
+    Where it is `MAX_AGENTS`, there may be room for more.
 
-    little    besides, the number at which no larger share of the prompts is recomputed than this
-    settings  of `serve_agents`
+    little    the table also has the number of agents at which at most this share of the prompts is recomputed
+    settings  of `simulate_agents`
     """
     cases, rows = list(cases), []
-    with tqdm(total=len(cases) * len(policies), unit="case", mininterval=1) as bar:
-        for case, policy in product(cases, policies):
-            bar.set_description(f"{case.model}, {policy.name}")
-            serve = cache(partial(_served, case, policy, settings))
+    with tqdm(total=len(cases) * len(modes), unit="case", mininterval=1) as bar:
+        for case, mode in product(cases, modes):
+            bar.set_description(f"{case.model}, {mode.name}")
+            serve = cache(partial(_serve, case, mode, settings))
             most, row = most_agents(serve, target)
-            unspoilt = None if policy is NAIVE else most_agents(serve, replace(target, recomputed=little))[0]
+            recomputing_little = None if mode is NAIVE else most_agents(serve, replace(target, recomputed=little))[0]
             rows.append(
                 {
                     "model": case.model,
                     "longest log": case.longest,
                     "GPUs": case.gpus,
-                    "policy": policy.name,
+                    "policy": mode.name,
                     "agents": most,
                     "agents per GPU": most / case.gpus,
-                    "agents, recomputing little": unspoilt,
+                    "agents, recomputing little": recomputing_little,
                     **row,
                 }
             )
@@ -137,9 +142,9 @@ def agents_per_gpu(
     return pd.DataFrame(rows).set_index(["model", "longest log", "GPUs", "policy"])
 
 
-def _served(case: Case, policy: Policy, settings: dict, agents: int) -> dict:
-    """A row of `Tally.row`; empty if the pool is too small for a single turn."""
-    shape, pace = Shape.for_context(case.longest), {"warmup_s": case.warmup_s, "seconds": case.seconds}
+def _serve(case: CapacityCase, mode: ReuseMode, settings: dict, agents: int) -> dict:
+    """A row of `ServingStats.row`; empty if the pool is too small for a single turn."""
+    shape, pace = TrafficShape.for_context(case.longest), {"warmup_s": case.warmup_s, "seconds": case.seconds}
     with suppress(OutOfPages, BadValue):
-        return serve_agents(case.config, h100(case.gpus), policy, shape, agents, **pace, **settings).row()
+        return simulate_agents(case.config, h100(case.gpus), mode, shape, agents, **pace, **settings).row()
     return {}

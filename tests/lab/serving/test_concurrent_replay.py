@@ -1,22 +1,22 @@
-"""Traces are played side by side in their order, at their times, and say what they say alone."""
+"""Concurrent traces keep their order and their times, and generate the same tokens as alone."""
 
 import pytest
 
-from minstate.costs import CostTable
+from minstate.draft_budget import CostTable
 from minstate.engine import Engine
-from minstate.lab.bench.many_agents import Watched, bookkeeping, under_pressure
 from minstate.lab.engines.baselines import NaiveEngine
 from minstate.lab.engines.small_engine import small_engine
-from minstate.lab.serving.side_by_side import ModelledClock, WallClock, play, wordless
+from minstate.lab.serving.clocks import ModelledClock, WallClock
+from minstate.lab.serving.concurrent_replay import replay_concurrently
 from minstate.lab.traces.trace import Fork, Opening, Trace, TraceHeader, TraceTurn
 
 COSTS = CostTable((1, 64), (0, 10000), ((10.0, 73.0), (10.0, 73.0)))  # 9 ms and 1 ms a token
 SYSTEM = Opening(({"role": "system", "content": "sys"},))
 
 
-def turn(session, number, said="ok", delay_s=0.0, **more):
+def turn(session, number, output="ok", delay_s=0.0, **more):
     messages = ({"role": "user", "content": f"{session} {number}"},)
-    return TraceTurn(session, number, messages, {"role": "assistant", "content": said}, delay_s, **more)
+    return TraceTurn(session, number, messages, {"role": "assistant", "content": output}, delay_s, **more)
 
 
 TEAM = Trace(
@@ -34,13 +34,13 @@ TEAM = Trace(
 def played(kind=Engine, traces=(TEAM,), **options):
     clock = ModelledClock(COSTS)
     engine = small_engine(kind, clock=clock.now, num_pages=512)
-    rows = play(engine, traces, clock=clock, **options)
+    rows = replay_concurrently(engine, traces, clock=clock, **options)
     engine.check()
     assert not engine.scheduler.running and all(session.closed for session in engine._sessions)
     return rows
 
 
-def test_a_turn_is_due_when_its_tools_and_those_it_waits_for_are_done():
+def test_a_turn_is_due_when_its_tools_and_the_reports_that_it_waits_for_are_done():
     rows = played().set_index(["session", "turn"])
     due, done = rows["due_s"], rows["done_s"]
     assert due["main", 1] == 1.0
@@ -50,33 +50,33 @@ def test_a_turn_is_due_when_its_tools_and_those_it_waits_for_are_done():
     assert (rows["latency_s"] > 0).all() and (done >= due).all()
 
 
-def test_a_fork_begins_with_all_that_its_parent_knew():
+def test_a_fork_begins_with_its_parents_log():
     rows = played().set_index(["session", "turn"])
     assert rows.loc[("a", 1), "context"] == rows.loc[("b", 1), "context"] > 0
     assert (rows["recomputed"] == 0).all() and rows.loc[("a", 1), "reused"] >= rows.loc[("a", 1), "context"]
 
 
-def test_teams_side_by_side_share_passes_and_say_what_each_says_alone():
+def test_concurrent_teams_share_forward_passes_and_generate_what_each_generates_alone():
     alone, together = played(), played(traces=(TEAM, TEAM, TEAM))
     for _, rows in together.groupby("team"):
-        said = rows.set_index(["session", "turn"])["token_ids"]
-        assert said.equals(alone.set_index(["session", "turn"])["token_ids"].reindex(said.index))
+        output = rows.set_index(["session", "turn"])["token_ids"]
+        assert output.equals(alone.set_index(["session", "turn"])["token_ids"].reindex(output.index))
     assert together["done_s"].max() < 1.5 * alone["done_s"].max()
 
 
-def test_modelled_time_is_the_same_every_time_and_pace_is_its_measure():
+def test_modelled_time_is_the_same_every_time_and_pace_scales_the_delays():
     assert played()["done_s"].tolist() == played()["done_s"].tolist()
     assert played(pace=0.0)["done_s"].max() < played(pace=0.1)["done_s"].max() < played()["done_s"].max()
 
 
-def test_the_clock_adds_what_the_cost_table_says():
+def test_the_modelled_clock_adds_the_prices_of_the_cost_table():
     one = Trace(TraceHeader("one", {"main": Opening()}), (turn("main", 1, "a"),))
     rows = played(traces=(one,))
     prompt = rows.loc[0, "delta"]
     assert rows.loc[0, "done_s"] == pytest.approx((9 + prompt + (rows.loc[0, "generated"] - 1) * 10) / 1000)
 
 
-def test_naive_engines_play_the_same_trace_and_forward_more():
+def test_a_naive_engine_replays_the_same_trace_and_forwards_more():
     assert played(NaiveEngine)["forwarded"].sum() > 1.5 * played()["forwarded"].sum()
 
 
@@ -84,35 +84,11 @@ def test_sessions_are_closed_when_a_turn_fails():
     clock = ModelledClock(COSTS)
     engine = small_engine(clock=clock.now, num_pages=4)
     with pytest.raises(MemoryError):
-        play(engine, [TEAM], clock=clock)
+        replay_concurrently(engine, [TEAM], clock=clock)
     engine.check()
     assert all(session.closed for session in engine._sessions) and not engine.scheduler.running
 
 
-def test_on_a_wall_clock_nobody_is_served_before_it_asks():
-    rows = play(small_engine(num_pages=512), [TEAM], clock=WallClock(), pace=0.01)
+def test_on_a_wall_clock_no_turn_is_done_before_it_is_due():
+    rows = replay_concurrently(small_engine(num_pages=512), [TEAM], clock=WallClock(), pace=0.01)
     assert (rows["done_s"] > rows["due_s"]).all() and rows["done_s"].max() > 0.05
-
-
-@pytest.mark.parametrize("name", ["agentic", "planning"])
-def test_a_trace_without_words_calls_tools_and_is_the_same_for_a_seed(name):
-    trace, again, other = wordless(name, 3), wordless(name, 3), wordless(name, 4)
-    assert trace.turns == again.turns != other.turns
-    assert all(one.output.get("tool_calls") or len(one.output["content"].split()) > 5 for one in trace.turns)
-
-
-def test_steps_are_watched_and_the_engine_is_left_as_it_was():
-    engine = small_engine()
-    watched = Watched(engine)
-    engine.open().send(token_ids=[5] * 9, max_new_tokens=4)
-    steps = watched.end()
-    assert len(steps) == engine.scheduler.steps and (steps["step_s"] > steps["forward_s"]).all()
-    assert engine.step.__func__ is Engine.step and not vars(engine.model).get("forward")
-    table = bookkeeping(steps.assign(configuration="stateful"))
-    assert table["steps"].sum() == len(steps) and 0 < table["share"].iloc[0] < 1
-
-
-def test_as_the_pool_shrinks_more_is_computed_again_and_nothing_fails():
-    rows = under_pressure((1.0, 0.6), teams=1).set_index(["share", "hints"])
-    assert rows.loc[(1.0, False), "recomputed"] == 0 and rows.loc[(1.0, False), "hit rate"] == 1
-    assert rows.loc[(0.6, False), "recomputed"] > 0 and rows.loc[(0.6, False), "hit rate"] < 1

@@ -1,8 +1,10 @@
-"""Every combination of mechanisms does the work that it should, and no other, on turns without a model."""
+"""Every combination of mechanisms does exactly the work that it should, on turns of a stub model."""
+
+from itertools import pairwise
 
 import pytest
-from minstate.costs import CostTable
 
+from minstate.draft_budget import CostTable
 from minstate.lab.bench import ablation
 from minstate.lab.bench.shapley import subsets
 from minstate.lab.engines.stub_model import stub_engine
@@ -12,16 +14,17 @@ from minstate.lab.engines.stub_model import stub_engine
 def turns():
     first, costs = stub_engine(num_pages=1), CostTable.default("float32")
     engines = {
-        ablation.name_of(some): ablation.engine_with(some, first, costs) for some in subsets(ablation.MECHANISMS)
+        ablation.configuration_name(some): ablation.engine_with(some, first, costs)
+        for some in subsets(ablation.MECHANISMS)
     }
-    return ablation.measure(engines, "agentic", 1, same=True)
+    return ablation.measure_turns(engines, "agentic", 1, same=True)
 
 
 def test_each_mechanism_saves_what_it_is_there_for(turns):
     table = ablation.ladder(turns)
     whole = turns[turns["configuration"] == "naive"]["n"].sum()
     for some in subsets(ablation.MECHANISMS):
-        row = table.loc[ablation.name_of(some)]
+        row = table.loc[ablation.configuration_name(some)]
         if ablation.STATE in some:  # what is new, and nothing else
             assert row["prefilled"] == row["delta"] and row["recomputed"] == 0
         elif ablation.PREFIX in some:  # the end of the last page is nobody's
@@ -43,5 +46,11 @@ def test_each_mechanism_saves_what_it_is_there_for(turns):
 def test_the_shares_add_up_to_what_all_mechanisms_save(turns):
     table = ablation.ladder(turns)
     for unit in ("forwarded", "passes"):
-        saved = sum(row["saved"] for row in ablation.shares(turns) if row["unit"] == unit)
+        saved = sum(row["saved"] for row in ablation.shapley_shares(turns) if row["unit"] == unit)
         assert saved == pytest.approx(table.loc["naive", unit] - table.loc["+ grammar", unit])
+
+
+def test_every_combination_of_mechanisms_has_a_name_of_its_own():
+    names = [ablation.configuration_name(some) for some in subsets(ablation.MECHANISMS)]
+    assert len(set(names)) == 2 ** len(ablation.MECHANISMS) and set(ablation.LADDER) < set(names)
+    assert all(smaller < larger for smaller, larger in pairwise(ablation.LADDER.values()))
