@@ -14,7 +14,9 @@ from minstate.chat.tool_calls import CLOSE, OPEN, function_of, parse_tool_calls,
 
 LEAVES = st.none() | st.integers() | st.text()
 VALUES = st.recursive(LEAVES, lambda each: st.lists(each) | st.dictionaries(st.text(), each))
-CALL = st.fixed_dictionaries({"name": st.text(), "arguments": st.dictionaries(st.text(), VALUES)})
+CALL = st.tuples(st.text(), st.dictionaries(st.text(), VALUES)).map(
+    lambda call: {"name": call[0], "arguments": call[1]}
+)
 
 
 def written(name, **arguments):
