@@ -1,14 +1,15 @@
-"""A forward pass on a GPU: the layers of `Model.forward` by hand-written kernels, and small batches as CUDA graphs.
+"""A forward pass on a GPU: the layers of `Model.forward` by hand-written kernels, small batches as CUDA graphs.
 
-A decode step of a small model is hundreds of short operations, and starting one takes the host longer than the GPU
-needs for it. A graph starts them all with one call. It holds fixed shapes and fixed addresses, so a batch is copied
-into its inputs, padded to the next of a few sizes, and what is padding computes nothing that anyone reads:
+A decode step of a small model is hundreds of short operations, and the host takes longer to start one than the GPU
+takes to run it. A [CUDA graph](https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs) starts them all with
+one call. Its shapes and addresses are fixed. So a batch is padded to one of a few sizes, and copied into the graph's
+inputs. The padding changes nothing:
 
-    tokens     beyond the batch's own belong to no sequence, and their slot is −1: their K/V goes nowhere
-    sequences  beyond the batch's own have no query token
+    padding tokens     belong to no sequence, and their slot is −1, so their K/V is stored nowhere
+    padding sequences  have no query token
 
-Graphs are captured when a shape first comes up, and share one pool of memory; those least recently used are dropped.
-Nothing waits for the GPU but who reads what was sampled.
+A graph is captured when its shape first comes up. All graphs share one pool of memory; the least recently used are
+dropped. The host waits for the GPU in one place only: where it reads the sampled tokens.
 """
 
 from collections import OrderedDict
@@ -26,24 +27,24 @@ from minstate.model import Model
 from minstate.paged_kv import KVPool
 from minstate.ragged_batch import RaggedBatch
 
-MOST_TOKENS = 256  # of a batch that runs as a graph: beyond, arithmetic takes longer than starting it
-MOST_GRAPHS = 64  # a lone sequence, with and without drafts, needs 48 up to a context of 32k
+MAX_GRAPH_TOKENS = 256  # in a batch of more tokens, arithmetic takes longer than the host takes to start it
+MAX_GRAPHS = 64  # one sequence alone, with and without drafts, needs 48 up to a context of 32k tokens
 
 
 class Shape(NamedTuple):
-    """What is fixed in a graph, and what kernels are compiled for. Powers of 2: few shapes serve all small batches."""
+    """What a graph fixes, and what kernels are compiled for. Powers of 2: so few shapes serve all small batches."""
 
     tokens: int
     sequences: int
-    max_queries: int  # tokens of the sequence that has most
-    splits: int  # parts that each sequence's keys are cut into
+    max_queries: int  # query tokens of the sequence that has most
+    splits: int  # parts into which the keys of each sequence are split
 
     @staticmethod
     def of(batch: RaggedBatch, model: Model, multiprocessors: int) -> "Shape":
-        """The smallest that holds the batch; a large batch is not padded."""
+        """The smallest shape that holds the batch; tokens and sequences of a large batch are not padded."""
         config = model.config
         tokens, sequences = len(batch.token_ids), len(batch.context_len)
-        if tokens <= MOST_TOKENS:
+        if tokens <= MAX_GRAPH_TOKENS:
             tokens, sequences = _power_of_2(tokens), _power_of_2(sequences)
         max_queries = _power_of_2(int(batch.query_start.diff().max()))
         q_shape = tokens, config.num_heads, config.head_dim
@@ -55,7 +56,7 @@ class Shape(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """A `RaggedBatch` on the device, padded to a shape; all of it int32, so that it is one copy."""
+    """A `RaggedBatch` on the device, padded to a shape. All parts are int32, so one copy moves them together."""
 
     token_ids: torch.Tensor  # [T]
     positions: torch.Tensor  # [T]
@@ -66,18 +67,18 @@ class Inputs(NamedTuple):
 
     @staticmethod
     def sizes(shape: Shape, pages: int) -> list[int]:
-        """Numbers in each of them, where a page table has `pages` columns."""
+        """How many numbers each part has, if the page table has `pages` columns."""
         return [shape.tokens] * 3 + [shape.sequences + 1, shape.sequences, shape.sequences * pages]
 
     @staticmethod
     def views(flat: torch.Tensor, shape: Shape, pages: int) -> "Inputs":
-        """The parts of one flat tensor."""
+        """Parts as views of one flat tensor."""
         *parts, page_table = flat.split(Inputs.sizes(shape, pages))
         return Inputs(*parts, page_table.view(shape.sequences, pages))
 
     @staticmethod
     def pack(batch: RaggedBatch, shape: Shape, pages: int) -> torch.Tensor:
-        """The batch as one flat tensor in the host's memory, padded."""
+        """The padded batch as one flat tensor in the host's memory."""
         flat = torch.zeros(sum(Inputs.sizes(shape, pages)), dtype=torch.int32)
         padded = Inputs.views(flat, shape, pages)
         padded.slots.fill_(-1)
@@ -92,17 +93,17 @@ class Inputs(NamedTuple):
 
 @torch.inference_mode()
 def hidden_states(model: Model, pool: KVPool, inputs: Inputs, shape: Shape) -> torch.Tensor:
-    """What `Model.forward` projects onto the vocabulary: `[T, hidden]`, normalised.
+    """The normalised hidden states `[T, hidden]` that `Model.forward` projects onto the vocabulary.
 
-    Five or six launches a layer besides its four products. A sum and the norm behind it are one launch, so the
-    residual is read and written twice a layer.
+    Besides its four matrix products, a layer is five or six launches. Adding to the residual and taking the norm of the
+    sum are one launch, so the residual is read and written only twice a layer.
     """
     config = model.config
     heads, kv_heads, eps = config.num_heads, config.num_kv_heads, config.norm_eps
     residual = model.embedding[inputs.token_ids]
     x = rms_norm(residual, model.layers[0].attention_norm, eps)
-    following = [layer.attention_norm for layer in model.layers[1:]] + [model.norm]
-    for i, (layer, next_norm) in enumerate(zip(model.layers, following, strict=True)):
+    next_norms = [layer.attention_norm for layer in model.layers[1:]] + [model.norm]
+    for i, (layer, next_norm) in enumerate(zip(model.layers, next_norms, strict=True)):
         qkv = layer.qkv(x).unflatten(-1, (-1, config.head_dim))
         if layer.head_norm is not None:
             qkv[:, : heads + kv_heads] = rms_norm(qkv[:, : heads + kv_heads], layer.head_norm, eps)
@@ -124,10 +125,10 @@ def hidden_states(model: Model, pool: KVPool, inputs: Inputs, shape: Shape) -> t
 
 @dataclass
 class Graph:
-    """A captured pass, and where its inputs and outputs lie."""
+    """A captured forward pass, and the memory of its inputs and outputs."""
 
     graph: torch.cuda.CUDAGraph
-    inputs: torch.Tensor  # flat
+    inputs: torch.Tensor  # flat, as `Inputs.pack` makes it
     logits: torch.Tensor  # [T, vocab]
 
 
@@ -139,10 +140,11 @@ class GpuRunner:
         self.device = pool.kv.device
         self.pages = -(-model.config.max_positions // pool.page_size)
         self.multiprocessors = torch.cuda.get_device_properties(self.device).multi_processor_count
-        self.graphs: OrderedDict[Shape, Graph] = OrderedDict()  # the last used last
-        # cuBLAS has a workspace for each stream. torch frees it when a graph that was captured there is dropped, though
-        # other graphs go on using it (pytorch#193402). On a stream where our graphs are captured, and nothing else ever
-        # runs, it lies in the memory that they share, which is not unmapped while one of them is left.
+        self.graphs: OrderedDict[Shape, Graph] = OrderedDict()  # most recently used last
+        # cuBLAS has a workspace for each stream. When torch drops a graph, it frees the workspace of the stream where
+        # the graph was captured, though other graphs still use it (pytorch/pytorch#193402). So we capture on a stream
+        # where nothing else runs. Its workspace lies in the memory that our graphs share, which stays mapped as long
+        # as one of them is left.
         self._memory, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.device)
 
     @torch.inference_mode()
@@ -151,22 +153,25 @@ class GpuRunner:
         shape = Shape.of(batch, self.model, self.multiprocessors)
         rows = batch.logit_rows.to(self.device, non_blocking=True)
         self.pool.make_copies()
-        if shape.tokens > MOST_TOKENS:
+        if shape.tokens > MAX_GRAPH_TOKENS:
             flat = Inputs.pack(batch, shape, self.pages).pin_memory().to(self.device, non_blocking=True)
             x = hidden_states(self.model, self.pool, Inputs.views(flat, shape, self.pages), shape)
             return self.model.lm_head(x[rows])
         graph = self.graphs[shape] = self.graphs.pop(shape, None) or self._capture(shape)
-        if len(self.graphs) > MOST_GRAPHS:
+        if len(self.graphs) > MAX_GRAPHS:
             self.graphs.popitem(last=False)
         graph.inputs.copy_(Inputs.pack(batch, shape, self.pages).pin_memory(), non_blocking=True)
         graph.graph.replay()
         return graph.logits[rows]
 
     def _capture(self, shape: Shape) -> Graph:
-        """Two passes beforehand compile the kernels, and let libraries allocate what they keep; all is padding."""
-        nothing = torch.empty(0, dtype=torch.int64)
+        """Capture a pass over nothing but padding.
+
+        Two passes come before the capture: they compile the kernels, and let libraries allocate what they keep.
+        """
+        no_ids = torch.empty(0, dtype=torch.int64)
         empty = RaggedBatch(
-            nothing, nothing, nothing, torch.zeros(1, dtype=torch.int32), nothing, torch.empty(0, 0), nothing
+            no_ids, no_ids, no_ids, torch.zeros(1, dtype=torch.int32), no_ids, torch.empty(0, 0), no_ids
         )
         inputs = Inputs.pack(empty, shape, self.pages).to(self.device)
         views = Inputs.views(inputs, shape, self.pages)

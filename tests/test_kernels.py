@@ -1,7 +1,7 @@
-"""The hand-written kernels compute what they should. (What they are compiled to: `kernels/test_machine_code.py`.)
+"""The hand-written kernels compute what they should; `kernels/test_machine_code.py` checks their machine code.
 
-Without a GPU they run in Triton's interpreter, which must be asked for before triton is imported, and other tests
-import it: so these run in processes of their own.
+Without a GPU the kernels run in Triton's interpreter, which must be chosen before triton is imported. Other tests
+import triton, so each file of kernel tests runs in a process of its own.
 """
 
 import os

@@ -1,1 +1,1 @@
-"""Triton kernels for an NVIDIA GPU, each with its derivation. Importing one needs triton."""
+"""[Triton](https://triton-lang.org) kernels for an NVIDIA GPU, each with its derivation. Importing one needs triton."""

@@ -1,51 +1,53 @@
 """Rotary embedding of q and k, fused with storing k and v in their slots: one launch between projection and attention.
 
-Rotary embedding (arXiv 2104.09864) turns dimension d together with d + D/2 by the angle that belongs to the token's
-position: x[d] cos − x[d + D/2] sin in the first half, x[d + D/2] cos + x[d] sin in the second. With the first half's
-sign in the table of sines (`minstate.model.rotary_table`), both are
+Rotary embedding ([RoPE](https://arxiv.org/abs/2104.09864)) rotates dimensions d and d + D/2 together, by the angle that
+belongs to the token's position. The first half becomes x[d] cos − x[d + D/2] sin, the second x[d + D/2] cos + x[d] sin.
+`minstate.model.rotary_table` negates the sine of the first half, and then both are the same formula:
 
-    y[d] = x[d] cos[d] + x[(d + D/2) mod D] sin[d]
+    y[d] = x[d] · cos[d] + x[(d + D/2) mod D] · sin[d]
 
-Nothing is computed twice and nothing is reused, so the time is that of moving the bytes: q, k, v are read once, q is
-written once, k and v go straight to their slots, and no rotated k is ever written elsewhere. What a token's second
-access to its other half reads is in the cache.
+Each number is computed once and used once, so the kernel takes as long as it takes to move the bytes. It reads q, k
+and v once, writes q once, and writes k and v straight into their slots: no rotated k is ever written elsewhere. (A
+program loads each number of q and k twice, as x[d] and as the partner of the other half. The second load hits the
+cache.)
 
-A projection's row is [H heads of q | H_kv of k | H_kv of v], and a layer of the pool is [H_kv of K | H_kv of V] with
-`slots` times D numbers each: head h ≥ H of a row goes to stretch h − H of the pool, be it a key or a value.
+A row of the projection is [H heads of q | H_kv of k | H_kv of v]. A layer of the pool is [H_kv of K | H_kv of V], where
+each head has `slots` times D numbers. So head h ≥ H of a row goes to head h − H of the pool, whether it is a key or a
+value.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-HEADS_AT_ONCE = 8  # of one program: some KiB, enough to hide a launch's cost for long prompts, and to spread a decode
+HEADS_AT_ONCE = 8  # heads of one program: enough work for a program of a long prompt, few enough to spread a decode
 
 
-@triton.jit(do_not_specialize=["positions", "token_slots"])  # parts of a flat tensor, which begin anywhere
+@triton.jit(do_not_specialize=["positions", "token_slots"])  # parts of a flat tensor, at any address
 def append_kv_kernel(
     qkv_at, cos_at, sin_at, positions, token_slots, q_at, kv_at, slots,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Program (token, some heads)."""
+    """Program (token, block of heads)."""
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     dim = tl.arange(0, WIDTH)
-    there = (head < HEADS + 2 * KV_HEADS)[:, None] & (dim < HEAD_DIM)[None, :]
+    in_bounds = (head < HEADS + 2 * KV_HEADS)[:, None] & (dim < HEAD_DIM)[None, :]
     start = (token * (HEADS + 2 * KV_HEADS) + head)[:, None] * HEAD_DIM
-    x = tl.load(qkv_at + start + dim[None, :], mask=there).to(tl.float32)
+    x = tl.load(qkv_at + start + dim[None, :], mask=in_bounds).to(tl.float32)
     other_half = (dim + HEAD_DIM // 2) % HEAD_DIM
-    partner = tl.load(qkv_at + start + other_half[None, :], mask=there).to(tl.float32)
+    partner = tl.load(qkv_at + start + other_half[None, :], mask=in_bounds).to(tl.float32)
     angle = tl.load(positions + token).to(tl.int64) * HEAD_DIM + dim
     cos = tl.load(cos_at + angle, mask=dim < HEAD_DIM).to(tl.float32)
     sin = tl.load(sin_at + angle, mask=dim < HEAD_DIM).to(tl.float32)
-    turned = x * cos[None, :] + partner * sin[None, :]
-    y = tl.where((head < HEADS + KV_HEADS)[:, None], turned, x)  # values are not turned
+    rotated = x * cos[None, :] + partner * sin[None, :]
+    y = tl.where((head < HEADS + KV_HEADS)[:, None], rotated, x)  # values are not rotated
 
     q_start = (token * HEADS + head)[:, None] * HEAD_DIM
-    tl.store(q_at + q_start + dim[None, :], y.to(q_at.dtype.element_ty), mask=there & (head < HEADS)[:, None])
+    tl.store(q_at + q_start + dim[None, :], y.to(q_at.dtype.element_ty), mask=in_bounds & (head < HEADS)[:, None])
     slot = tl.load(token_slots + token).to(tl.int64)
     kv_start = ((head - HEADS).to(tl.int64) * slots + slot)[:, None] * HEAD_DIM
-    to_pool = there & (head >= HEADS)[:, None] & (slot >= 0)
+    to_pool = in_bounds & (head >= HEADS)[:, None] & (slot >= 0)
     tl.store(kv_at + kv_start + dim[None, :], y.to(kv_at.dtype.element_ty), mask=to_pool)
 
 
@@ -57,11 +59,11 @@ def append_kv(
     token_slots: torch.Tensor,
     kv: torch.Tensor,
 ) -> torch.Tensor:
-    """Store rotated k, and v, of qkv `[T, H + 2 H_kv, D]` in the pool's layer `kv`; return rotated q `[T, H, D]`.
+    """Store rotated k, and v, of qkv `[T, H + 2 H_kv, D]` in `kv`, a layer of the pool; return rotated q `[T, H, D]`.
 
     cos, sin     `[positions, D]`, as `minstate.model.rotary_table` makes them
-    positions    `[T]` each token's place in its own sequence
-    token_slots  `[T]` where its K/V goes in kv `[2, H_kv, slots, D]`; −1 for padding, whose K/V goes nowhere
+    positions    `[T]` each token's position in its own sequence
+    token_slots  `[T]` where its K/V goes in kv `[2, H_kv, slots, D]`; −1 for padding, whose K/V is not stored
     """
     tokens, rows, head_dim = qkv.shape
     _, kv_heads, slots, _ = kv.shape

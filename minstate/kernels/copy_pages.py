@@ -1,10 +1,12 @@
 """Copy pages, or their first tokens, in all layers at once: for copy-on-write, and where a match ends inside a page.
 
-The pool is `[layers, 2, H_kv, slots, D]`: a page is one stretch of page_size · D numbers in each of layers · 2 · H_kv
-planes, and its first `count` tokens are the beginning of that stretch. So many copies are many stretches, none of which
-waits for another: program (copy, plane) moves one, and a step needs one launch however many pages it copies. Nothing is
-computed, so the least that it can cost is reading and writing the bytes once; the blocks are as large as 16 bytes for
-each of 128 threads, four times over, so that several reads of each thread are under way.
+The pool is `[layers, 2, H_kv, slots, D]`. One head of K or V in one layer is a *plane*, and a page is `page_size · D`
+consecutive numbers in each plane; its first `count` tokens are the first `count · D` of them. So copying pages means
+copying many short ranges that do not depend on each other. Program (copy, plane) copies one range, and a step needs one
+launch however many pages it copies.
+
+Nothing is computed, so the least possible cost is to read and write the bytes once. A block is 16 bytes for each of 128
+threads, four times over, so that each thread has several reads under way.
 """
 
 import torch
@@ -30,10 +32,10 @@ def copy_pages_kernel(
 
 
 def copy_pages(kv: torch.Tensor, copies: torch.Tensor, page_size: int) -> None:
-    """Copy within kv `[layers, 2, H_kv, slots, D]`, in place.
+    """Copy pages within kv `[layers, 2, H_kv, slots, D]`, in place.
 
-    copies  `[C, 3]` integers on the same device: the source page, the target page, and how many of its first tokens.
-            No target may be a source, or twice a target: copies run in any order
+    copies  `[C, 3]` integers on the same device: source page, target page, and how many of the first tokens to copy.
+            The copies run in any order, so no page may be the target of two copies, or a target and a source
     """
     layers, two, kv_heads, slots, head_dim = kv.shape
     assert kv.is_contiguous() and copies.is_contiguous() and copies.shape[1] == 3

@@ -1,19 +1,21 @@
-"""The gate of the MLP: silu(g) · u with silu(g) = g / (1 + e^{−g}), of g and u side by side in one product's rows.
+"""The gate of the MLP: silu(g) · u, of g and u that lie side by side in the rows of one matrix product.
 
-As two operations of torch, silu(g) is written and read again, five rows moved in all; here three: g and u are read, the
-product is written. The product is computed in float32 and rounded once.
+    silu(g) = g / (1 + e^{−g})
+
+As two operations, torch writes silu(g) and reads it again: five rows are moved. Here three rows are moved: g and u are
+read, and the product is written. It is computed in float32 and rounded once.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-BLOCK = 1024  # numbers of one program: 8 for each of 128 threads, which is one 16-byte read of g and of u in 16 bits
+BLOCK = 1024  # numbers of one program: 8 for each of 128 threads, so in 16 bits a thread reads 16 bytes each of g and u
 
 
 @triton.jit
 def silu_mul_kernel(gate_up, out, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """Program (token, some of its numbers)."""
+    """Program (token, block of its numbers)."""
     token = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     gate = tl.load(gate_up + token * 2 * SIZE + i, mask=i < SIZE).to(tl.float32)
@@ -22,7 +24,7 @@ def silu_mul_kernel(gate_up, out, SIZE: tl.constexpr, BLOCK: tl.constexpr):
 
 
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
-    """`[T, 2 · size]`, the gate first → `[T, size]`."""
+    """silu(g) · u `[T, size]` of gate_up `[T, 2 · size]`, whose rows hold g first and then u."""
     tokens, size = gate_up.shape[0], gate_up.shape[1] // 2
     assert gate_up.is_contiguous()
     out = gate_up.new_empty(tokens, size)

@@ -1,7 +1,7 @@
-"""How a launch of paged attention is cut up: decided on the host, from what it knows without asking the device.
+"""How a launch of paged attention is divided into programs. The host decides, and need not ask the device for anything.
 
-Sizes were chosen by compiling for sm_80 and sm_90 and reading registers, spills and shared memory off the machine code
-(`tests/kernels/test_machine_code.py` holds them to that).
+We chose the sizes by compiling for sm_80 and sm_90, and reading registers, spills and shared memory off the machine
+code. `tests/kernels/test_machine_code.py` checks that they still hold.
 """
 
 from typing import NamedTuple
@@ -9,13 +9,13 @@ from typing import NamedTuple
 import torch
 import triton
 
-FEWEST_KEYS = 256  # that are worth a part of their own: a start and a merge cost as much as reading some keys
-LONGEST_PART = 16_384  # keys: a decode among long prompts would else be one program, for which all others wait
-MOST_SPLITS = 64
+MIN_SPLIT_KEYS = 256  # fewer keys are not worth a split, which costs a start and a merge
+MAX_SPLIT_KEYS = 16_384  # else a decode in a batch with long prompts is one program, and all others wait for it
+MAX_SPLITS = 64
 
 
 class Tiles(NamedTuple):
-    """Of one program: its rows, the keys that it reads at once, its warps, and the compiler's pipeline stages."""
+    """The rows of one program, the keys that it reads at once, its warps, and the compiler's pipeline stages."""
 
     rows: int
     keys: int
@@ -24,16 +24,17 @@ class Tiles(NamedTuple):
 
 
 def tile_sizes(head_dim: int, dtype: torch.dtype, rows: int) -> Tiles:
-    """For sequences with up to `rows` rows of `head_dim` numbers.
+    """The tile sizes for sequences with up to `rows` rows of `head_dim` numbers.
 
-    rows    as few as hold them: at least the 16 of a tensor core's smallest product; at most what leaves a thread 64
-            registers of sums, or 32 if a head must be padded, for the masks. float32 has no tensor cores, and its
-            products want registers too: at most 32
-    keys    16 KiB of K in 16 bits, which with V and a second tile of each leaves room for 2 or 3 programs on a
-            multiprocessor: enough under way to keep its memory busy. In float32 half, for want of registers
-    warps   one for each of a multiprocessor's 4 schedulers, or two, to share the registers of a large tile
-    stages  5: a tile's page ids must be there before its K and V can be asked for. Each of the two waits is worth a
-            tile of its own, and the compiler splits the stages evenly: 4 would leave none for K and V
+    rows    As few as hold the sequence's rows. At least 16, because a tensor core's smallest product has 16. At most
+            what keeps the sums of a thread in 64 registers, or in 32 if a head must be padded, since masks need
+            registers too. In float32 at most 32, because products without tensor cores need registers.
+    keys    16 KiB of K in 16 bits. With V, and a second tile of each, a multiprocessor then has room for 2 or 3
+            programs, which keep its memory busy. In float32 half of that, because registers are short.
+    warps   4, one for each scheduler of a multiprocessor; 8 where a large tile needs the registers of more threads.
+    stages  5. The page ids of a tile must arrive before its K and V can be requested, and each of these two waits
+            should overlap with the work on other tiles. The compiler divides the stages evenly between the two loads:
+            4 would leave none for K and V.
     """
     width = width_of(head_dim)
     if dtype.itemsize > 2:
@@ -46,25 +47,26 @@ def tile_sizes(head_dim: int, dtype: torch.dtype, rows: int) -> Tiles:
 
 
 def width_of(head_dim: int) -> int:
-    """The power of 2 that holds a head, at least 16: `tl.dot` wants that much."""
+    """The smallest power of 2 that holds a head, and at least 16, which `tl.dot` requires."""
     return max(16, triton.next_power_of_2(head_dim))
 
 
 def busy_programs(
     shape: tuple[int, int, int], dtype: torch.dtype, kv_heads: int, *, sequences: int, max_queries: int
 ) -> int:
-    """About how many programs have something to do for q of this shape `[T, H, D]` if the keys are not split."""
+    """About how many programs have work to do for q of shape `[T, H, D]` if the keys are not split."""
     tokens, heads, head_dim = shape
     group = heads // kv_heads
     return max(sequences, tokens * group // tile_sizes(head_dim, dtype, max_queries * group).rows) * kv_heads
 
 
 def split_count(programs: int, context: int, multiprocessors: int) -> int:
-    """Parts to cut the keys into, where a launch has `programs` without, and contexts of up to `context` tokens.
+    """How many splits of the keys a launch needs that has `programs` without, for contexts of up to `context` tokens.
 
-    Enough for two programs on each multiprocessor; a power of 2, since each count is a kernel of its own to compile.
-    Each sequence cuts its own keys into so many parts, on the device: a count stays valid as contexts grow.
+    There are enough splits for two programs on each multiprocessor. The count is a power of 2, because each count is a
+    kernel of its own to compile. Each program finds the bounds of its split on the device, so a count stays valid as
+    contexts grow.
     """
-    wanted = max(2 * multiprocessors // programs, context // LONGEST_PART)
-    worthwhile = min(wanted, context // FEWEST_KEYS, MOST_SPLITS)
+    wanted = max(2 * multiprocessors // programs, context // MAX_SPLIT_KEYS)
+    worthwhile = min(wanted, context // MIN_SPLIT_KEYS, MAX_SPLITS)
     return 1 << (max(1, worthwhile).bit_length() - 1)

@@ -1,4 +1,4 @@
-"""Triton's interpreter takes bfloat16, as which it stores bits, for whole numbers when it multiplies matrices."""
+"""Triton's interpreter stores a bfloat16 as its bits, and multiplies matrices of them as if they were integers."""
 
 import os
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import Phase, settings
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-if INTERPRETED:  # slow: whoever breaks a kernel should not wait for the smallest example that shows it
+if INTERPRETED:  # the interpreter is slow, so a failing example is shown as it is, without looking for a smaller one
     settings.register_profile("interpreter", settings(), phases=[Phase.explicit, Phase.generate])
     settings.load_profile("interpreter")
 

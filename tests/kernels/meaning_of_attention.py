@@ -1,4 +1,4 @@
-"""What paged attention computes, against a float64 oracle: in Triton's interpreter, or on a GPU where there is one."""
+"""Paged attention agrees with a float64 oracle, on a GPU or else in Triton's interpreter."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def check(sequences, splits=1, spread=1.0, **shape):
     arguments = (case.q, case.kv, case.query_start, case.context_len, case.page_table)
     out = paged_attention(*arguments, page_size=case.page_size, max_queries=most, splits=splits)
     assert out.dtype == case.q.dtype and out.shape == case.q.shape
-    error = ERROR[out.dtype] * spread  # scores are rounded in proportion to their size
+    error = ERROR[out.dtype] * spread  # rounding errors of scores are proportional to their size
     torch.testing.assert_close(out.double().cpu(), case.expected, atol=error, rtol=error)
 
 
@@ -38,16 +38,16 @@ def check(sequences, splits=1, spread=1.0, **shape):
     splits=st.sampled_from([1, 1, 2]),
     seed=st.integers(0, 2**32),
 )
-def test_it_is_attention(sequences, splits, **shape):
+def test_paged_attention_is_attention(sequences, splits, **shape):
     check(sequences, splits, **shape)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_chunk_a_decode_and_a_verification_together(dtype):
+def test_a_batch_of_a_prefill_chunk_a_decode_and_a_verification(dtype):
     check([(40, 33), (99, 1), (20, 9)], splits=2, group=4, kv_heads=1, page_size=8, dtype=dtype)
 
 
-def test_one_token_and_seven_empty_parts():
+def test_one_token_and_seven_empty_splits():
     check([(0, 1)], splits=8, group=1)
 
 
@@ -67,18 +67,18 @@ def test_a_group_larger_than_a_tile():
     check([(30, 1), (5, 2)], group=71, kv_heads=1)
 
 
-def test_scores_far_apart_neither_overflow_nor_lose_the_others():
+def test_scores_far_apart_neither_overflow_nor_hide_the_small_ones():
     check([(100, 1), (50, 6)], splits=2, group=2, spread=100.0)
 
 
 def test_a_sequence_without_queries_is_left_alone():
-    """As in a batch of fixed size that is not full."""
+    """A batch of fixed size that is not full has such sequences."""
     check([(20, 1), (30, 0), (0, 3), (16, 0)], group=2, splits=2)
 
 
 @given(parts=st.lists(st.lists(st.integers(0, 5), min_size=4, max_size=4).filter(any), min_size=1, max_size=4))
-def test_merged_parts_are_the_whole(parts):
-    """Of scores and values in parts, some of them empty."""
+def test_merged_splits_are_attention_over_all_keys(parts):
+    """Scores and values come in splits, some of them empty."""
     generator = torch.Generator().manual_seed(0)
     out, lse, expected = [], [], []
     for counts in parts:
@@ -98,12 +98,16 @@ def test_merged_parts_are_the_whole(parts):
     torch.testing.assert_close(merged[0].double().cpu(), torch.stack(expected), atol=1e-4, rtol=1e-4)
 
 
-def test_how_many_parts():
+def test_the_number_of_splits():
     assert split_count(programs=8, context=100_000, multiprocessors=132) == 32
-    assert split_count(programs=8, context=1_100, multiprocessors=132) == 4, "short contexts are not worth more"
+    assert split_count(programs=8, context=1_100, multiprocessors=132) == 4, "a short context is not worth more splits"
     assert split_count(programs=8, context=10, multiprocessors=132) == 1
-    assert split_count(programs=1000, context=10_000, multiprocessors=132) == 1, "the device is busy as it is"
-    assert split_count(programs=1000, context=131_072, multiprocessors=132) == 8, "but should not wait for one sequence"
+    assert split_count(programs=1000, context=10_000, multiprocessors=132) == 1, (
+        "the programs keep the device busy without splits"
+    )
+    assert split_count(programs=1000, context=131_072, multiprocessors=132) == 8, (
+        "but the device should not wait for one long sequence"
+    )
     assert split_count(programs=1, context=10**7, multiprocessors=132) == 64
     q = torch.empty(64, 32, 128, dtype=torch.bfloat16)
     assert busy_programs(tuple(q.shape), q.dtype, 8, sequences=64, max_queries=1) == 64 * 8

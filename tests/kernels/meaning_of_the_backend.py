@@ -1,4 +1,4 @@
-"""Whole models on the Triton backend say what they say on the torch backend."""
+"""Models compute the same logits and K/V on the Triton backend as on the torch backend."""
 
 import pytest
 import torch
@@ -16,8 +16,8 @@ from minstate.sequence import Sequence
 KINDS = st.lists(
     st.tuples(
         st.integers(0, 40),  # tokens that have K/V
-        st.integers(1, 20),  # that are taken in: a chunk of a prompt, or a decode
-        st.sampled_from([0, 0, 3, 7]),  # that are drafted
+        st.integers(1, 20),  # tokens to forward: a prefill chunk, or a decode
+        st.sampled_from([0, 0, 3, 7]),  # drafted tokens
     ),
     min_size=1,
     max_size=4,
@@ -28,8 +28,8 @@ KINDS = st.lists(
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=3)
 @given(kinds=KINDS, page_size=st.sampled_from([3, 8, 16]), seed=st.integers(0, 2**32))
-def test_logits_and_pages_are_those_of_the_torch_backend(family, kinds, page_size, seed):
-    kinds = [(0, 20, 0), (33, 1, 0), (15, 1, 7), *kinds]  # a prompt's chunk, a decode, a verification, and others
+def test_logits_and_pages_equal_those_of_the_torch_backend(family, kinds, page_size, seed):
+    kinds = [(0, 20, 0), (33, 1, 0), (15, 1, 7), *kinds]  # a prefill chunk, a decode, a verification, and others
     network, generator = model(family, torch.float32), torch.Generator().manual_seed(seed)
     config = network.config
     pool, other = (

@@ -1,4 +1,4 @@
-"""The layers by kernels say what `Model.forward` says, padded or not; on a GPU, as a graph too."""
+"""The forward pass by kernels equals `Model.forward`, padded or not; on a GPU, as a CUDA graph too."""
 
 import sys
 from pathlib import Path
@@ -17,11 +17,11 @@ from minstate.ragged_batch import RaggedBatch
 from minstate.sequence import Sequence
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-WORK = [(1, 0), (5, 0), (1, 3), (9, 2)]  # of each sequence: tokens of its log, and a draft behind them
+WORK = [(1, 0), (5, 0), (1, 3), (9, 2)]  # each sequence has tokens of its log, and drafted tokens after them
 
 
 def models(family):
-    """The reference, on the CPU, and the same model where the kernels run; float32."""
+    """The reference on the CPU, and the same model on the device where the kernels run; float32."""
     hf = tiny.hf_model(family, torch.float32)
     weights = {name: tensor.detach() for name, tensor in hf.state_dict().items()}
     config = tiny.ModelConfig.from_hf(hf.config.to_dict())
@@ -39,7 +39,7 @@ def pool_of(model, num_pages=32, page_size=8):
 
 
 def batches(pool):
-    """A first pass over all but the end of some logs, and a second one of all kinds of work at once."""
+    """A first batch that prefills all but the end of some logs, and a second batch of all kinds of work."""
     sequences = []
     for number, (count, _) in enumerate(WORK):
         sequence = Sequence(pool)
@@ -55,7 +55,7 @@ def batches(pool):
 
 
 @pytest.mark.parametrize("family, padded", [*((family, True) for family in tiny.FAMILIES), ("llama", False)])
-def test_the_layers_by_kernels_say_what_the_model_says(family, padded):
+def test_the_layers_by_kernels_equal_the_models(family, padded):
     reference, model = models(family)
     pools = pool_of(reference), pool_of(model)
     for theirs, ours in zip(batches(pools[0]), batches(pools[1]), strict=True):
@@ -70,7 +70,7 @@ def test_the_layers_by_kernels_say_what_the_model_says(family, padded):
         torch.testing.assert_close(logits, expected, atol=2e-5, rtol=2e-5)
 
 
-def test_small_batches_are_padded_to_few_shapes_and_large_ones_not_at_all():
+def test_small_batches_are_padded_to_few_shapes_and_large_batches_are_not_padded():
     _, model = models("llama")
     pool = pool_of(model, num_pages=256)
     shapes = set()
@@ -89,7 +89,7 @@ def _started(pool, tokens):
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="graphs need a GPU")
-def test_graphs_say_what_the_model_says_and_are_captured_once():
+def test_graphs_compute_the_models_logits_and_are_captured_once():
     reference, model = models("llama")
     pools = pool_of(reference), pool_of(model)
     runner = GpuRunner(model, pools[1])
@@ -103,9 +103,9 @@ def test_graphs_say_what_the_model_says_and_are_captured_once():
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="graphs need a GPU")
-def test_a_graph_goes_on_when_others_are_dropped(monkeypatch):
-    """Those of another runner, whose memory is then given back, and those of its own that were not used for longest."""
-    monkeypatch.setattr("minstate.gpu.MOST_GRAPHS", 2)
+def test_a_graph_still_works_after_others_are_dropped(monkeypatch):
+    """Graphs of another runner, whose memory is then freed, and the least recently used graphs of the same runner."""
+    monkeypatch.setattr("minstate.gpu.MAX_GRAPHS", 2)
     reference, model = models("llama")
     pools = pool_of(reference), pool_of(model)
     theirs, ours = (RaggedBatch.build([_started(pool, 1 + i).chunk(1 + i) for i in range(4)]) for pool in pools)

@@ -1,4 +1,4 @@
-"""What the small kernels compute, against float64: in Triton's interpreter, or on a GPU where there is one."""
+"""The small kernels agree with float64 arithmetic, on a GPU or else in Triton's interpreter."""
 
 import pytest
 import torch
@@ -16,10 +16,10 @@ from minstate.model_config import ModelConfig
 from minstate.paged_kv import KVPool, PageTable
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-SHAPE = dict(
-    num_layers=1, hidden_size=1, mlp_size=1, num_heads=1, num_kv_heads=1, vocab_size=1, max_positions=300, norm_eps=0.0,
-    rope_theta=1e4, rope_scaling=None, tied_embeddings=True,
-)  # fmt: skip
+SHAPE = {
+    "num_layers": 1, "hidden_size": 1, "mlp_size": 1, "num_heads": 1, "num_kv_heads": 1, "vocab_size": 1,
+    "max_positions": 300, "norm_eps": 0.0, "rope_theta": 1e4, "rope_scaling": None, "tied_embeddings": True,
+}  # fmt: skip
 
 
 def random(*shape, dtype, seed=0):
@@ -39,7 +39,7 @@ def close(got, expected):
     head_dim=st.sampled_from([8, 64, 80, 256]),
     seed=st.integers(0, 2**32),
 )
-def test_rotary_embedding_and_where_keys_and_values_go(dtype, tokens, heads, head_dim, seed):
+def test_append_kv_rotates_q_and_k_and_stores_k_and_v(dtype, tokens, heads, head_dim, seed):
     heads, kv_heads = heads
     cos, sin = (table.to(dtype).to(DEVICE) for table in rotary_table(ModelConfig(**SHAPE, head_dim=head_dim)))
     generator = torch.Generator().manual_seed(seed)
@@ -65,7 +65,7 @@ def test_rotary_embedding_and_where_keys_and_values_go(dtype, tokens, heads, hea
     counts=st.lists(st.integers(0, 96), min_size=0, max_size=4),
     seed=st.integers(0, 2**32),
 )
-def test_pages_are_copied_up_to_their_count_and_nothing_else_is_touched(dtype, page_size, head_dim, counts, seed):
+def test_the_first_tokens_of_pages_are_copied_and_nothing_else_changes(dtype, page_size, head_dim, counts, seed):
     pages = torch.randperm(2 * len(counts) + 1, generator=torch.Generator().manual_seed(seed))
     copies = [
         (source, target, min(count, page_size))
@@ -80,7 +80,7 @@ def test_pages_are_copied_up_to_their_count_and_nothing_else_is_touched(dtype, p
 
 
 def collecting(**size):
-    """A pool that collects copies, as one on a GPU does."""
+    """A pool that collects copies, as a pool on a GPU does."""
     pool = KVPool(**size, num_kv_heads=1, head_dim=8, device=DEVICE)
     pool._collect = True
     return pool
@@ -91,7 +91,7 @@ PAGE = st.integers(0, 4)
 
 @settings(max_examples=40)
 @given(copies=st.lists(st.tuples(PAGE, PAGE, st.sampled_from([None, 1]), st.booleans()), max_size=8))
-def test_copies_that_a_pool_collects_are_as_if_made_at_once(copies):
+def test_collected_copies_have_the_same_result_as_immediate_ones(copies):
     def in_any_order(kv, rows, page_size):
         sources, targets, _ = rows.T.tolist()
         assert len(set(targets)) == len(targets) and not set(sources) & set(targets)
@@ -112,7 +112,7 @@ def test_copies_that_a_pool_collects_are_as_if_made_at_once(copies):
         assert torch.equal(pools[0].kv, pools[1].kv)
 
 
-def test_a_copy_that_fails_is_made_when_the_pages_are_wanted_again(monkeypatch):
+def test_a_failed_copy_is_repeated_when_the_pages_are_next_needed(monkeypatch):
     def fail(*_):
         raise MemoryError
 
@@ -125,7 +125,7 @@ def test_a_copy_that_fails_is_made_when_the_pages_are_wanted_again(monkeypatch):
     assert pool.kv[0, 0, 0, :, 0].tolist() == [0.0, 1.0, 0.0, 1.0]
 
 
-def test_the_pages_that_many_forks_copy_take_one_launch(monkeypatch):
+def test_copies_for_many_forks_take_one_launch(monkeypatch):
     launches = []
     monkeypatch.setattr(
         "minstate.kernels.copy_pages.copy_pages", lambda *args: (launches.append(len(args[1])), copy_pages(*args))
@@ -145,7 +145,7 @@ def test_the_pages_that_many_forks_copy_take_one_launch(monkeypatch):
 @DTYPES
 @settings(max_examples=12)
 @given(tokens=st.integers(1, 5), size=st.sampled_from([8, 48, 576, 2048]), seed=st.integers(0, 2**32))
-def test_norms_and_the_residual_before_them(dtype, tokens, size, seed):
+def test_the_norm_with_and_without_a_residual(dtype, tokens, size, seed):
     x, weight = random(tokens, size, dtype=dtype, seed=seed), random(size, dtype=dtype)
     close(rms_norm(x, weight, 1e-5), F.rms_norm(x.double(), (size,), weight.double(), 1e-5))
     residual = random(tokens, size, dtype=dtype, seed=1)
@@ -155,9 +155,9 @@ def test_norms_and_the_residual_before_them(dtype, tokens, size, seed):
 
 
 @DTYPES
-def test_norms_of_heads_each_with_its_weights(dtype):
+def test_the_norm_of_heads_that_have_their_own_weights(dtype):
     x, weight = random(7, 5, 64, dtype=dtype), random(3, 64, dtype=dtype)
-    x = x[:, :3]  # the heads of q and k, beside those of v
+    x = x[:, :3]  # the heads of q and k; those of v follow in the same rows
     close(rms_norm(x, weight, 1e-5), F.rms_norm(x.double(), (64,), None, 1e-5) * weight.double())
 
 

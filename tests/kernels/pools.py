@@ -1,4 +1,4 @@
-"""Random ragged batches over a pool where all that nobody may read is NaN, and what attention says of them."""
+"""Random ragged batches over a pool whose unused slots are NaN, and the attention that they should give."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,12 @@ import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ERROR = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # of numbers around 1
-WILD = 2**30  # a page id that would crash whoever followed it
+WILD = 2**30  # a page id that crashes a kernel that follows it
 
 
 @dataclass
 class Ragged:
-    """The arguments of `paged_attention`, and float64 copies of what they mean."""
+    """The arguments of `paged_attention`, and its output in float64."""
 
     q: torch.Tensor
     kv: torch.Tensor
@@ -33,9 +33,9 @@ def ragged(
     spread: float = 1.0,
     seed: int = 0,
 ) -> Ragged:
-    """For each sequence (tokens of history, query tokens): keys and values in pages of random order.
+    """A batch of sequences (tokens of history, query tokens), with keys and values in pages of random order.
 
-    NaN: slots without a token, and what lies beside q's heads. Page tables continue with wild ids.
+    Slots without a token, and the memory between the heads of q, hold NaN. Rows of the page table end in wild ids.
     """
     generator = torch.Generator().manual_seed(seed)
     heads = kv_heads * group
@@ -52,11 +52,11 @@ def ragged(
         token = torch.arange(context)
         slots = pages[token // page_size] * page_size + token % page_size
         k, v = torch.randn(2, kv_heads, context, head_dim, generator=generator).to(dtype)
-        mine = (spread * torch.randn(queries, heads, head_dim, generator=generator)).to(dtype)
+        own_q = (spread * torch.randn(queries, heads, head_dim, generator=generator)).to(dtype)
         kv[0][:, slots], kv[1][:, slots] = k, v
-        q[begin : begin + queries, :heads] = mine
+        q[begin : begin + queries, :heads] = own_q
         begin += queries
-        expected.append(attention(mine, k, v, history))
+        expected.append(attention(own_q, k, v, history))
     starts = [0, *torch.tensor([queries for _, queries in sequences]).cumsum(0).tolist()]
     return Ragged(
         q.to(DEVICE)[:, :heads],

@@ -1,6 +1,6 @@
-"""What the kernels are compiled to, for an A100 (sm_80) and an H100 (sm_90); no GPU is needed for that.
+"""The machine code of the kernels for an A100 (sm_80) and an H100 (sm_90); compiling needs no GPU.
 
-The interpreter, in which their results are checked, accepts what the compiler rejects, and says nothing of speed.
+Other tests check the kernels' results in the interpreter, which accepts what the compiler rejects, and shows no speed.
 """
 
 import os
@@ -21,7 +21,7 @@ from minstate.kernels.silu_mul import silu_mul  # noqa: E402
 from minstate.kernels.tiles import MAX_SPLITS, tile_sizes, width_of  # noqa: E402
 from minstate.lab.machines.machine_code import CompiledKernel, compile_launches  # noqa: E402
 
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # that one program may have
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # the most that one program may use
 BOTH = pytest.mark.parametrize("capability", [80, 90])
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 HEADS, KV_HEADS = 16, 4
@@ -40,14 +40,14 @@ def require_fits(kernel: CompiledKernel, capability: int):
 
 
 def attention(queries: int, head_dim: int, dtype: torch.dtype, splits: int):
-    """A launch for 3 sequences with so many query tokens each; 16 heads, 4 of them of K and V."""
+    """Launch attention for 3 sequences of `queries` query tokens each; 16 query heads share 4 KV heads."""
     q = torch.empty(3 * queries, HEADS, head_dim, dtype=dtype)
     kv = torch.empty(2, KV_HEADS, 64, head_dim, dtype=dtype)
     ids = torch.zeros(4, 32, dtype=torch.int32)
     paged_attention(q, kv, ids[0], ids[0, :3], ids, page_size=16, max_queries=queries, splits=splits)
 
 
-# Head size, dtype, query tokens of a sequence, splits.
+# Cases of (head size, dtype, query tokens of a sequence, splits).
 DECODE, VERIFICATION, PREFILL = (1, 16), (8, 1), (512, 1)
 ATTENTION = [
     *((head_dim, torch.bfloat16, *kind) for head_dim in (64, 128, 256) for kind in (DECODE, PREFILL)),
@@ -68,20 +68,20 @@ def test_attention(head_dim, dtype, queries, splits, capability, folder):
     if dtype == torch.float32:
         assert kernel.count(r"H\w*MMA.*") == 0 and kernel.count("FFMA") > 0, "IEEE products, not those of TF32"
     elif capability == 90 and rows >= 64:
-        assert kernel.count("HGMMA.*") > 0, "whole warp groups multiply"
+        assert kernel.count("HGMMA.*") > 0, "the products of whole warp groups (WGMMA) are used"
     else:
         assert kernel.count("HMMA.*") > 0
     tile_bytes = keys * width_of(head_dim) * dtype.itemsize
-    assert kernel.shared_bytes >= 4 * tile_bytes, "a tile of K and V is under way while another is worked on"
+    assert kernel.shared_bytes >= 4 * tile_bytes, "two tiles of K and V fit, so one loads while the other is used"
     copies = kernel.count(r"LDGSTS\S*\.128\S*")
-    assert copies > 0 and copies % (2 * tile_bytes // (warps * 32 * 16)) == 0, "all of K and V, 16 bytes at a time"
+    assert copies > 0 and copies % (2 * tile_bytes // (warps * 32 * 16)) == 0, "K and V are loaded 16 bytes at a time"
     assert len(merge) == (splits > 1)
     for kernel in merge:
         require_fits(kernel, capability)
 
 
 def small_kernels(dtype: torch.dtype):
-    """Launches of all the others."""
+    """Launch every kernel except attention and its merge."""
     tokens, head_dim, ids = 5, 128, torch.zeros(8, 3, dtype=torch.int32)
     qkv = torch.empty(tokens, HEADS + 2 * KV_HEADS, head_dim, dtype=dtype)
     kv = torch.empty(2, 2, KV_HEADS, 64, head_dim, dtype=dtype)
@@ -96,7 +96,7 @@ def small_kernels(dtype: torch.dtype):
 
 @BOTH
 @DTYPES
-def test_kernels_that_only_move_memory_do_it_16_bytes_at_a_time(dtype, capability, folder):
+def test_the_small_kernels_move_16_bytes_at_a_time(dtype, capability, folder):
     kernels = compile_launches(lambda: small_kernels(dtype), capability, folder)
     assert len(kernels) == 6
     for kernel in kernels:
@@ -106,7 +106,7 @@ def test_kernels_that_only_move_memory_do_it_16_bytes_at_a_time(dtype, capabilit
 
 
 @BOTH
-def test_the_merge_of_as_many_parts_as_there_may_be(capability, folder):
+def test_the_merge_of_the_most_splits(capability, folder):
     parts, lse = torch.empty(5, HEADS, MAX_SPLITS, 256), torch.empty(5, HEADS, MAX_SPLITS)
     (kernel,) = compile_launches(lambda: merge_splits(parts, lse, torch.bfloat16), capability, folder)
     require_fits(kernel, capability)
