@@ -1,10 +1,10 @@
-"""The engine owns model, pool and scheduler, and moves every turn on, one forward pass at a time."""
+"""The engine as its user sees it: sessions are opened, turns are submitted, `step` and `run` move them on."""
 
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,32 +13,29 @@ import torch
 
 from minstate import persistence
 from minstate.arguments import require_positive, token_ids_of
-from minstate.chat.grammar import Constraint, Grammars, call_opening, grammar_of
-from minstate.chat.messages import Messages
-from minstate.chat.template import Chat, Continuation, Transcript
+from minstate.chat.grammar import Constraint, Grammars
+from minstate.chat.template import Chat, read_input
+from minstate.chat.tool_calls import Tools, call_opening
+from minstate.chat.transcript import Continuation, Transcript
+from minstate.engine_core import EngineCore
 from minstate.errors import (
     BadMessage,
     BadValue,
     BrokenInvariant,
     ContextOverflow,
     EngineMisuse,
-    TurnTimeout,
     UnsupportedModel,
     UnsupportedSchema,
 )
 from minstate.guard import Guard, entry
+from minstate.invariants import check_cache
 from minstate.model import Model
-from minstate.model_runner import ModelRunner, Scores
-from minstate.output import OutputProcessor
-from minstate.prefix_cache import PrefixCache
-from minstate.prompt_lookup import NGRAM, Corpora, Corpus
-from minstate.ragged_batch import RaggedBatch
+from minstate.prompt_lookup import Corpora, Corpus
 from minstate.request import Request
-from minstate.scheduler import Scheduler, Work
 from minstate.sequence import Sequence
 from minstate.session import Session
 from minstate.speculation import GRAMMAR, Speculation, Speculator
-from minstate.turn import Turn, TurnOptions
+from minstate.turn import TurnOptions
 from minstate.weights import load_model
 
 
@@ -73,16 +70,24 @@ class Engine:
             eos = frozenset(token_ids_of("eos_ids", eos_ids, model.config.vocab_size))
         except BadMessage as error:
             raise BadValue(str(error)) from error
-        self.tokenizer, self.eos_ids, self.clock = tokenizer, eos, clock
-        self.runner = ModelRunner(model, num_pages=num_pages, page_size=page_size)
-        self.output = OutputProcessor(tokenizer, eos)
-        self.cache, self.prefix_cache = PrefixCache(self.pool, clock), prefix_cache
         costs = "bfloat16" if model.dtype == torch.bfloat16 else "float32"
-        self.scheduler = Scheduler(self.cache, token_budget, Speculation.of(speculation, costs))
+        self.core = EngineCore(
+            model,
+            tokenizer,
+            eos,
+            page_size=page_size,
+            num_pages=num_pages,
+            token_budget=token_budget,
+            speculation=Speculation.of(speculation, costs),
+            clock=clock,
+        )
+        self.tokenizer, self.eos_ids, self.clock = tokenizer, eos, clock
+        self.pool, self.cache, self.scheduler = self.core.runner.pool, self.core.cache, self.core.scheduler
+        self.prefix_cache = prefix_cache
+        self.guard = Guard()
         self._corpora = Corpora()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._sessions_made = self._requests_made = 0
-        self.guard = Guard()
 
     @classmethod
     def from_pretrained(
@@ -101,11 +106,8 @@ class Engine:
 
     @property
     def model(self) -> Model:
-        return self.runner.model
-
-    @property
-    def pool(self):
-        return self.runner.pool
+        """The model that runs."""
+        return self.core.runner.model
 
     @cached_property
     def chat(self) -> Chat:
@@ -114,7 +116,7 @@ class Engine:
 
     @cached_property
     def grammars(self) -> Grammars:
-        """Makes constraints for replies. Raises `UnsupportedModel` where llguidance cannot read the tokenizer."""
+        """Makes constraints for replies."""
         return Grammars(self.tokenizer, self.model.config.vocab_size, self.eos_ids)
 
     @entry
@@ -127,7 +129,7 @@ class Engine:
         if not isinstance(tenant, str):
             raise BadValue(f"tenant must be a string, not {tenant!r}")
         empty = isinstance(messages, list | tuple) and not messages and not tools
-        transcript = Transcript() if empty else self.chat.open(messages, tools)
+        transcript = Transcript() if empty else self.chat.new_transcript(messages, tools)
         return self.new_session(tenant, self._new_sequence(tenant, transcript.tools), transcript)
 
     @entry
@@ -147,7 +149,7 @@ class Engine:
             raise
         return session
 
-    def _new_sequence(self, tenant: str, tools: Messages) -> Sequence:
+    def _new_sequence(self, tenant: str, tools: Tools) -> Sequence:
         sequence = Sequence(self.pool)
         if self.scheduler.speculation:
             corpus = self._corpora.of(tenant) if self.prefix_cache else Corpus()
@@ -157,12 +159,14 @@ class Engine:
         self.cache.enter(sequence, tree.root(tenant) if self.prefix_cache else tree.private_root())
         return sequence
 
-    def prepare_tools(self, sequence: Sequence, tools: Messages) -> None:
-        """Do once what a session's tools need: build the grammars, and learn how calls begin, which drafts may guess."""
-        if tools:
-            with suppress(UnsupportedModel, UnsupportedSchema):  # raised again where a constraint is asked for
-                self.grammars  # noqa: B018  takes most of a second, which should not be in a turn
-                for tool in tools if sequence.speculator else ():
+    def prepare_tools(self, sequence: Sequence, tools: Tools) -> None:
+        """Do once what a session's tools need: read the tokenizer for grammars, and let drafts know how calls begin."""
+        if not tools:
+            return
+        with suppress(UnsupportedModel, UnsupportedSchema):  # raised again where a constraint is asked for
+            self.grammars.prepare()
+            if sequence.speculator:
+                for tool in tools:
                     sequence.speculator.corpus.add_once(self.chat.encode(call_opening(tool)))
 
     def new_session(self, tenant: str, sequence: Sequence, transcript: Transcript, seeds=((), 0)) -> Session:
@@ -173,14 +177,13 @@ class Engine:
         return session
 
     @entry
-    def submit(
-        self, session: Session, messages=None, *, token_ids: Iterable[int] | None = None, **options
-    ) -> Request:
+    def submit(self, session: Session, messages=None, *, token_ids: Iterable[int] | None = None, **options) -> Request:
         """Begin a turn; `step` or `run` moves it on.
 
         messages   a string (the user's), a message, or a list of messages; `[]` after `Session.sync`
         token_ids  instead of messages: raw ids, appended as they are; none at all lets a cut-off answer go on
-        options    `TurnOptions`: replay, max_new_tokens, sampling, tools, tool_choice, response_format, logprobs, timeout_s
+        options    replay, max_new_tokens, sampling, tools, tool_choice, response_format, logprobs, timeout_s: see
+                   `TurnOptions`
 
         Raises `BadMessage`, `BadValue`, `ContextOverflow`, `OutOfPages`, `SessionBusy`, `SessionClosed`,
         `EngineMisuse`, `UnsupportedSchema`, and `UnsupportedModel` where messages cannot be rendered or answers not
@@ -191,20 +194,25 @@ class Engine:
             raise EngineMisuse("the session belongs to another engine: submit it there")
         # 1. Read what was passed before the session is looked at: an iterable may run any code, even a turn of it.
         token_ids = None if token_ids is None else token_ids_of("token_ids", token_ids, self.model.config.vocab_size)
-        options = self._with_ids(TurnOptions(**options))
+        options = TurnOptions(**options)
+        replay = self._read_replay(options)
+        max_new_tokens = options.max_new_tokens if replay is None else len(replay)
         session.require_idle()
         # 2. What the turn adds to the log, what its output must fit, and whether there could ever be room for it.
         tools = session.transcript.tools if options.tools is None else options.tools
         constraint = self._constraint(options, tools)
         given = self.read_input(session.transcript, session.sequence.log, messages, token_ids)
-        self._require_room(given, options.max_new_tokens)
+        self._require_room(given, max_new_tokens)
         # 3. From here on the turn is under way.
         request = Request(
             session.sequence,
             number=self._requests_made,
             log_before=given.keep,
             prompt_length=given.keep + len(given.ids),
-            options=replace(options, sampling=options.sampling.for_fork(session.lineage)),
+            options=replace(
+                options, max_new_tokens=max_new_tokens, sampling=options.sampling.for_fork(session.lineage)
+            ),
+            replay=replay,
             tools=tools,
             session=session,
             transcript=given.transcript,
@@ -226,19 +234,8 @@ class Engine:
         leaves its turns running. An exception that is no turn's fault (Ctrl-C pressed twice, for one) aborts all
         running turns, and is raised again.
         """
-        overdue = self._end_overdue()
-        with self._stepping():
-            # 1. Schedule: who runs, and which tokens of each log go into the batch.
-            self.scheduler.prepare()
-            work, batch = self.scheduler.next_step(RaggedBatch.build)
-            turns = {}
-            if batch:
-                # 2. Forward, and 3. take in the results: tokens into the logs, full pages into the tree.
-                results = self.runner.run(batch)
-                turns = {part.request: self._receive(*each) for part, *each in zip(work, work, results, strict=True)}
-                self.scheduler.finish_step(work)
-            # 4. End the turns that are complete, or have failed.
-            return overdue + self._end_turns(turns)
+        with self.guard.stepping():
+            return self.core.step()
 
     def run(self) -> list[Request]:
         """Step until nothing runs; returns the turns that ended, in that order: with a `turn`, or with an `error`.
@@ -254,7 +251,7 @@ class Engine:
     def abort(self, request: Request) -> None:
         """Give up a running turn: its session's log is as before it. Does nothing to a turn that is done."""
         if not request.done:
-            self._give_up(request)
+            self.core.give_up(request)
 
     @entry
     def check(self) -> None:
@@ -263,40 +260,31 @@ class Engine:
         for session in sessions:
             session.check()
         still_open = [session.sequence for session in sessions if not session.closed]
-        self.cache.check(still_open, running=[request.sequence for request in self.scheduler.running])
+        check_cache(self.cache, still_open, running=[request.sequence for request in self.scheduler.running])
         if {session.running for session in sessions} - {None} != set(self.scheduler.requests):
             raise BrokenInvariant("the turns of the sessions are not those of the scheduler")
 
     def read_input(self, transcript: Transcript, log: list[int], messages, ids: list[int] | None) -> Continuation:
-        """What the turn does to the log. Costs nothing per old token, unless messages wait that are not in the log."""
-        if (messages is None) == (ids is None):
-            raise BadMessage("send either messages or token_ids")
-        if ids is None:
-            return self.chat.read(transcript, log, messages)
-        if transcript.waits:
-            return self.chat.read_ids(transcript, log, ids)
-        if not log and not ids:
-            raise BadMessage("the first turn needs at least one token")
-        return Continuation(len(log), ids, transcript.asked_in_ids() if ids or not transcript.messages else transcript)
+        """What the turn does to the log. Costs nothing per old token, unless messages are pending."""
+        return read_input(lambda: self.chat, transcript, log, messages, ids)
 
-    def _with_ids(self, options: TurnOptions) -> TurnOptions:
-        """The options with a replay as token ids, which also set the answer's length."""
-        if options.replay is None:
-            return options
-        is_message = isinstance(options.replay, str | Mapping)
-        replay = self.chat.reply(options.replay) if is_message else options.replay
-        replay = tuple(token_ids_of("replay", replay, self.model.config.vocab_size))
-        return replace(options, replay=replay, max_new_tokens=len(replay))
+    def _read_replay(self, options: TurnOptions) -> tuple[int, ...] | None:
+        """The token ids of an output that is given as ids, text or message."""
+        replay = options.replay
+        if replay is None:
+            return None
+        if isinstance(replay, str | Mapping):
+            replay = tuple(self.chat.encode_reply(replay))
+        return tuple(token_ids_of("replay", replay, self.model.config.vocab_size))
 
-    def _constraint(self, options: TurnOptions, tools: Messages) -> Constraint | None:
+    def _constraint(self, options: TurnOptions, tools: Tools) -> Constraint | None:
         """What the output must fit. A replayed output is not constrained, but the grammar may guess at it."""
         wanted = tools, options.tool_choice, options.response_format
         if options.replay is None:
-            return self.grammars.constraint(*wanted) if grammar_of(*wanted) is not None else None
-        if not self.scheduler.speculation or GRAMMAR not in self.scheduler.speculation.sources:
-            return None
-        with suppress(UnsupportedModel, UnsupportedSchema):
-            return self.grammars.constraint(*wanted) if grammar_of(*wanted) is not None else None
+            return self.grammars.constraint(*wanted)
+        speculation = self.scheduler.speculation
+        guesses = speculation is not None and GRAMMAR in speculation.sources
+        return self.grammars.constraint_for_replay(*wanted) if guesses else None
 
     def _require_room(self, given: Continuation, max_new_tokens: int) -> None:
         """Raises `ContextOverflow` or `OutOfPages` if the turn could not end even with the engine to itself."""
@@ -307,72 +295,3 @@ class Engine:
                 f"{prompt_length + max_new_tokens}; the model has {most} positions: lower max_new_tokens, or roll back"
             )
         self.scheduler.require_pages(prompt_length, max_new_tokens)
-
-    @contextmanager
-    def _stepping(self) -> Iterator[None]:
-        """Inside, no other call may enter. An exception that is no turn's fault aborts all running turns."""
-        self.guard.in_step = True
-        try:
-            yield
-        except BaseException:
-            for request in list(self.scheduler.running):
-                self._give_up(request)
-            raise
-        finally:
-            self.guard.in_step = False
-
-    def _receive(self, part: Work, result: Scores | Exception) -> Turn | None:
-        """Take in the result of a forward pass for one turn; returns the turn if that ends it.
-
-        An exception in sampling or in the grammar becomes the turn's `error`, as one in the forward pass does. The K/V
-        that the forward pass has written then does not count.
-        """
-        request, sequence, turn = part.request, part.request.sequence, None
-        if isinstance(result, Exception):
-            request.error = result
-        if request.error or isinstance(result, Exception):
-            return None
-        producing = part.count == request.remaining
-        request.account(part.count, len(part.draft), producing, self.model)
-        try:
-            turn = self.output.process(request, result, part.draft) if producing else None
-        except Exception as error:
-            request.error = error
-            return None
-        sequence.table.commit()
-        sequence.table.truncate(min(sequence.kv_len, len(sequence.log) - 1))  # K/V of rejected drafts goes
-        self.cache.publish(sequence)
-        return turn
-
-    def _end_overdue(self) -> list[Request]:
-        now = self.clock()
-        overdue = [request for request in self.scheduler.requests if now > request.deadline]
-        for request in overdue:
-            request.error = TurnTimeout("the turn took longer than its timeout_s; its session is as before it")
-            self._give_up(request)
-        return overdue
-
-    def _end_turns(self, turns: Mapping[Request, Turn | None]) -> list[Request]:
-        """End the running turns that have failed or are complete; returns them."""
-        ended = []
-        for request in list(self.scheduler.running):
-            if request.error:
-                self._give_up(request)
-            elif turn := turns.get(request):
-                self._complete(request, turn)
-            if request.done:
-                ended.append(request)
-        return ended
-
-    def _complete(self, request: Request, turn: Turn) -> None:
-        sequence, length = request.sequence, request.prompt_length
-        if sequence.speculator:  # other sessions may generate the like, behind the same last tokens
-            sequence.speculator.corpus.add(sequence.log[max(0, length - NGRAM) :])
-        transcript = request.transcript.completed(sequence.log, length, turn.text, self.tokenizer)
-        self.scheduler.end(request, len(sequence.log))
-        request.end(turn, transcript)
-
-    def _give_up(self, request: Request) -> None:
-        """The turn ends without an answer, and its session is as before it."""
-        self.scheduler.end(request, request.log_before)
-        request.end()

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 
@@ -31,6 +31,15 @@ class Guard:
             raise EngineMisuse("an engine belongs to the thread that made it: make one in this thread")
         if self.in_step:
             raise EngineMisuse("the engine is in the middle of a step")
+
+    @contextmanager
+    def stepping(self) -> Generator[None]:
+        """Inside, no other call may enter the engine."""
+        self.in_step = True
+        try:
+            yield
+        finally:
+            self.in_step = False
 
     def abandon(self, request: Request) -> None:
         """As `Request.abort`, for a destructor, which may run in any thread and at any moment."""
@@ -66,7 +75,7 @@ def entry(method: Callable) -> Callable:
 
 
 @contextmanager
-def interrupted_later() -> Iterator[None]:
+def interrupted_later() -> Generator[None]:
     """Inside, Ctrl-C waits until the end, so that bookkeeping is never left half-way; pressed again, it does not."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if in_main_thread else None

@@ -11,7 +11,7 @@ from collections import abc
 import torch
 
 from minstate.chat.grammar import Constraint
-from minstate.chat.messages import parse_tool_calls
+from minstate.chat.tool_calls import parse_tool_calls
 from minstate.errors import BrokenInvariant
 from minstate.model_runner import Scores
 from minstate.request import Request
@@ -43,11 +43,11 @@ class OutputProcessor:
 
     def _choose(self, request: Request, logits: torch.Tensor, best: int) -> int:
         """The next token, which no draft can change. `best` is the arg-max of its logits `[vocab]`."""
-        replay, constraint = request.options.replay, request.constraint
-        if replay is None:
+        constraint = request.constraint
+        if request.replay is None:
             token = choose(logits, request.options.sampling, len(request.sequence.log), constraint, best)
         else:
-            token = replay[len(request.generated)]
+            token = request.replay[len(request.generated)]
             if token == best:
                 request.agreed += 1
         if constraint:
@@ -64,7 +64,7 @@ class OutputProcessor:
             constraint.advance(token)
             if constraint.ended and request.options.sampling.ignore_eos:
                 request.constraint = None  # behind its end, the output is free
-        elif request.options.replay is None:
+        elif request.replay is None:
             raise BrokenInvariant(f"token {token} was chosen, which the grammar does not allow")
         else:  # a replayed output that does not fit: the rest of it may be anything
             request.constraint = None
@@ -80,9 +80,9 @@ class OutputProcessor:
 
     def _finish_reason(self, request: Request) -> str:
         """Why the turn ends with the last generated token; "" if it goes on."""
-        sampling, replay, token = request.options.sampling, request.options.replay, request.generated[-1]
-        if replay is not None:
-            return "replay" if len(request.generated) == len(replay) else ""
+        sampling, token = request.options.sampling, request.generated[-1]
+        if request.replay is not None:
+            return "replay" if len(request.generated) == len(request.replay) else ""
         if token in sampling.stop or (token in self.eos_ids and not sampling.ignore_eos):
             return "stop"
         if request.constraint and request.constraint.ended:
@@ -94,7 +94,7 @@ class OutputProcessor:
         return "length" if len(request.generated) == request.options.max_new_tokens else ""
 
     def _special_token(self, token: int) -> str | None:
-        """How a special token is spelt; None for any other, whose spelling in the vocabulary is not that in the text."""
+        """How a special token is spelt. None for any other: its spelling in the vocabulary is not that in the text."""
         added = self.tokenizer.added_tokens_decoder.get(token)
         return added.content if added and added.special else None
 

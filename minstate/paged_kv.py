@@ -28,7 +28,7 @@ class PageAllocator:
         self.owners = [0] * num_pages
         self._free = bytearray(b"\x01") * num_pages  # one byte a page, so that gaps are found at C speed
         self.num_free = num_pages
-        self.reclaim: Callable[[int], None] = lambda missing: None  # called with how many pages to free, if they run out
+        self.reclaim: Callable[[int], None] = lambda missing: None  # called to free so many pages, if they run out
 
     @property
     def num_pages(self) -> int:
@@ -287,7 +287,7 @@ def pages_for(tokens: int, page_size: int) -> int:
     return -(-tokens // page_size)
 
 
-def page_runs(pages: Sequence[int]) -> list[tuple[int, int]]:
+def page_runs(pages: Sequence[int] | np.ndarray) -> list[tuple[int, int]]:
     """Group page ids into runs of adjacent ones: `[3, 4, 5, 9]` → `[(3, 6), (9, 10)]` (end exclusive)."""
     ids = np.asarray(pages, dtype=np.int64)
     if not len(ids):

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from minstate.chat.template import Transcript
+from minstate.chat.transcript import Transcript
 from minstate.errors import UnreadableSession
 from minstate.model import Model
 from minstate.paged_kv import KVPool

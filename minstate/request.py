@@ -1,4 +1,4 @@
-"""One turn on its way: what scheduler and engine know of it, what it has cost so far, and its answer once it is done."""
+"""One turn on its way: what scheduler and engine know of it, what it has cost, and its answer once it is done."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,8 +7,8 @@ from typing import Protocol
 from tokenizers.decoders import DecodeStream
 
 from minstate.chat.grammar import Constraint
-from minstate.chat.messages import Messages
-from minstate.chat.template import Transcript
+from minstate.chat.tool_calls import Tools
+from minstate.chat.transcript import Transcript
 from minstate.model import Model
 from minstate.sequence import Sequence
 from minstate.speculation import Verdict
@@ -38,15 +38,17 @@ class Request:
     number: int  # in order of arrival
     log_before: int  # length of the log before the turn; an abort truncates to it
     prompt_length: int  # length of the log with the turn's input
-    options: TurnOptions  # with the seed of the session's fork, and a replay as token ids
-    tools: Messages = ()  # that the model may call
+    options: TurnOptions  # with the seed of the session's fork
+    replay: tuple[int, ...] | None = None  # the output's token ids, where it is replayed
+    tools: Tools = ()  # that the model may call
     session: TurnOwner | None = None
-    transcript: Transcript = field(default_factory=Transcript)  # of the conversation, the turn's input included, its answer not
+    transcript: Transcript = field(default_factory=Transcript)  # with the turn's input, without its answer
     constraint: Constraint | None = None  # what the output must fit; of a replayed output, what it seems to fit
     started_s: float = 0.0  # by `time.perf_counter`
     deadline: float = math.inf  # by the engine's clock
     # Written by the scheduler.
-    reused: int | None = None  # tokens that had K/V when the turn was admitted for the first time
+    admitted: bool = False  # at least once
+    reused: int = 0  # tokens that had K/V when the turn was admitted for the first time
     waited: int = 0  # steps since it was submitted, or preempted
     cached: int = 0  # tokens that had K/V when it began to wait
     preempted: int = 0  # how many times

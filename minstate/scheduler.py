@@ -23,7 +23,7 @@ from minstate.paged_kv import pages_for
 from minstate.prefix_cache import PrefixCache
 from minstate.ragged_batch import Chunk
 from minstate.request import Request
-from minstate.speculation import Guess, Speculation
+from minstate.speculation import Guess, Speculation, Speculator
 
 AGEING = 256  # tokens of cached prefix that a step of waiting makes up for
 GROWTH = 64  # new tokens for which a turn is kept room when it or another one is admitted
@@ -119,8 +119,8 @@ class Scheduler:
                 request.cached = request.sequence.kv_len  # less than it was, or pages that other turns counted on
                 self.cache.pause(request.sequence)
                 return
-            if request.reused is None:
-                request.reused = request.sequence.kv_len
+            if not request.admitted:
+                request.admitted, request.reused = True, request.sequence.kv_len
             self.waiting.remove(request)
             self.running.append(request)
             self.running.sort(key=lambda other: other.number)
@@ -144,7 +144,7 @@ class Scheduler:
         sequences share; then without the youngest turns, which are preempted. If the oldest turn alone finds no room,
         `OutOfPages` is its `error`, and there is no work.
         """
-        work, disowned = self.next_batch(), False
+        work, unshared = self.next_batch(), False
         if self.running and not work:
             raise BrokenInvariant("turns are running, and none of them has a token to forward")
         while work:
@@ -153,13 +153,13 @@ class Scheduler:
             except OutOfPages as error:
                 if any(part.draft for part in work):
                     work = self._without_drafts(work)
-                elif not disowned:
+                elif not unshared:
                     for part in work:
-                        self.cache.disown_tail(part.request.sequence)
-                    disowned = True
+                        self.cache.unshare_tail(part.request.sequence)
+                    unshared = True
                 elif len(self.running) > 1:
                     self._preempt(self.running[-1])
-                    work, disowned = self._without_drafts(self.next_batch()), False  # its tail is an idle one now
+                    work, unshared = self._without_drafts(self.next_batch()), False  # its tail is an idle one now
                 else:
                     self.running[0].error = error
                     return [], None
@@ -187,7 +187,7 @@ class Scheduler:
             elif count:
                 work.append(Work(request, count))
                 budget -= count
-        return self._with_drafts(work, budget) if self.speculation and work else work
+        return self._with_drafts(work, budget, self.speculation) if self.speculation and work else work
 
     def _without_drafts(self, work: list[Work]) -> list[Work]:
         """The same batch where there is no room for guesses."""
@@ -212,23 +212,23 @@ class Scheduler:
         counts = []
         for (request, _, proposed, _), share in zip(work, shares, strict=True):
             sampled = request.verdicts[-1].sampled if share.producing and not request.error else ()
-            request.sequence.speculator.learn(proposed, sampled)
+            _speculator(request).learn(proposed, sampled)
             counts.append(len(sampled))
         # A draft is not to blame for a turn that failed: the savings that it was sure of did not come about either.
         prices = [0.0 if part.request.error else price for part, price in zip(work, allotment.prices, strict=True)]
         allotment._replace(prices=prices).charge(shares, counts)
 
-    def _with_drafts(self, work: list[Work], budget: int) -> list[Work]:
+    def _with_drafts(self, work: list[Work], budget: int, speculation: Speculation) -> list[Work]:
         """The same work with drafts, which take budget before the last prefill chunk does."""
         shares = []
         for place, (request, count, *_) in enumerate(work):
             sequence, producing = request.sequence, count == request.remaining
-            proposed = self._propose(request) if producing else []
+            proposed = self._propose(request, speculation.max_draft) if producing else []
             work[place] = Work(request, count, proposed)
             chances = [guess.chance for guess in proposed]
-            shares.append(Share(sequence.kv_len, count, producing, sequence.speculator.ledger, chances))
+            shares.append(Share(sequence.kv_len, count, producing, _speculator(request).ledger, chances))
         spare = 0 if shares[-1].producing else work[-1].count - 1
-        allotment = allot(shares, self.speculation.costs, budget + spare, self.speculation.max_sequences)
+        allotment = allot(shares, speculation.costs, budget + spare, speculation.max_sequences)
         self._drafting = allotment, shares
         for place, (part, drafted) in enumerate(zip(work, allotment.counts, strict=True)):
             work[place] = part._replace(draft=part.proposed[:drafted])
@@ -236,23 +236,29 @@ class Scheduler:
             work[-1] = work[-1]._replace(count=work[-1].count - excess)
         return work
 
-    def _propose(self, request: Request) -> list[Guess]:
+    def _propose(self, request: Request, most: int) -> list[Guess]:
         """Never as many as could end the turn: the last new token is not forwarded, so it needs no page."""
         sequence, options = request.sequence, request.options
-        count = min(self.speculation.max_draft, options.max_new_tokens - len(request.generated) - 1)
-        sure = 0.95 if options.replay is not None or options.sampling.stop else 1.0
+        count = min(most, options.max_new_tokens - len(request.generated) - 1)
+        sure = 0.95 if request.replay is not None or options.sampling.stop else 1.0
         try:
-            return sequence.speculator.propose(sequence.log, count, request.constraint, sure=sure)
+            return _speculator(request).propose(sequence.log, count, request.constraint, sure=sure)
         except Exception as error:  # this turn's fault, and no reason to stop the others
             request.error = error
             return []
 
     def _wait(self, request: Request) -> None:
-        request.waited, request.cached = 0, self.cache.peek(request.sequence)
+        request.waited, request.cached = 0, self.cache.cached_tokens(request.sequence)
         self.waiting.append(request)
 
     def _note(self, request: Request, what: str, tokens: int = 0, drafted: int = 0) -> None:
         self.timeline.append(Event(self.steps, request.number, what, tokens, drafted))
+
+
+def _speculator(request: Request) -> Speculator:
+    """Where the engine speculates, every sequence has one."""
+    assert request.sequence.speculator is not None
+    return request.sequence.speculator
 
 
 def _computes_for(part: Work, request: Request) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from minstate.errors import BrokenInvariant
 from minstate.paged_kv import KVPool, PageTable
-from minstate.radix_tree import Node
+from minstate.radix_node import Node
 from minstate.ragged_batch import Chunk
 from minstate.speculation import Speculator
 
@@ -16,13 +16,13 @@ class Sequence:
     logits are what the next token is chosen from, so there is always at least one token to forward.
     """
 
+    # Its place in the prefix tree, written by `PrefixCache` alone, from `PrefixCache.enter` on.
+    root: Node  # the root that it shares with others
+    node: Node  # the node where its borrowed pages end
+
     def __init__(self, pool: KVPool):
         self.log: list[int] = []
         self.table = PageTable(pool)
-        # Its place in the prefix tree, which `PrefixCache` keeps: the root that it shares with others, and the node
-        # where its borrowed pages end.
-        self.root: Node | None = None
-        self.node: Node | None = None
         self.speculator: Speculator | None = None
 
     @property

@@ -1,7 +1,7 @@
 """One growing conversation, as its user sees it: a log that only grows, turns, and marks to go back to."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, Self
 from minstate import persistence
 from minstate.chat.drift import Drift, find_drift
 from minstate.chat.messages import Message
-from minstate.chat.template import Continuation, Transcript
+from minstate.chat.transcript import Continuation, Transcript
 from minstate.errors import BadValue, BrokenInvariant, SessionBusy, SessionClosed, StaleMark
 from minstate.guard import entry
 from minstate.request import Request
@@ -68,7 +68,7 @@ class Session:
     @property
     def resident(self) -> int:
         """Tokens of the log that have K/V at present, and need not be forwarded again."""
-        return 0 if self.closed else self.engine.cache.resident(self.sequence)
+        return 0 if self.closed else self.engine.cache.resident_tokens(self.sequence)
 
     @property
     def closed(self) -> bool:
@@ -207,7 +207,7 @@ class Session:
         log = self.sequence.log
         log += [*given.ids, *turn.token_ids]
         prompt_length = given.keep + len(given.ids)
-        self.transcript = given.transcript.completed(log, prompt_length, turn.text, tokenizer)
+        self.transcript = given.transcript.after_turn(log, prompt_length, turn.text, tokenizer)
 
     def require_idle(self) -> None:
         """Raises `SessionClosed` or `SessionBusy` unless a turn may begin."""
@@ -226,7 +226,7 @@ class Session:
             raise BrokenInvariant(f"a mark lies beyond the log's {len(self.sequence.log)} tokens")
 
     def _compare(self, messages, tools) -> tuple[Transcript, Drift]:
-        given = self.engine.chat.open(messages, self.transcript.tools if tools is None else tools)
+        given = self.engine.chat.new_transcript(messages, self.transcript.tools if tools is None else tools)
         return given, find_drift(self.engine.chat, self.sequence.log, self.transcript, given)
 
     def _cut(self, length: int) -> tuple[list[int], list[Mark]]:
@@ -237,8 +237,8 @@ class Session:
         return undo
 
     @contextmanager
-    def _aborting(self) -> Iterator[None]:
-        """If an exception is raised inside, the turn that began there is given up, even if no caller got its request."""
+    def _aborting(self) -> Generator[None]:
+        """If an exception is raised inside, the turn that began there is given up, even if no caller has its request."""
         before = self.running
         try:
             yield

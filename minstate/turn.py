@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from minstate.arguments import require_positive, whole_numbers
-from minstate.chat.messages import Message, Messages, normalise_tools
-from minstate.chat.messages import ToolCall
+from minstate.chat.messages import Message, normalise_tools
+from minstate.chat.tool_calls import ToolCall, Tools
 from minstate.errors import BadMessage, BadValue
 from minstate.sampling import Sampling
 from minstate.speculation import Verdict
@@ -37,7 +37,7 @@ class TurnOptions:
     replay: tuple[int, ...] | str | Message | None = None
     max_new_tokens: int = 256
     sampling: Sampling = GREEDY
-    tools: Messages | None = None
+    tools: Tools | None = None
     tool_choice: str | None = "auto"
     response_format: Mapping[str, Any] | None = None
     logprobs: bool = False

@@ -24,7 +24,7 @@ from minstate import (
     UnsupportedSchema,
 )
 from minstate.attention import TorchAttention
-from minstate.chat.messages import parse_tool_calls
+from minstate.chat.tool_calls import parse_tool_calls
 from minstate.errors import BrokenInvariant
 from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
 from minstate.model import Model
@@ -97,7 +97,7 @@ def test_ids_that_send_on_the_same_session_while_they_are_read_do_no_harm():
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_stream_that_becomes_garbage_inside_a_step_is_aborted():
     e = engine()
-    e.runner.model = copy.copy(e.model)
+    e.core.runner.model = copy.copy(e.model)
     forward = e.model.forward
     left, other = e.open(), e.open()
     stream = left.stream(token_ids=[5], max_new_tokens=30, sampling=GREEDY)
@@ -114,7 +114,7 @@ def test_a_stream_that_becomes_garbage_inside_a_step_is_aborted():
 def test_a_failed_pass_leaves_no_unwritten_keys_behind():
     """`kv_len` counts slots that the failed pass never wrote: whoever reuses them reads garbage."""
     e = engine(NaiveEngine)
-    e.runner.model = copy.copy(e.model)
+    e.core.runner.model = copy.copy(e.model)
     session = e.open()
     session.send(token_ids=[5, 6, 7, 8], max_new_tokens=2, sampling=GREEDY)
     forward, e.model.forward = e.model.forward, lambda *_: 1 / 0
@@ -304,7 +304,7 @@ def stream_in_a_cycle(session, **options) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_stream_collected_inside_a_pass_that_fails_leaves_no_unwritten_keys():
     e = engine()
-    e.runner.model = copy.copy(e.model)
+    e.core.runner.model = copy.copy(e.model)
     other, left = e.open(), e.open()
     prompt = [5, 6, 7, 8, 9, 10, 11, 12]
     said = left.send(token_ids=prompt, max_new_tokens=2, sampling=GREEDY).token_ids
@@ -473,8 +473,8 @@ def test_a_stop_string_means_text_and_special_tokens_and_not_how_the_vocabulary_
     (byte,) = (i for i, spelt in enumerate(e.tokenizer.convert_ids_to_tokens(range(256))) if spelt == "Á")
     for token, reason in [(byte, "length"), (e.tokenizer.convert_tokens_to_ids("<|im_start|>"), "stop")]:
         handle = e.submit(e.open(), token_ids=[5], max_new_tokens=2, sampling=Sampling(stop=("Á", "<|im_start|>")))
-        e.output._append(handle, token)
-        assert e.output._finish_reason(handle) == ("stop" if reason == "stop" else "")
+        e.core.output._append(handle, token)
+        assert e.core.output._finish_reason(handle) == ("stop" if reason == "stop" else "")
         handle.abort()
 
 

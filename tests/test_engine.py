@@ -199,7 +199,7 @@ class Conversations(RuleBasedStateMachine):
     )
     def start(self, num_pages, budget, page_size, prefix_cache):
         self.engine = engine(num_pages=num_pages, token_budget=budget, page_size=page_size, prefix_cache=prefix_cache)
-        self.engine.runner.model = copy.copy(self.engine.model)
+        self.engine.core.runner.model = copy.copy(self.engine.model)
         self.sessions, self.logs, self.marks, self.handles = [], {}, {}, {}
         self.open("A")
 

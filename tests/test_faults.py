@@ -88,7 +88,7 @@ def test_when_turns_are_tried_alone_nothing_holds_the_memory_of_the_pass_that_fa
     sequences = [Sequence(pool) for _ in range(3)]
     for sequence in sequences:
         sequence.log += [5] * 4
-    runner = engine().runner
+    runner = engine().core.runner
     runner.logits = fails
     errors = runner.run(RaggedBatch.build([sequence.chunk(4) for sequence in sequences]))
     assert len(held) == 4 and [str(error) for error in errors] == ["for the test"] * 3
@@ -116,7 +116,7 @@ def test_a_pass_that_fails_once_is_tried_for_each_turn_alone_and_harms_nobody():
 def test_a_turn_with_which_every_pass_fails_is_the_only_one_to_go(speculation):
     marker = next(i for i in range(10, 200) if all(i not in alone([j] * 9, 6) for j in (5, 6)))
     e = engine(speculation=speculation)
-    e.runner.model = copy.copy(e.model)
+    e.core.runner.model = copy.copy(e.model)
     forward = e.model.forward
 
     def poisoned(batch, attend):

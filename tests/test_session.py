@@ -200,7 +200,7 @@ def test_the_text_is_cut_at_the_first_of_several_stops(monkeypatch):
 
 def test_end_of_sequence_ends_a_turn_unless_ignored():
     e = engine()
-    e.output.eos_ids = frozenset(range(VOCABULARY))
+    e.core.output.eos_ids = frozenset(range(VOCABULARY))
     assert e.open().send(token_ids=[5], max_new_tokens=9).stats.generated == 1
     assert e.open().send(token_ids=[5], max_new_tokens=9, sampling=Sampling(ignore_eos=True)).stats.generated == 9
 

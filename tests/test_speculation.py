@@ -14,24 +14,21 @@ from hypothesis import strategies as st
 from tiny import FLAT, IDS, SAMPLINGS, STEEP, VOCABULARY, drafting, engine, hf_model
 
 from minstate import BadValue, BrokenInvariant, ContextOverflow, CostTable, Engine, Sampling, Speculation
+from minstate.draft_budget import REGRET
 from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
+from minstate.output import OutputProcessor
 from minstate.paged_kv import PageTable
 from minstate.prompt_lookup import Corpus, NgramIndex
 from minstate.speculation import (
     CORPUS,
     GRAMMAR,
     LOG,
-    REGRET,
     Acceptance,
     Guess,
-    Share,
     Speculator,
     Verdict,
-    allot,
     band,
-    settle,
 )
-from minstate.turn import Handle
 
 GREEDY = Sampling(ignore_eos=True)
 TOKENS, CONTEXTS = (1, 2, 4, 8, 16, 32, 64, 512), (0, 1024)
@@ -54,7 +51,7 @@ def say(session, ids, count=12, sampling=GREEDY, **options):
 
 def rich(session):
     """The session, with a ledger that allows anything: from its first pass on, when others have earned nothing yet."""
-    session.sequence.speculator.base_ms = 1e12
+    session.sequence.speculator.ledger.base_ms = 1e12
     return session
 
 
@@ -69,7 +66,7 @@ def rejected(stats):
 
 def ended_inside(turn):
     """Whether the turn ended with a token of a draft: it is said and has K/V, which no other last token has."""
-    return turn.verdicts[-1].accepted == len(turn.verdicts[-1].said)
+    return turn.verdicts[-1].accepted == len(turn.verdicts[-1].sampled)
 
 
 def guesses(turn, source):
@@ -78,7 +75,7 @@ def guesses(turn, source):
 
 def recorded(e):
     """The (query tokens, tokens of K/V) of every pass of an engine from now on."""
-    passes, e.model = [], copy.copy(e.model)
+    passes, e.core.runner.model = [], copy.copy(e.model)
     forward = e.model.forward
 
     def counted(batch, attend):
@@ -106,7 +103,7 @@ class Scripted:
 
     def __init__(self, monkeypatch, script=()):
         self.script = list(script)
-        monkeypatch.setattr("minstate.turn.choose", lambda logits, sampling, position, *_: self.script[position])
+        monkeypatch.setattr("minstate.output.choose", lambda logits, sampling, position, *_: self.script[position])
 
 
 # ---- The same output
@@ -221,7 +218,7 @@ def test_drafts_never_change_what_is_said(cls):
             assert other.stats.drafted == 0 and stats.forwarded == (
                 stats.prefilled + stats.generated - 1 + rejected(stats) + ended_inside(turn)
             )
-            assert [token for verdict in turn.verdicts for token in verdict.said] == list(turn.token_ids)
+            assert [token for verdict in turn.verdicts for token in verdict.sampled] == list(turn.token_ids)
             assert all(len(verdict.draft) <= max_draft for verdict in turn.verdicts)
             tally["accepted"] += stats.accepted
             tally["rejected"] += rejected(stats)
@@ -353,7 +350,7 @@ def test_nothing_behind_the_end_is_said_if_it_lies_in_an_accepted_run(
         if e.scheduler.speculation:
             assert turn.stats.accepted >= len(turn.token_ids) // 2 and turn.stats.steps < turn.stats.generated / 2
             if reason == "stop" and e.scheduler.speculation.max_draft > 5:
-                assert len(turn.verdicts[-1].draft) > len(turn.verdicts[-1].said), "the end cuts an accepted run"
+                assert len(turn.verdicts[-1].draft) > len(turn.verdicts[-1].sampled), "the end cuts an accepted run"
         outcomes.append((turn.text, turn.token_ids, turn.stats.delta, turn.stats.prefilled))
     assert outcomes[0] == outcomes[1] == outcomes[2]
 
@@ -386,7 +383,7 @@ def test_a_draft_never_reaches_the_last_token_of_a_turn(count, max_draft):
     left = count
     for verdict in turn.verdicts:
         assert len(verdict.draft) <= min(left - 1, max_draft)
-        left -= len(verdict.said)
+        left -= len(verdict.sampled)
     assert turn.stats.forwarded == 24 + count - 1 + rejected(turn.stats)
     assert (turn.stats.drafted > 0) == (count > 1 and max_draft > 0)
 
@@ -418,14 +415,14 @@ def rejected_drafts_left_in_log_or_pages_or_tree_or_grammar_or_index():
     while not handle.done:
         e.step()
         e.check()
-        generated = handle.request.generated
+        generated = handle.generated
         assert session.token_ids == prompt + replay[: len(generated)]
         table, kv_len = session.sequence.table, len(prompt) + len(generated) - 1
         assert session.sequence.kv_len == kv_len and len(table.pages) == -(-kv_len // 2)
         assert e.cache.tree.num_pages == kv_len // 2, "full pages of what was said, and no others"
         assert e.pool.allocator.num_free == 64 - -(-kv_len // 2)
         require_index(session)
-        seen += len(handle.request.verdicts[-1].draft) > handle.request.verdicts[-1].accepted
+        seen += len(handle.verdicts[-1].draft) > handle.verdicts[-1].accepted
     assert seen > 5 and handle.turn.stats.accepted >= 5
     after = say(session, [40])
     assert after.token_ids == say(engine(NaiveEngine).open(), [*prompt, *replay, 40]).token_ids
@@ -445,10 +442,10 @@ def rejected_drafts_left_in_log_or_pages_or_tree_or_grammar_or_index():
         while not handle.done:
             choosy.step()
             fresh = choosy.grammars.constraint((), None, schema)
-            for token in handle.request.generated:
+            for token in handle.generated:
                 fresh.advance(token)
-            assert (handle.request.constraint.forced, handle.request.constraint.ended) == (fresh.forced, fresh.ended)
-            wrong += handle.request.verdicts[-1].accepted < len(handle.request.verdicts[-1].draft)
+            assert (handle.constraint.forced, handle.constraint.ended) == (fresh.forced, fresh.ended)
+            wrong += handle.verdicts[-1].accepted < len(handle.verdicts[-1].draft)
     assert wrong > 5, "the grammar has walked along drafts that were rejected"
 
 
@@ -463,15 +460,15 @@ def keep_pages(monkeypatch):
 
 
 def keep_tokens(monkeypatch):
-    hear = Handle.hear
+    process = OutputProcessor.process
 
-    def whole(self, logits, draft, *others):
-        turn = hear(self, logits, draft, *others)
-        said = len(self.request.verdicts[-1].said)
-        self.request.sequence.log += [guess.token_id for guess in draft[said:]]
+    def whole(self, request, scores, draft):
+        turn = process(self, request, scores, draft)
+        sampled = len(request.verdicts[-1].sampled)
+        request.sequence.log += [guess.token_id for guess in draft[sampled:]]
         return turn
 
-    monkeypatch.setattr(Handle, "hear", whole)
+    monkeypatch.setattr(OutputProcessor, "process", whole)
 
 
 def keep_grammar(monkeypatch):
@@ -506,10 +503,10 @@ class Interrupt(BaseException):
 
 FAILURES = {
     "in the model": "minstate.model.Model.forward",
-    "in choosing": "minstate.turn.choose",
-    "in hearing": "minstate.turn.Handle._next",
+    "in choosing": "minstate.output.choose",
+    "in taking in a token": "minstate.output.OutputProcessor._append",
     "in the grammar": "minstate.chat.grammar.Constraint.advance",
-    "in the ledger": "minstate.scheduler.settle",
+    "in the ledger": "minstate.draft_budget.Allotment.charge",
     "in allotting": "minstate.scheduler.allot",
     "in guessing": "minstate.speculation.Speculator.propose",
     "in a look-up": "minstate.prompt_lookup.NgramIndex.find",
@@ -664,7 +661,7 @@ def test_all_that_the_grammar_leaves_is_said_in_one_pass():
     turn = rich(e.open()).send("look", tools=[TOOL], tool_choice="required", max_new_tokens=80)
     opening = texts(e)('<tool_call>\n{"name": "look", "arguments": {"path": "')
     assert [guess.token_id for guess in turn.verdicts[0].draft[: len(opening)]] == opening
-    assert list(turn.verdicts[0].said[: len(opening)]) == opening
+    assert list(turn.verdicts[0].sampled[: len(opening)]) == opening
     forced = (
         engine(num_pages=800, positions=4000)
         .open()
@@ -736,86 +733,6 @@ def test_no_run_of_luck_makes_a_guess_certain():
     for _ in range(3000):
         acceptance.observe(LOG, 32, True)
     assert 0.9 < acceptance.chances(LOG)[band(32)] <= Acceptance.SUREST < 1
-
-
-RISING = st.lists(st.floats(0, 3), min_size=9, max_size=9).map(lambda steps: tuple(itertools.accumulate([1.0, *steps])))
-
-
-@given(
-    ms=RISING,
-    chances=st.lists(st.lists(st.floats(0.05, 0.999), max_size=4), min_size=1, max_size=3),
-    prefill=st.integers(0, 5),
-    room=st.integers(0, 9),
-    more=st.lists(st.integers(0, 2), min_size=3, max_size=3),
-)
-def test_what_is_drafted_gives_the_most_tokens_per_cost(ms, chances, prefill, room, more):
-    """Against all ways to draft, where no ledger stands in the way."""
-    table = CostTable((1, 2, 3, 4, 5, 6, 8, 10, 12, 20), (0, 1000), (ms, tuple(2 * each for each in ms)))
-    settings, shares = Speculation(table), []
-    for place, each in enumerate(chances):
-        speculator = Speculator(settings, Corpus())
-        speculator.base_ms = 1e12
-        draft = [Guess(9, LOG, 3, chance) for chance in each]
-        shares.append(Share(10 * place, 1 + more[place], True, speculator, draft))
-    if prefill:
-        shares.append(Share(0, prefill, False, Speculator(settings, Corpus()), []))
-    cost = table.at(sum(share.context + share.tokens for share in shares))
-    total, producing = sum(share.tokens for share in shares), len(chances)
-
-    def rate(counts):
-        worth = sum(
-            torch.tensor(each[: place + 1], dtype=torch.float64).prod().item()
-            for each, count in zip(chances, counts, strict=False)
-            for place in range(count)
-        )
-        return (producing + worth) / (cost(producing) + cost(total + sum(counts)) - cost(total))
-
-    allotment = allot(shares, settings, room)
-    ways = itertools.product(*(range(len(each) + 1) for each in chances))
-    best = max(rate(way) for way in ways if sum(way) <= room)
-    assert sum(allotment.counts) <= room and rate(allotment.counts) == pytest.approx(best, rel=1e-9)
-    assert sum(allotment.prices) == pytest.approx(cost(total + sum(allotment.counts)) - cost(total), abs=1e-9)
-    assert allotment.base_ms == pytest.approx(cost(total))
-    assert allotment.token_ms == pytest.approx(cost(producing) / producing)
-
-
-def test_a_ledger_without_means_allows_no_risk_and_every_certainty():
-    settings = Speculation(CostTable((1, 2, 64), (0, 10), ((10.0, 11.0, 73.0), (10.0, 11.0, 73.0))))
-
-    def counts(draft, base_ms):
-        speculator = Speculator(settings, Corpus())
-        speculator.base_ms = base_ms
-        return allot([Share(5, 1, True, speculator, draft)], settings, 99).counts[0]
-
-    sure, likely = Guess(1, GRAMMAR, 0, 1.0), Guess(2, LOG, 32, 0.999)
-    assert counts([likely] * 3, base_ms=0) == 0
-    assert counts([likely] * 3, base_ms=1 / REGRET) == 1, "what may be lost pays for one"
-    assert counts([likely] * 3, base_ms=3 / REGRET) == 3
-    assert counts([sure] * 5, base_ms=0) == 5
-    assert counts([sure] * 2 + [likely] * 30, base_ms=0) == 2 + 18, "two passes saved for certain pay for 20 tokens"
-    assert counts([likely] + [sure] * 2, base_ms=0) == 0, "nor is certain what is behind a risk"
-
-
-def test_a_pass_is_entered_into_the_ledgers_of_those_who_took_part():
-    settings = Speculation(CostTable((1, 10), (0, 10), ((10.0, 19.0), (10.0, 19.0))))
-    speculators = [Speculator(settings, Corpus()) for _ in range(2)]
-    for speculator in speculators:
-        speculator.base_ms = 1e6
-    draft = [Guess(1, LOG, 32, 0.9)] * 3
-    shares = [Share(0, 1, True, speculators[0], draft), Share(0, 3, False, speculators[1], [])]
-    allotment = allot(shares, settings, 9)
-    assert (allotment.counts, allotment.prices, allotment.base_ms, allotment.token_ms) == (
-        [3, 0],
-        [3.0, 0.0],
-        13.0,
-        10.0,
-    )
-    settle(allotment, shares, [2, 0])
-    assert [s.base_ms - 1e6 for s in speculators] == pytest.approx([13 / 4, 13 * 3 / 4])
-    assert [s.regret_ms for s in speculators] == [3 - 10, 0]
-    with pytest.raises(BrokenInvariant):
-        speculators[1].regret_ms = 1.01 * REGRET * speculators[1].base_ms
-        speculators[1].check([])
 
 
 def wrong_everywhere(count, letters=(3, 4, 5)):
@@ -896,19 +813,8 @@ def test_drafting_ends_where_it_fails_and_begins_again_where_text_repeats():
     assert again.drafted > 60 and again.accepted > 0.8 * again.drafted and again.steps < 100
 
 
-def test_the_more_sequences_run_the_less_is_drafted():
-    """A token costs a tenth of a pass: what saves one alone saves nothing where the pass is shared by many."""
+def test_on_a_fixed_budget_many_sequences_spend_less_on_drafts():
     table = CostTable((1, 2, 64), (0, 10000), ((100.0, 110.0, 730.0), (100.0, 110.0, 730.0)))
-    settings, drafted = Speculation(table), []
-    for sequences in (1, 2, 4, 8, 16, 32):
-        shares = []
-        for _ in range(sequences):
-            speculator = Speculator(settings, Corpus())
-            speculator.base_ms = 1e9
-            shares.append(Share(0, 1, True, speculator, [Guess(1, LOG, 3, 0.75)] * 31))
-        drafted.append(sum(allot(shares, settings, 10**6).counts) / sequences)
-    assert drafted == sorted(drafted, reverse=True) and drafted[0] > drafted[2] > drafted[4] > drafted[5] >= 0
-
     spent = []
     for sequences in (1, 6):
         e = drafting(costs=table, num_pages=400, sources=(LOG,))
@@ -926,7 +832,7 @@ def test_a_limit_of_sequences_can_be_set_by_hand():
     long, short = (e.submit(e.open(), token_ids=[7, 8] * 4, replay=[7, 8] * n) for n in (20, 4))
     while not short.done:
         e.step()
-    assert short.turn.stats.drafted == 0 and sum(len(v.draft) for v in long.request.verdicts) == 0
+    assert short.turn.stats.drafted == 0 and sum(len(v.draft) for v in long.verdicts) == 0
     e.run()
     assert long.turn.stats.accepted > 20, "alone at last"
     none = drafting(max_sequences=0)
@@ -956,14 +862,14 @@ def test_drafts_keep_to_the_budget_and_let_a_prompt_go_on(budget, monkeypatch):
     while not readers[0].tokens:
         e.step()
     filling = e.submit(e.open(), token_ids=list(range(20, 70)), replay=[5] * 3)
-    before = filling.request.remaining
+    before = filling.remaining
     while not readers[0].done:
-        had, left = len(readers[0].tokens), filling.request.remaining
+        had, left = len(readers[0].tokens), filling.remaining
         e.step()
         e.check()
         assert len(readers[0].tokens) > had, "a decode goes on in every step"
         if budget > 1 and not readers[0].done:
-            assert filling.request.remaining < left, "and a prompt too"
+            assert filling.remaining < left, "and a prompt too"
     assert before > 0 and max(tokens for tokens, _ in passes) == budget
     e.run()
     assert filling.turn and (budget < 3 or readers[0].turn.stats.accepted > 0)
@@ -986,7 +892,7 @@ def test_a_fork_learns_for_itself_and_has_no_allowance():
     session.send(token_ids=[7, 8, 9] * 5, replay=[7, 8, 9] * 15)
     child = session.fork()
     mine, its = session.sequence.speculator, child.sequence.speculator
-    assert (its.base_ms, its.regret_ms) == (0, 0) and mine.base_ms > 0
+    assert (its.ledger.base_ms, its.ledger.regret_ms) == (0, 0) and mine.ledger.base_ms > 0
     assert its.acceptance.chances(LOG)[band(32)] == mine.acceptance.chances(LOG)[band(32)]
     before = mine.acceptance.chances(LOG)[band(32)]
     child.send(token_ids=[7, 8, 9] * 2, replay=[7, 8, 10] * 5)
