@@ -19,16 +19,7 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 
-from minstate.chat.tool_calls import (
-    AFTER_ARGUMENTS,
-    BEFORE_ARGUMENTS,
-    BEFORE_NAME,
-    CLOSE,
-    OPEN,
-    Tools,
-    call_opening,  # noqa: F401  until the engine imports it from tool_calls
-    function_of,
-)
+from minstate.chat.tool_calls import AFTER_ARGUMENTS, BEFORE_ARGUMENTS, BEFORE_NAME, CLOSE, OPEN, Tools, function_of
 from minstate.errors import BadValue, BrokenInvariant, UnsupportedModel, UnsupportedSchema
 
 SPELLING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from typing import Any
 
-from minstate.chat.tool_calls import Tool, ToolCall, parse_tool_calls, signatures  # noqa: F401
+from minstate.chat.tool_calls import Tool, ToolCall, signatures
 from minstate.errors import BadMessage
 
 Message = Mapping[str, Any]

@@ -136,9 +136,6 @@ class Chat:
         ids = self.encode(text_with_calls(message))
         return ids if self.end_of_reply is None else [*ids, self.end_of_reply]
 
-    # Until the engine's files use the new names.
-    open, read, reply = new_transcript, read_messages, encode_reply
-
     def _behind_reply(self, history: Messages, messages: Messages, tools: Tools) -> str:
         """The template's text behind a reply to `history`: the end of the reply, or up to the reply to `messages`."""
         conversation = [*history, {"role": "assistant", "content": REPLY}, *messages]

@@ -54,9 +54,6 @@ class Transcript:
         begun = tokenizer.decode(log[self.reply_start : prompt_length], skip_special_tokens=True)
         return self.with_reply(begun + text)
 
-    # Until the engine's files use the new names.
-    waits, asked_in_ids, completed = has_pending, with_raw_ids, after_turn
-
 
 class Continuation(NamedTuple):
     """What a turn's input does to a log."""

@@ -58,7 +58,7 @@ def test_cells_say_who_wrote_a_token_and_which_are_the_delta(style):
     tokenizer = in_style(read_tokenizer(find_model()), style)
     chat = Chat(tokenizer)
     text = chat.render(TALK, reply=True)
-    delta = chat.delta(chat.open(TALK[:3], []), TALK[3:], last_token=0)
+    delta = chat.delta(chat.new_transcript(TALK[:3], []), TALK[3:], last_token=0)
     cells = template_cells(tokenizer, text, SPOKEN, len(delta))
     assert [piece for piece, _, _ in cells] == pieces(tokenizer, chat.encode(text))
     said = "".join(piece for piece, kind, _ in cells if kind == "said").replace("␣", "")

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from minstate.chat.template import Continuation, Transcript
+from minstate.chat.transcript import Continuation, Transcript
 from minstate.engine import Engine
 from minstate.guard import entry
 from minstate.prefix_cache import PrefixCache

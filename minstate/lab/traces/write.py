@@ -69,7 +69,7 @@ def model_author(engine: Engine, scenario: Scenario, sessions: dict[str, Session
         for message in planned.messages:
             known.update(word_4grams(message["content"]))
         calls = {"role": "assistant", "content": "", "tool_calls": list(planned.calls)}
-        room = planned.tokens - (len(engine.chat.reply(calls)) if planned.calls else 0)
+        room = planned.tokens - (len(engine.chat.encode_reply(calls)) if planned.calls else 0)
         if room < MIN_TOKENS:
             return ""
         sentences: list[str] = []
