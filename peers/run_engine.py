@@ -1,9 +1,9 @@
-"""One engine in a process of its own: reads requests, answers with token ids and seconds.
+"""One engine in a process of its own: it reads requests, and writes token ids and seconds.
 
-Runs in the environment of the engine that it serves, where minstate is not installed: standard library only. The
-argument is a JSON object with `engine` (a module beside this file), `mode`, `dtype`, `threads`, `model` (a folder)
-and perhaps `gguf` (a file). Its `load(spec)` returns a version and a function `generate(token_ids, count)`, which
-returns `count` new ids, chosen greedily and not ended by any stop token.
+This file uses the standard library only, because it runs in the engine's own environment, without minstate. Its
+argument, `spec`, is a JSON object with `engine` (a module beside this file), `mode`, `dtype`, `threads`, `model` (a
+folder) and, for some engines, `gguf` (a file). The module's `load(spec)` returns a version and a function
+`generate(token_ids, count)`. The function samples `count` new ids greedily, and ignores stop tokens.
 
     → {"token_ids": [...], "count": 48}
     ← {"token_ids": [...], "seconds": 1.2}
@@ -17,10 +17,11 @@ import time
 
 
 def main() -> None:
+    """Load the engine, write its version, and answer each line of standard input."""
     spec = json.loads(sys.argv[1])
     os.environ["OMP_NUM_THREADS"] = str(spec["threads"])
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not come between the answers
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # so that no library prints between the answers
     version, generate = importlib.import_module(spec["engine"]).load(spec)
     print(json.dumps({"version": version}), file=answers)
     for line in sys.stdin:

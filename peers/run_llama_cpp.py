@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python, which keeps the K/V of the longest common beginning from call to call."""
+"""llama.cpp through llama-cpp-python, which keeps the K/V of the longest common prefix from call to call."""
 
 import llama_cpp
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
@@ -7,6 +7,7 @@ KV_TYPES = {"float32": llama_cpp.GGML_TYPE_F32, "bfloat16": llama_cpp.GGML_TYPE_
 
 
 def load(spec):
+    """The engine's version, and a function that generates `count` new ids after `token_ids`."""
     lookup = spec["mode"] == "prompt lookup"
     model = llama_cpp.Llama(
         spec["gguf"],

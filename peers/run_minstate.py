@@ -1,4 +1,4 @@
-"""minstate itself, one session that goes on as long as each prompt extends what was said."""
+"""minstate itself, with one session for as long as each prompt extends the session's log."""
 
 from importlib.metadata import version
 
@@ -17,6 +17,7 @@ MODES = {
 
 
 def load(spec):
+    """The engine's version, and a function that generates `count` new ids after `token_ids`."""
     torch.set_num_threads(spec["threads"])
     kind, speculation = MODES[spec["mode"]]
     engine = kind.from_pretrained(spec["model"], dtype=spec["dtype"], num_pages=1024, speculation=speculation)

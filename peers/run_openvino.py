@@ -1,6 +1,7 @@
-"""OpenVINO GenAI with continuous batching and prefix caching. Its weights are float16, whatever is asked for.
+"""OpenVINO GenAI with continuous batching and prefix caching. Its weights are always float16.
 
-In float32 it computes and keeps K/V in float32; else as it likes best, which on most CPUs means 8-bit K/V.
+With the dtype float32 it computes in float32, and its K/V is float32 too. Otherwise it uses its own defaults, which on
+most CPUs include 8-bit K/V.
 """
 
 import numpy as np
@@ -9,6 +10,7 @@ import openvino_genai
 
 
 def load(spec):
+    """The engine's version, and a function that generates `count` new ids after `token_ids`."""
     lookup = spec["mode"] == "prefix caching and prompt lookup"
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.enable_prefix_caching = spec["mode"] != "stateless"

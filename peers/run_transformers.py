@@ -1,4 +1,4 @@
-"""Hugging Face transformers: `generate` on the whole prompt, or with a `DynamicCache` kept from call to call."""
+"""Hugging Face transformers: `generate` on the whole prompt, or with a `DynamicCache` that calls share."""
 
 from itertools import takewhile
 
@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 
 def load(spec):
+    """The engine's version, and a function that generates `count` new ids after `token_ids`."""
     torch.set_num_threads(spec["threads"])
     model = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=spec["dtype"])
     options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -17,8 +18,8 @@ def load(spec):
 
     def generate(token_ids, count):
         if spec["mode"] == "cache kept":
-            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(log, token_ids, strict=False)))
-            surplus = cache.get_seq_length() - min(same, len(token_ids) - 1)
+            common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(log, token_ids, strict=False)))
+            surplus = cache.get_seq_length() - min(common, len(token_ids) - 1)
             if surplus > 0:
                 cache.crop(-surplus)
             options["past_key_values"] = cache

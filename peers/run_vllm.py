@@ -7,6 +7,7 @@ NGRAM = {"method": "ngram", "num_speculative_tokens": 10, "prompt_lookup_max": 3
 
 
 def load(spec):
+    """The engine's version, and a function that generates `count` new ids after `token_ids`."""
     llm = LLM(
         spec["model"],
         dtype=spec["dtype"],

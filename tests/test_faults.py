@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import itertools
-import json
 import signal
 import weakref
 
@@ -15,9 +14,8 @@ from minstate import CostTable, OutOfPages, Sampling, Speculation
 from minstate.chat.grammar import Constraint
 from minstate.guard import interrupted_later
 from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
-from minstate.lab.engines.faults import SEAMS, InjectedFault, faults
+from minstate.lab.engines.faults import InjectedFault, faults
 from minstate.lab.engines.small_engine import small_engine
-from minstate.lab.engines.soak import RATES, draw_rounds, play_rounds, soak
 from minstate.model import Model
 from minstate.paged_kv import PageTable
 from minstate.prefix_cache import PrefixCache
@@ -259,22 +257,3 @@ def test_when_nobody_has_a_page_the_last_turn_says_so_and_the_engine_goes_on():
     assert isinstance(handle.error, OutOfPages)
     e.check()
     assert handle.session.send(token_ids=[5] * 9, max_new_tokens=3, sampling=FREE).token_ids == alone([5] * 9, 3)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_a_soak_with_faults_says_what_the_undisturbed_run_says(seed):
-    outcome = soak(120, seed)
-    assert set(outcome.faults) == set(SEAMS) and outcome.failed and outcome.preempted and outcome.recomputed
-    assert json.loads(json.dumps(outcome.counts()))["faults"] == outcome.faults
-    assert outcome.accepted and {"fork", "rollback", "close", "expect", "file"} <= set(outcome.happenings)
-
-
-def test_a_soak_notices_a_page_that_is_lost_and_a_token_that_differs(monkeypatch):
-    rounds = draw_rounds(40)
-    calm = play_rounds(rounds, small_engine(), {})
-    assert not calm.failed and not calm.faults and calm.lost_pages == 0
-    e = small_engine()
-    e.pool.allocator.release = lambda pages: None
-    with pytest.raises(AssertionError):
-        play_rounds(rounds, e, RATES)
-    assert play_rounds(rounds, small_engine(seed=1), {}).outputs != calm.outputs

@@ -1,4 +1,4 @@
-"""Run the same conversation on several engines, turn by turn, and put what each turn cost side by side."""
+"""Run the same conversation on several engines, turn by turn, and compare what each turn cost."""
 
 import os
 import platform
@@ -25,11 +25,11 @@ def run_side_by_side(
     sampling: Sampling,
     repeats: int = 1,
 ) -> pd.DataFrame:
-    """One row for each repeat, turn and engine: all of `TurnStats`, the prompt's length `n`, text and token ids.
+    """One row per repeat, turn and engine: all of `TurnStats`, the prompt's length `n`, the text and the token ids.
 
-    Every engine's tools run in a workspace of their own. The engines take turns, so that a slow moment of the machine
-    falls on all of them; who goes first alternates. One short turn of each beforehand, not counted, warms them up. Each
-    repeat is a tenant of its own: it finds nothing in a prefix cache that it has not put there itself.
+    Each engine's tools run in a workspace of their own. The engines alternate turn by turn, in changing order, so a
+    slow moment of the machine affects all of them. Each engine first runs one short turn, unmeasured, to warm up.
+    Each repeat is a tenant of its own, so the prefix cache holds nothing of an earlier repeat.
     """
     for engine in engines.values():
         with engine.open(tenant="warm-up") as session:
@@ -45,7 +45,7 @@ def run_side_by_side(
                 sessions = {name: stack.enter_context(session) for name, session in opened.items()}
                 agents = {name: iter(workload) for name in engines}
                 for number in range(1, workload.turns + 1):
-                    for name in list(engines)[:: 1 if (number + repeat) % 2 else -1]:
+                    for name in engines if (number + repeat) % 2 else reversed(engines):
                         bar.set_description(f"turn {number}, {name}")
                         turn = sessions[name].send(next(agents[name]), max_new_tokens=max_new_tokens, sampling=sampling)
                         rows.append({"repeat": repeat, "turn": number, "engine": name, **turn_row(turn)})
@@ -54,25 +54,25 @@ def run_side_by_side(
 
 
 def turn_row(turn: Turn) -> dict:
-    """A turn as one flat row of a table."""
+    """A turn as one row of a table: its statistics, text and token ids by column."""
     stats = turn.stats
     derived = {name: getattr(stats, name) for name in DERIVED}
     answer = {"finish_reason": turn.finish_reason, "text": turn.text, "token_ids": turn.token_ids}
     return {"n": stats.context + stats.delta, **asdict(stats), **derived, **answer}
 
 
-def per_turn(rows: pd.DataFrame, foil: str, ours: str) -> pd.DataFrame:
-    """What a reader wants to see of each turn: tokens, and the median milliseconds over the repeats."""
+def per_turn(rows: pd.DataFrame, baseline: str, ours: str) -> pd.DataFrame:
+    """One row per turn: tokens, and the median milliseconds over the repeats, for two of the engines."""
     median = rows.groupby(["engine", "turn"])[["n", "delta", "forwarded", "reused", "total_s"]].median()
-    theirs, mine = median.loc[foil], median.loc[ours]
+    theirs, mine = median.loc[baseline], median.loc[ours]
     return pd.DataFrame(
         {
             "n": mine["n"].astype(int),
             "Δ": mine["delta"].astype(int),
-            f"forwarded, {foil}": theirs["forwarded"].astype(int),
+            f"forwarded, {baseline}": theirs["forwarded"].astype(int),
             f"forwarded, {ours}": mine["forwarded"].astype(int),
             "reused share": mine["reused"] / mine["n"],
-            f"ms, {foil}": 1000 * theirs["total_s"],
+            f"ms, {baseline}": 1000 * theirs["total_s"],
             f"ms, {ours}": 1000 * mine["total_s"],
             "ratio": theirs["total_s"] / mine["total_s"],
         }
@@ -80,18 +80,18 @@ def per_turn(rows: pd.DataFrame, foil: str, ours: str) -> pd.DataFrame:
 
 
 def formatted(table: pd.DataFrame) -> pd.DataFrame:
-    """`per_turn`'s table as text, rounded for reading."""
+    """The table of `per_turn` as rounded text."""
     forms = {"reused share": "{:.0%}", "ratio": "{:.1f} ×"}
     return pd.DataFrame({name: table[name].map(forms.get(name, "{:,.0f}").format) for name in table})
 
 
 def machine() -> str:
-    """The machine in a line, for the caption of a measurement."""
+    """This machine in one line, for the caption of a measurement."""
     waiting = f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'unset')}"
-    if spin := os.environ.get("GOMP_SPINCOUNT"):  # overrules the policy
+    if spin := os.environ.get("GOMP_SPINCOUNT"):  # overrides the policy
         waiting = f"GOMP_SPINCOUNT={spin}"
     threads = torch.get_num_threads()
     return (
-        f"{threads} thread{'s' * (threads > 1)} of {os.cpu_count()} {platform.machine()} cores "
+        f"{threads} thread{'s' if threads > 1 else ''} of {os.cpu_count()} {platform.machine()} cores "
         f"({torch.backends.cpu.get_cpu_capability()}), torch {torch.__version__}, {waiting}"
     )

@@ -1,4 +1,4 @@
-"""Side-by-side measurement counts what it says, on tiny engines and a workload of plain messages."""
+"""Measuring engines side by side: the table has the counters of each turn, on tiny engines and plain messages."""
 
 import pandas as pd
 import pytest
@@ -11,7 +11,7 @@ from minstate.lab.measure import formatted, per_turn, run_side_by_side
 
 
 class Chatter:
-    """The part of a workload that measuring needs."""
+    """A workload of plain messages, without tools."""
 
     opening = ({"role": "system", "content": "Hi"},)
     tools = ()
@@ -32,13 +32,13 @@ def rows() -> pd.DataFrame:
     return rows
 
 
-def test_a_row_for_each_repeat_turn_and_engine(rows):
+def test_each_repeat_turn_and_engine_has_a_row(rows):
     assert len(rows) == 2 * 3 * 2 and not rows.isna().any().any()
     assert (rows.groupby(["repeat", "turn"])["token_ids"].nunique() == 1).all()
     assert (rows["n"] == rows["context"] + rows["delta"]).all()
 
 
-def test_the_table_shows_what_was_counted(rows):
+def test_the_table_shows_the_counters(rows):
     table = per_turn(rows, "naive", "stateful")
     stateful = rows[(rows["engine"] == "stateful") & (rows["repeat"] == 0)].set_index("turn")
     assert (table["forwarded, stateful"] == stateful["delta"] + 3).all()
@@ -47,7 +47,7 @@ def test_the_table_shows_what_was_counted(rows):
     assert formatted(table).loc[1, "reused share"] == "0%"
 
 
-def test_figures_draw_what_was_counted(rows):
+def test_figures_draw_the_counters(rows):
     work, clock = turn_costs(rows).axes
     drawn = [patch.get_height() for patch in work.patches]
     table = per_turn(rows, "naive", "stateful")

@@ -1,4 +1,4 @@
-"""The workload: seeded, novel, and made by tools that really run."""
+"""The workload is drawn from a seed, never repeats itself, and comes from tools that really run."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def test_a_tool_runs_only_when_its_turn_is_asked_for(monkeypatch):
 
 
 @pytest.mark.parametrize("turns", [1, 2, 12, 1 + MAX_CALLS])
-def test_any_number_of_turns_up_to_the_limit(turns):
+def test_a_workload_has_as_many_turns_as_asked_for(turns):
     for seed in (0, 1, 2):
         whole = conversation(seed, turns)
         assert len(whole) == 1 + turns
@@ -118,7 +118,7 @@ def test_neither_process_nor_folder_nor_environment_changes_the_messages(tmp_pat
     assert json.loads(run.stdout) == conversation(seed=6, turns=12)
 
 
-def test_nothing_of_this_machine_is_in_the_messages():
+def test_messages_hold_nothing_of_this_machine():
     with AgenticWorkload(seed=7, turns=12) as workload:
         text = json.dumps([workload.opening, *workload])
         assert str(workload.folder) not in text and str(workload.folder.resolve()) not in text
@@ -143,10 +143,10 @@ def test_seeds_differ_in_the_order_of_tools():
     assert len({tuple(call["name"] for call in calls(conversation(seed))) for seed in SEEDS}) >= 3
 
 
-# The story
+# The debugging session
 
 
-def test_the_agent_sees_the_tests_fail_mends_the_bug_and_sees_them_pass():
+def test_tests_fail_until_the_agent_has_fixed_the_bug():
     for seed in SEEDS:
         with AgenticWorkload(seed, turns=8) as workload:
             whole = list(workload)
@@ -159,7 +159,7 @@ def test_the_agent_sees_the_tests_fail_mends_the_bug_and_sees_them_pass():
         assert "FAILED" in tests[0] and tests[1].endswith("OK")
 
 
-def test_six_turns_find_the_bug_and_the_orders_it_touched():
+def test_six_turns_find_the_bug_and_the_affected_orders():
     for seed in SEEDS:
         whole = conversation(seed)
         assert {"run_tests", "read_file", "edit_file", "query"} <= {call["name"] for call in calls(whole)}
@@ -167,7 +167,7 @@ def test_six_turns_find_the_bug_and_the_orders_it_touched():
         assert len(rows.splitlines()) >= 4
 
 
-def test_every_bug_is_caught_by_a_test_of_its_module_and_touched_some_orders(tmp_path):
+def test_a_test_of_its_module_catches_every_bug_and_some_orders_are_affected(tmp_path):
     seen = set()
     for seed in range(60):
         code = write_code_base(Random(seed))
@@ -184,9 +184,6 @@ def test_every_bug_is_caught_by_a_test_of_its_module_and_touched_some_orders(tmp
             assert "FAILED" in report and "ERROR" not in report
             assert set(re.findall(r'File "tests/test_(\w+)\.py"', report)) == {code.bug.module}
     assert len(seen) == len(BUGS)
-
-
-# Tools
 
 
 # Cleaning up
@@ -220,7 +217,7 @@ def test_iterating_outside_of_with_is_an_error():
 
 
 def test_turns_have_the_sizes_of_an_agents_turns():
-    """Characters stand for tokens, so that no tokenizer is needed; prose has about four a token, tables two."""
+    """In characters, so the test needs no tokenizer: prose has about four per token, tables have two."""
     for seed in SEEDS:
         opening, task, *later = conversation(seed)
         schemas = "\n".join(json.dumps(tool) for tool in load_schemas())

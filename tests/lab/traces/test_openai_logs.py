@@ -1,24 +1,15 @@
-"""Chat logs in OpenAI's style become traces, and nothing that was said is lost."""
+"""Chat logs in OpenAI's style become traces, and no message is lost."""
 
 import json
 from collections.abc import Iterator
 
 import pytest
 import tiny
+from trace_examples import TOOL, assistant, user
 
 from minstate.lab.traces.openai_logs import from_openai
 from minstate.lab.traces.replay import replay
 from minstate.lab.traces.trace import Opening, Trace, TraceError, read_trace, write_trace
-
-TOOL = {"type": "function", "function": {"name": "ls", "parameters": {"type": "object"}}}
-
-
-def user(text: str) -> dict:
-    return {"role": "user", "content": text}
-
-
-def said(text: str, *calls: dict) -> dict:
-    return {"role": "assistant", "content": text} | ({"tool_calls": list(calls)} if calls else {})
 
 
 def openai_call(number: int, **arguments) -> dict:
@@ -37,8 +28,8 @@ WHOLE = [
 ]
 
 
-def spoken(trace: Trace, session: str = "main") -> Iterator[dict]:
-    """The conversation as one list again."""
+def all_messages(trace: Trace, session: str = "main") -> Iterator[dict]:
+    """The messages of a session, in order."""
     yield from trace.header.sessions[session].messages
     for turn in trace.turns:
         if turn.session == session:
@@ -52,14 +43,14 @@ def test_a_whole_conversation_becomes_turns(tmp_path):
     assert first.messages == ({"role": "user", "content": "What is here?"},)
     assert first.output["tool_calls"][1] == {"name": "ls", "arguments": {"folder": "ü"}, "id": "c2"}
     assert [message["name"] for message in second.messages] == ["ls", "ls"]
-    assert third.output == said("Any time.")
+    assert third.output == assistant("Any time.")
     write_trace(tmp_path / "t.jsonl", trace.header, trace.turns)
     assert tuple(read_trace(tmp_path / "t.jsonl").turns) == trace.turns
 
 
-def test_nothing_that_was_said_is_lost():
+def test_no_message_is_lost():
     back = []
-    for message in spoken(from_openai([{"messages": WHOLE}])):
+    for message in all_messages(from_openai([{"messages": WHOLE}])):
         calls = [openai_call(int(call["id"][1:]), **call["arguments"]) for call in message.get("tool_calls", [])]
         back.append(message | ({"tool_calls": calls, "content": None} if calls else {}))
     plain = [{key: of for key, of in message.items() if key != "refusal"} for message in WHOLE]
@@ -69,12 +60,12 @@ def test_nothing_that_was_said_is_lost():
 
 def test_growing_requests_are_one_conversation():
     requests = [{"messages": WHOLE[:end]} for end in (2, 5, 7, 5)]  # the last one was sent twice
-    assert list(spoken(from_openai(requests))) == list(spoken(from_openai([{"messages": WHOLE[:6]}])))
+    assert list(all_messages(from_openai(requests))) == list(all_messages(from_openai([{"messages": WHOLE[:6]}])))
     assert from_openai([*requests, {"messages": WHOLE}]).turns == from_openai([{"messages": WHOLE}]).turns
 
 
 def test_interleaved_conversations_keep_their_order():
-    other = [user("Hello"), said("Hi."), user("Bye"), said("Ciao.")]
+    other = [user("Hello"), assistant("Hi."), user("Bye"), assistant("Ciao.")]
     log = [
         {"messages": WHOLE[:2]},
         {"messages": other[:1]},
@@ -84,11 +75,11 @@ def test_interleaved_conversations_keep_their_order():
     ]
     trace = from_openai(log)
     assert [turn.session for turn in trace.turns] == ["chat-1", "chat-2", "chat-2", "chat-1", "chat-1"]
-    assert list(spoken(trace, "chat-2")) == other
+    assert list(all_messages(trace, "chat-2")) == other
 
 
-def test_conversations_that_part_and_other_tools_are_sessions_of_their_own():
-    trace = from_openai([{"messages": WHOLE}, {"messages": [*WHOLE[:6], user("No."), said("Oh.")]}])
+def test_diverging_conversations_and_other_tools_are_separate_sessions():
+    trace = from_openai([{"messages": WHOLE}, {"messages": [*WHOLE[:6], user("No."), assistant("Oh.")]}])
     assert len(trace.header.sessions) == 2
     assert len(from_openai([{"messages": WHOLE}, {"messages": WHOLE, "tools": [TOOL]}]).header.sessions) == 2
 
@@ -109,22 +100,25 @@ BAD_LOGS = {
         "content parts that are text in message 1",
     ),
     "broken arguments": (
-        {"messages": [*WHOLE[:2], said("", {"function": {"name": "ls", "arguments": "{"}})]},
+        {"messages": [*WHOLE[:2], assistant("", {"function": {"name": "ls", "arguments": "{"}})]},
         "arguments of ls that are JSON in message 3",
     ),
     "arguments that are a list": (
-        {"messages": [*WHOLE[:2], said("", {"function": {"name": "ls", "arguments": "[1]"}})]},
+        {"messages": [*WHOLE[:2], assistant("", {"function": {"name": "ls", "arguments": "[1]"}})]},
         "an object of arguments of ls in message 3",
     ),
     "an unknown call": ({"messages": [*WHOLE[:2], WHOLE[3]]}, "one of the calls so far, found 'c1'"),
     "an empty reply": ({"messages": [user("hi"), {"role": "assistant", "content": None}]}, "in message 2, found None"),
-    "two replies": ({"messages": [user("hi"), said("a"), said("b")]}, "found two messages of the assistant in a row"),
+    "two replies": (
+        {"messages": [user("hi"), assistant("a"), assistant("b")]},
+        "found two messages of the assistant in a row",
+    ),
     "no reply": ({"messages": [user("hi")]}, "at least one reply of an assistant"),
 }
 
 
 @pytest.mark.parametrize("problem", BAD_LOGS)
-def test_a_log_that_cannot_be_played_is_an_error(tmp_path, problem):
+def test_a_log_that_cannot_be_replayed_is_an_error(tmp_path, problem):
     record, message = BAD_LOGS[problem]
     (tmp_path / "log.jsonl").write_text(json.dumps(record) + "\n")
     with pytest.raises(TraceError, match=message):

@@ -1,4 +1,4 @@
-"""The committed traces are what they say they are, and seeds make more of them."""
+"""The committed traces are what their headers say, and a seed writes more of them."""
 
 import re
 from collections import Counter
@@ -30,12 +30,12 @@ def committed(name: str) -> Trace:
 
 
 @cache
-def script(name: str, seed: int = 0) -> Scenario:
+def scenario(name: str, seed: int = 0) -> Scenario:
     return SCENARIOS[name](seed)
 
 
-def engine_without_thoughts() -> Engine:
-    """The default model's tokenizer and positions, on a network that takes no time: enough to get a log's ids."""
+def tiny_network_engine() -> Engine:
+    """An engine with the default model's tokenizer and positions, and a network that takes no time."""
     small = {"hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
     full = {"vocab_size": 49152, "max_position_embeddings": POSITIONS, "num_key_value_heads": 1}
     config = AutoConfig.for_model(**{**tiny.SHAPE, **tiny.FAMILIES["llama"], **small, **full})
@@ -46,9 +46,9 @@ def engine_without_thoughts() -> Engine:
 
 @cache
 def played(name: str) -> tuple[list, dict[str, list[int]]]:
-    """A committed trace, replayed: turns, and the logs of the sessions."""
+    """The turns of a committed trace, replayed, and the logs of its sessions."""
     sessions = {}
-    turns = list(replay(engine_without_thoughts(), committed(name), sessions=sessions))
+    turns = list(replay(tiny_network_engine(), committed(name), sessions=sessions))
     return turns, {name: session.token_ids for name, session in sessions.items()}
 
 
@@ -65,21 +65,21 @@ def test_committed_traces_are_valid_and_small(name):
 
 
 @pytest.mark.parametrize("name", COMMITTED)
-def test_committed_traces_have_the_figures_of_their_headers(name):
+def test_committed_traces_have_the_statistics_of_their_headers(name):
     header = committed(name).header
-    figures = trace_statistics(*played(name))
-    assert figures["positions"] <= POSITIONS
-    assert figures == {key: header.turns if key == "turns" else header.more[key] for key in figures}
+    statistics = trace_statistics(*played(name))
+    assert statistics["positions"] <= POSITIONS
+    assert statistics == {key: header.turns if key == "turns" else header.more[key] for key in statistics}
 
 
-def test_the_coding_trace_is_of_a_long_sessions_size():
-    figures = committed("coding-0").header.more
-    assert 110 <= figures["median_input_tokens"] <= 170
-    assert 40 <= figures["median_output_tokens"] <= 56
-    assert figures["positions"] > 7000
+def test_the_coding_trace_has_the_size_of_a_long_session():
+    statistics = committed("coding-0").header.more
+    assert 110 <= statistics["median_input_tokens"] <= 170
+    assert 40 <= statistics["median_output_tokens"] <= 56
+    assert statistics["positions"] > 7000
 
 
-def test_the_planners_agents_share_its_log():
+def test_the_planners_sub_agents_share_its_log():
     turns, logs = played("planning-0")
     forks = [(record, turn) for record, turn in turns if record.fork_of]
     assert [record.session for record, _ in forks] == ["tests", "orders", "promises"]
@@ -90,15 +90,15 @@ def test_the_planners_agents_share_its_log():
 
 
 @pytest.mark.parametrize("name", COMMITTED)
-def test_tools_say_the_same_again(name):
+def test_tools_return_the_same_results_again(name):
     trace = committed(name)
-    again = script(trace.header.name, trace.header.seed)
+    again = scenario(trace.header.name, trace.header.seed)
     assert again.sessions == trace.header.sessions and again.about == trace.header.about
     assert tuple(written_turns(again, recorded_author(trace.turns))) == tuple(trace.turns)
 
 
 @pytest.mark.parametrize("name", COMMITTED)
-def test_nothing_is_said_twice(name):
+def test_no_sentence_repeats_another(name):
     sentences = [
         sentence
         for turn in committed(name).turns
@@ -112,50 +112,50 @@ def test_nothing_is_said_twice(name):
         known.update(word_4grams(sentence))
 
 
-# Scripts
+# Scenarios
 
 
-def results(drafts: tuple[PlannedTurn, ...]) -> list[str]:
-    return [message["content"] for draft in drafts for message in draft.messages if message["role"] == "tool"]
+def results(turns: tuple[PlannedTurn, ...]) -> list[str]:
+    return [message["content"] for turn in turns for message in turn.messages if message["role"] == "tool"]
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_scripts_of_any_seed_go_well(name, seed):
-    drafts = script(name, seed).turns
-    assert len(drafts) == len(script(name).turns)
-    assert not [result for result in results(drafts) if result.startswith("error:")]
-    assert drafts[-1].messages != script(name).turns[-1].messages or name == "coding"  # which ends on "OK"
-    assert not any(draft.calls for draft in drafts[-1:])
+def test_scenarios_of_any_seed_run_without_errors(name, seed):
+    turns = scenario(name, seed).turns
+    assert len(turns) == len(scenario(name).turns)
+    assert not [result for result in results(turns) if result.startswith("error:")]
+    assert turns[-1].messages != scenario(name).turns[-1].messages or name == "coding"  # which ends on "OK"
+    assert not any(turn.calls for turn in turns[-1:])
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_coder_mends_the_bug_and_leaves_every_test_green(seed):
-    drafts = script("coding", seed).turns
+def test_the_coder_fixes_the_bug_and_all_tests_pass_at_the_end(seed):
+    turns = scenario("coding", seed).turns
     reports = [
         after.messages[0]["content"]
-        for before, after in pairwise(drafts)
+        for before, after in pairwise(turns)
         if before.calls and before.calls[0]["name"] == "run_tests"
     ]
     red = ["FAILED" in report or "ERROR" in report for report in reports]
     assert red[:2] == [True, False] and sum(red) == 3, "the bug, and two tests that were written first"
     assert reports[-1].endswith("OK")
-    counts = Counter(call["name"] for draft in drafts for call in draft.calls)
+    counts = Counter(call["name"] for turn in turns for call in turn.calls)
     assert counts["edit_file"] == 7 and counts.total() == 34
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_planner_waits_for_its_agents_and_acts_on_what_they_found(seed):
-    drafts = script("planning", seed).turns
-    (joined,) = (draft for draft in drafts if draft.waits_for)
-    reports = [call["arguments"]["finding"] for d in drafts for call in d.calls if call["name"] == "report"]
+    turns = scenario("planning", seed).turns
+    (joined,) = (turn for turn in turns if turn.waits_for)
+    reports = [call["arguments"]["finding"] for turn in turns for call in turn.calls if call["name"] == "report"]
     assert sorted(message["content"] for message in joined.messages) == sorted(reports) and len(reports) == 3
     assert joined.calls[0]["name"] == "edit_file" and joined.calls[0]["arguments"]["old"] in "".join(reports)
-    after = drafts[drafts.index(joined) + 2]
+    after = turns[turns.index(joined) + 2]
     assert after.messages[0]["content"].endswith("OK")
 
 
-# Words
+# Text
 
 
 @pytest.mark.parametrize(
@@ -173,24 +173,24 @@ def test_the_planner_waits_for_its_agents_and_acts_on_what_they_found(seed):
         ("", []),
     ],
 )
-def test_words_are_whole_sentences_that_are_new(text, kept):
+def test_only_new_whole_sentences_are_kept(text, kept):
     known = set(word_4grams("She said: he likes apples very much"))
     assert new_sentences(text, known) == kept
 
 
 def test_a_trace_is_generated_from_end_to_end(tmp_path, monkeypatch):
-    """Two turns of the planner and one of each sub-agent, with a model that knows nothing to say."""
-    beginning = replace(script("planning"), turns=script("planning").turns[:5])
+    """Two turns of the planner and one of each sub-agent, with a model whose output makes no sense."""
+    beginning = replace(scenario("planning"), turns=scenario("planning").turns[:5])
     monkeypatch.setitem(SCENARIOS, "planning", lambda seed: beginning)
     monkeypatch.setattr("minstate.lab.traces.write.ATTEMPTS", 1)
     monkeypatch.setattr("minstate.lab.traces.write.new_sentences", lambda text, known: [f"{len(known)} {text[:3]}."])
-    engine = engine_without_thoughts()
+    engine = tiny_network_engine()
     trace = generate_trace("planning", 0, engine)
     write_trace(tmp_path / "t.jsonl", trace.header, trace.turns)
     back = read_trace(tmp_path / "t.jsonl")
     assert back.header == trace.header and tuple(back.turns) == trace.turns
     assert tuple(written_turns(beginning, recorded_author(back.turns))) == trace.turns
     assert ["content" in turn.output for turn in trace.turns] == [True, False, True, False, True], (
-        "long calls say it all"
+        "a long call leaves no room for text"
     )
     engine.check()
