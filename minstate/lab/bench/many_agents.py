@@ -10,7 +10,7 @@ from minstate.engine import Engine
 from minstate.lab.bench.configurations import CONFIGURATIONS
 from minstate.lab.engines.soak import soak
 from minstate.lab.engines.stub_model import stub_engine
-from minstate.lab.figures.agents import throughput_and_latency, under_pressure
+from minstate.lab.figures.agents import pressure_figure, throughput_figure
 from minstate.lab.paths import RESULTS
 from minstate.lab.serving.clocks import ModelledClock
 from minstate.lab.serving.concurrent_replay import replay_concurrently
@@ -110,7 +110,7 @@ def time_outside_forward(steps: pd.DataFrame) -> pd.DataFrame:
     return table.rename_axis("sequences in the batch").reset_index()
 
 
-def under_pressure(shares: tuple[float, ...] = (2.0, 1.0, 0.75, 0.5, 0.375, 0.25), teams: int = TEAMS) -> pd.DataFrame:
+def shrink_pool(shares: tuple[float, ...] = (2.0, 1.0, 0.75, 0.5, 0.375, 0.25), teams: int = TEAMS) -> pd.DataFrame:
     """The same teams on smaller and smaller pools: how much of their context is reused, and how much recomputed.
 
     The stub model and the modelled clock make the counts the same on any machine. `share` is the pool's share of the
@@ -151,12 +151,12 @@ def many_agents() -> pd.DataFrame:
     table, steps = measure_throughput()
     own = time_outside_forward(steps)
     print(own.round(4).to_string(index=False))
-    pressure = under_pressure()
+    pressure = shrink_pool()
     print(pressure.round(3).to_string(index=False))
     soaked = soak(2000)
     for name, figure in [
-        ("many_agents", throughput_and_latency(table)),
-        ("pool_under_pressure", under_pressure(pressure)),
+        ("many_agents", throughput_figure(table)),
+        ("pool_under_pressure", pressure_figure(pressure)),
     ]:
         figure.savefig(RESULTS / f"{name}.png", dpi=120)
     table.attrs = {

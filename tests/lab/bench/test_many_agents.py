@@ -1,7 +1,7 @@
 """The benchmark of many agents times an engine's steps, and counts what a smaller pool costs."""
 
 from minstate.engine import Engine
-from minstate.lab.bench.many_agents import StepTimer, time_outside_forward, under_pressure
+from minstate.lab.bench.many_agents import StepTimer, shrink_pool, time_outside_forward
 from minstate.lab.engines.small_engine import small_engine
 
 
@@ -17,6 +17,6 @@ def test_steps_are_timed_and_the_engine_is_left_as_it_was():
 
 
 def test_as_the_pool_shrinks_more_is_recomputed_and_nothing_fails():
-    rows = under_pressure((1.0, 0.6), teams=1).set_index(["share", "hints"])
+    rows = shrink_pool((1.0, 0.6), teams=1).set_index(["share", "hints"])
     assert rows.loc[(1.0, False), "recomputed"] == 0 and rows.loc[(1.0, False), "hit rate"] == 1
     assert rows.loc[(0.6, False), "recomputed"] > 0 and rows.loc[(0.6, False), "hit rate"] < 1
