@@ -6,7 +6,7 @@ from tiny import engine
 
 from minstate import Sampling
 from minstate.lab.engines.baselines import NaiveEngine
-from minstate.lab.figures.turn_costs import cumulative, prompt_strips, turn_costs
+from minstate.lab.figures.turn_costs import prompt_strips, running_totals, turn_costs
 from minstate.lab.measure import formatted, per_turn, run_side_by_side
 
 
@@ -53,7 +53,7 @@ def test_figures_draw_the_counters(rows):
     table = per_turn(rows, "naive", "stateful")
     assert drawn[:6] == [*table["forwarded, naive"], *table["forwarded, stateful"]]
     assert clock.get_ylabel() == "seconds" and work.get_ylabel() == "tokens"
-    lines = cumulative(rows, "forwarded", "tokens").axes[0].lines
+    lines = running_totals(rows, "forwarded", "tokens").axes[0].lines
     assert lines[0].get_ydata()[-1] == table["forwarded, naive"].sum()
     stateful = rows[(rows["engine"] == "stateful") & (rows["repeat"] == 0)].set_index("turn")
     for count in range(4):

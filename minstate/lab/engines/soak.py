@@ -140,7 +140,7 @@ class Clients:
         self._marks: dict[Session, list[Mark]] = {}
 
     def act(self, round_: Round, path: Path) -> None:
-        """Do to the session at the round's place what the round says. `path` is where a file may be written."""
+        """Apply the round's happening to the session at its place. A file may be written to `path`."""
         session = self.sessions[round_.place]
         match round_.happening:
             case "fork":
