@@ -1,4 +1,4 @@
-"""Pictures of text against tokens: what a template writes, where two histories part, what another one costs."""
+"""Figures of text and tokens: what a template adds, where two histories diverge, and what a divergence costs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +9,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from minstate.chat.drift import REASONS, Drift
-from minstate.lab.figures.turn_costs import (
+from minstate.lab.figures.palette import (
     BLUE,
+    FAINT,
     GREEN,
     INK,
+    LEGEND_ON_GRID,
     NAIVE,
     ORANGE,
+    PAPER,
     PURPLE,
     SKY,
     STATEFUL,
@@ -26,44 +29,44 @@ from minstate.session import Session
 
 LOOKS = {
     "special": {"facecolor": ORANGE, "edgecolor": INK},
-    "template": {"facecolor": (SKY, 0.45), "edgecolor": "white"},
-    "said": {"facecolor": "white", "edgecolor": "#BBBBBB"},
-    "same": {"facecolor": "white", "edgecolor": "#BBBBBB"},
+    "template": {"facecolor": (SKY, 0.45), "edgecolor": PAPER},
+    "content": {"facecolor": PAPER, "edgecolor": FAINT},
+    "same": {"facecolor": PAPER, "edgecolor": FAINT},
     "dropped": {"facecolor": (ORANGE, 0.45), "edgecolor": INK, "linestyle": "--"},
-    "forwarded": {"facecolor": BLUE, "edgecolor": "white"},
+    "forwarded": {"facecolor": BLUE, "edgecolor": PAPER},
 }
 NAMES = {
     "special": "special token",
     "template": "other text of the template",
-    "said": "what was said",
-    "same": "same: keeps its K/V",
-    "dropped": "of the log: dropped",
-    "forwarded": "given: to be forwarded",
+    "content": "content of a message",
+    "same": "in both: keeps its K/V",
+    "dropped": "in the log only: dropped",
+    "forwarded": "in the given history only: to be forwarded",
 }
 LINE = 104  # characters that fit into a figure's width
 Cell = tuple[str, str, bool]  # text, a key of LOOKS, whether it belongs to the delta
 
 
 def pieces(tokenizer, ids: Sequence[int]) -> list[str]:
-    """The text of each token, with spaces and line breaks made visible; bytes that are no text are shown as `�`."""
+    """The text of each token, with spaces and line breaks made visible. Bytes that are not UTF-8 are shown as `�`."""
     return [tokenizer.decode([i]).replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") for i in ids]
 
 
-def template_cells(tokenizer, text: str, said: Sequence[str], delta: int = 0) -> list[Cell]:
-    """Each token of a rendered `text`: special, part of what was `said`, or else; the last `delta` of them marked."""
+def template_cells(tokenizer, text: str, contents: Sequence[str], delta: int = 0) -> list[Cell]:
+    """A cell for each token of a rendered `text`, which holds these `contents`; the last `delta` tokens are marked."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    spans = [(text.index(each), text.index(each) + len(each)) for each in said if each in text]
+    spans = [(text.index(each), text.index(each) + len(each)) for each in contents if each in text]
     cells = []
     for number, (i, piece, (start, end)) in enumerate(zip(ids, pieces(tokenizer, ids), offsets, strict=True)):
         inside = any(start < last and first < end for first, last in spans)
-        kind = "special" if i in tokenizer.added_tokens_decoder else "said" if inside else "template"
+        kind = "special" if i in tokenizer.added_tokens_decoder else "content" if inside else "template"
         cells.append((piece, kind, number >= len(ids) - delta))
     return cells
 
 
 def template_strips(styles: Mapping[str, Sequence[Cell]]) -> Figure:
-    """One conversation in several styles of template: a cell a token, as wide as its text; the delta underlined."""
+    """One conversation as several templates write it: a cell for each token, as wide as its text; Δ underlined."""
     lines = {name: _wrapped(cells) for name, cells in styles.items()}
     count = sum(len(each) for each in lines.values()) + 0.5 * len(lines)
     figure, (axes,) = new_figure(width=9.6, height=0.5 + 0.26 * count)
@@ -75,30 +78,30 @@ def template_strips(styles: Mapping[str, Sequence[Cell]]) -> Figure:
             row += 1
         row += 0.5
     _strip_axes(axes, ticks, 0, row)
-    _legend(figure, ["special", "template", "said"], [Patch(color=INK, label="underlined: the delta")])
+    _legend(figure, ["special", "template", "content"], [Patch(color=INK, label="underlined: the delta")])
     return figure
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """A session's log and a given history, as token texts, with the drift between them."""
+    """A session's log and a given history, as the texts of their tokens, and the drift between them."""
 
     drift: Drift
     log: tuple[str, ...]
-    given: tuple[str, ...]
+    history: tuple[str, ...]
 
     @staticmethod
     def of(session: Session, messages, tools=None) -> "Divergence":
-        """What `session.drift` compares. Raises `BadMessage`."""
+        """The log and the history that `session.drift` compares. Raises `BadMessage`."""
         drift, chat = session.drift(messages, tools), session.engine.chat
-        given = chat.open(messages, session.said.tools if tools is None else tools)
+        given = chat.new_transcript(messages, session.transcript.tools if tools is None else tools)
         reply = not given.messages or given.messages[-1]["role"] != "assistant"
         ids = chat.encode(chat.render(given.messages, given.tools, reply=reply))
         return Divergence(drift, *(tuple(pieces(chat.tokenizer, each)) for each in (session.token_ids, ids)))
 
 
 def divergence_strip(divergence: Divergence, title: str = "", *, before: int = 30) -> Figure:
-    """The log above, the given history below, around the place where they part; `before` it, in characters."""
+    """The log above and the given history below, from `before` characters before the divergence on."""
     drift = divergence.drift
     figure, (axes,) = new_figure(width=9.6, height=1.8)
     first, room = drift.at, before
@@ -106,7 +109,7 @@ def divergence_strip(divergence: Divergence, title: str = "", *, before: int = 3
         first -= 1
         room -= len(divergence.log[first])
     left = room
-    for row, tokens, kind in ((0, divergence.log, "dropped"), (1.25, divergence.given, "forwarded")):
+    for row, tokens, kind in ((0, divergence.log, "dropped"), (1.25, divergence.history, "forwarded")):
         cells, room = [], LINE - 6 - left
         for number, piece in enumerate(tokens[first:], first):
             if len(piece) > room:
@@ -119,17 +122,17 @@ def divergence_strip(divergence: Divergence, title: str = "", *, before: int = 3
     axes.plot([before] * 2, [0, 2.2], color=INK, linewidth=1.5, linestyle=":")
     axes.text(before, 2.25, f"position {drift.at}", ha="center", va="top", fontsize=8)
     axes.set_title(title or REASONS[drift.reason], fontsize=10, fontweight="bold", loc="left")
-    ticks = {f"log\n{drift.dropped} dropped": 0.5, f"given\n{drift.rest} to forward": 1.75}
+    ticks = {f"log\n{drift.dropped} dropped": 0.5, f"history\n{drift.rest} to forward": 1.75}
     _strip_axes(axes, ticks, 0, 2.75)
     _legend(figure, ["same", "dropped", "forwarded"])
     return figure
 
 
 def turn_bars(series: Mapping[str, Sequence[int]], marks: Mapping[int, str], unit: str, title: str = "") -> Figure:
-    """Grouped bars for each turn; `marks` says what some of the turns (from 1 on) are."""
+    """Grouped bars for each turn; `marks` are notes on some turns, which are counted from 1."""
     figure, (axes,) = new_figure(width=9.6, height=3.3)
     servers = [{"facecolor": GREEN, "hatch": "xx"}, {"facecolor": PURPLE, "hatch": "//"}]
-    looks = [STATEFUL, *({**look, "edgecolor": "white"} for look in servers)]
+    looks = [STATEFUL, *({**look, "edgecolor": PAPER} for look in servers)]
     width = 0.84 / len(series)
     with mpl.rc_context(STYLE):
         for column, ((name, values), look) in enumerate(zip(series.items(), looks, strict=False)):
@@ -144,14 +147,14 @@ def turn_bars(series: Mapping[str, Sequence[int]], marks: Mapping[int, str], uni
 
 
 def habit_bars(costs: Mapping[str, int], floor: int, unit: str) -> Figure:
-    """A bar for each habit: the `floor` that every client pays, and what comes on top of it."""
+    """A bar for each habit of a client: the `floor` that every client pays, and the cost that the habit adds."""
     figure, (axes,) = new_figure(width=9.6, height=0.9 + 0.36 * len(costs))
     rows, values = range(len(costs)), list(costs.values())
     with mpl.rc_context(STYLE):
         axes.barh(rows, [floor] * len(rows), 0.7, label="new tokens: the append-only floor", **STATEFUL)
         extra = [value - floor for value in values]
-        look = {**NAIVE, "edgecolor": "white", "linewidth": 0.3}
-        axes.barh(rows, extra, 0.7, left=floor, label="known before, forwarded again", **look)
+        look = {**NAIVE, "edgecolor": PAPER, "linewidth": 0.3}
+        axes.barh(rows, extra, 0.7, left=floor, label="forwarded before, and once more", **look)
         for row, value in zip(rows, values, strict=True):
             axes.text(value, row, f"  {value:,} ({value / floor:.1f} ×)", va="center", fontsize=8.5)
         axes.set_yticks(rows, list(costs))
@@ -159,11 +162,12 @@ def habit_bars(costs: Mapping[str, int], floor: int, unit: str) -> Figure:
         axes.xaxis.set_major_formatter(THOUSANDS)
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", visible=True)
-        axes.legend(loc="upper right", fontsize=8.5, frameon=True, framealpha=1, edgecolor="white")
+        axes.legend(loc="upper right", fontsize=8.5, **LEGEND_ON_GRID)
     return figure
 
 
 def _wrapped(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells in lines of at most `LINE` characters."""
     lines, width = [[]], 0
     for cell in cells:
         if width + len(cell[0]) > LINE:
@@ -178,7 +182,7 @@ def _draw(axes: Axes, row: float, column: float, cells: Sequence[Cell]) -> float
     for text, kind, in_delta in cells:
         axes.add_patch(Rectangle((column, row + 0.12), len(text), 0.7, linewidth=0.8, **LOOKS[kind]))
         look = {"ha": "center", "va": "center", "family": "monospace", "fontsize": 8}
-        color = "white" if kind == "forwarded" else INK
+        color = PAPER if kind == "forwarded" else INK
         axes.text(column + len(text) / 2, row + 0.47, text.replace("$", r"\$"), color=color, **look)
         if in_delta:
             axes.plot([column, column + len(text)], [row + 0.92] * 2, color=INK, linewidth=2, solid_capstyle="butt")

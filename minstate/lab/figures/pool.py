@@ -1,4 +1,4 @@
-"""Pictures of pages: who owns which page of a pool, how a page table leads there, what a ragged batch is made of."""
+"""Figures of pages: who owns which page of a pool, how a page table leads there, what a ragged batch is made of."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,27 +7,25 @@ from itertools import pairwise
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from minstate.lab.figures.turn_costs import (
+from minstate.lab.figures.palette import (
     BLUE,
-    GREEN,
     GREY,
     INK,
     ORANGE,
+    PAPER,
     PURPLE,
-    SKY,
     STYLE,
     THOUSANDS,
-    YELLOW,
+    color_of,
+    line_of,
     new_figure,
+    tint,
 )
 from minstate.paged_kv import PageTable, page_runs
 from minstate.ragged_batch import RaggedBatch
-
-SESSION_COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW)
 
 
 @dataclass(frozen=True)
@@ -36,14 +34,14 @@ class PoolState:
 
     num_pages: int
     page_size: int
-    tables: dict[str, tuple[tuple[int, ...], int]]  # by session: its pages in order, its length in tokens
+    tables: dict[str, tuple[tuple[int, ...], int]]  # by session: its pages in order, its tokens with a slot
     title: str = ""
 
     @staticmethod
     def of(tables: Mapping[str, PageTable], title: str = "") -> "PoolState":
         """The state of the pool that `tables` share; there must be one table at least."""
         pool = next(iter(tables.values())).pool
-        held = {name: (tuple(table.pages), table.length) for name, table in tables.items()}
+        held = {name: (tuple(table.pages), table.reserved) for name, table in tables.items()}
         return PoolState(pool.allocator.num_pages, pool.page_size, held, title)
 
     def owners(self, page: int) -> list[str]:
@@ -73,7 +71,7 @@ class PoolState:
 
 
 def pool_map(state: PoolState, *, columns: int = 16) -> Figure:
-    """Every page a cell, to be read like lines of text: its number, its owners' letters, how full it is.
+    """A cell for each page, in lines as a text has them: its number, its owners' letters, how full it is.
 
     Pages that follow each other in memory *and* in their session's table are joined: a joined strip is one run.
     """
@@ -81,14 +79,14 @@ def pool_map(state: PoolState, *, columns: int = 16) -> Figure:
     figure, (axes,) = new_figure(width=9.6, height=1.15 + 0.55 * rows)
     _draw_pool(axes, state, columns)
     free = sum(not state.owners(page) for page in range(state.num_pages))
-    swatches = [Patch(facecolor=_tint(_color(state, name), 0.7), label=line) for name, line in state.summary().items()]
-    swatches.append(Patch(facecolor="white", edgecolor=GREY, label=f"free: {_count(free, 'page')}"))
+    swatches = [Patch(facecolor=tint(_color(state, name), 0.7), label=line) for name, line in state.summary().items()]
+    swatches.append(Patch(facecolor=PAPER, edgecolor=GREY, label=f"free: {_count(free, 'page')}"))
     figure.legend(handles=swatches, loc="outside lower left", ncols=3, fontsize=8, frameon=False)
     return figure
 
 
 def pool_strip(states: Sequence[PoolState], *, columns: int = 16, per_row: int = 2) -> Figure:
-    """Several moments in one static picture, to be read like lines of text."""
+    """Several moments in one static figure, in lines as a text has them."""
     lines = -(-len(states) // per_row)
     rows = -(-states[0].num_pages // columns)
     figure, _ = new_figure(width=9.6, height=lines * (0.5 + 0.32 * rows))
@@ -106,14 +104,14 @@ def _draw_pool(axes: Axes, state: PoolState, columns: int, *, numbers: bool = Tr
         owners, filled = state.owners(page), state.filled(page)
         width = 1.0 if page in joined and column < columns - 1 else 0.92
         if not owners:
-            axes.add_patch(Rectangle((column, row), width, 0.86, facecolor="white", edgecolor=GREY))
-        for level, name in enumerate(owners):  # owners of a shared page lie on top of each other
+            axes.add_patch(Rectangle((column, row), width, 0.86, facecolor=PAPER, edgecolor=GREY))
+        for level, name in enumerate(owners):  # a shared page has a layer for each of its owners
             height, color = 0.86 / len(owners), _color(state, name)
             for share, strength in ((1, 0.25), (filled / state.page_size, 0.7)):
-                look = {"facecolor": _tint(color, strength), "linewidth": 0}
+                look = {"facecolor": tint(color, strength), "linewidth": 0}
                 axes.add_patch(Rectangle((column, row + level * height), width * share, height, **look))
         if width == 1.0:  # inside a run
-            axes.plot([column + 1, column + 1], [row + 0.15, row + 0.71], color="white", linewidth=0.8)
+            axes.plot([column + 1, column + 1], [row + 0.15, row + 0.71], color=PAPER, linewidth=0.8)
         place = {"ha": "center", "va": "center", "fontweight": "bold", "color": INK}
         axes.text(column + 0.47, row + 0.45, "".join(owners), fontsize=9 if numbers else 8, **place)
         if numbers:
@@ -137,7 +135,7 @@ def page_table_figure(state: PoolState) -> Figure:
     figure, (axes,) = new_figure(width=9.0, height=3.0)
     size, top = state.page_size, 3.2
     for page in range(state.num_pages):
-        axes.add_patch(Rectangle((page, 0), 0.94, 0.8, facecolor="white", edgecolor=GREY))
+        axes.add_patch(Rectangle((page, 0), 0.94, 0.8, facecolor=PAPER, edgecolor=GREY))
         axes.text(page + 0.47, -0.12, f"page {page}", ha="center", va="top", fontsize=8)
         axes.text(
             page + 0.47, -0.48, f"slots {page * size}–{page * size + size - 1}", ha="center", va="top", fontsize=8
@@ -150,7 +148,7 @@ def page_table_figure(state: PoolState) -> Figure:
         axes.text(left - 0.1, top + 0.4, f"{name}.pages", ha="right", va="center", fontsize=9, fontweight="bold")
         for entry, page in enumerate(pages):
             at = left + entry
-            axes.add_patch(Rectangle((at, top), 0.94, 0.8, facecolor=_tint(color, 0.7), edgecolor="white"))
+            axes.add_patch(Rectangle((at, top), 0.94, 0.8, facecolor=tint(color, 0.7), edgecolor=PAPER))
             axes.text(at + 0.47, top + 0.4, str(page), ha="center", va="center", fontweight="bold")
             last = min(length, (entry + 1) * size) - 1
             axes.text(at + 0.47, top + 0.92, f"tokens {entry * size}–{last}", ha="center", va="bottom", fontsize=8)
@@ -159,7 +157,7 @@ def page_table_figure(state: PoolState) -> Figure:
                 token = entry * size + offset
                 if token < length:
                     cell = (page + 0.94 * offset / size, 0)
-                    look = {"facecolor": _tint(color, 0.7), "edgecolor": "white"}
+                    look = {"facecolor": tint(color, 0.7), "edgecolor": PAPER}
                     axes.add_patch(Rectangle(cell, 0.94 / size, 0.8, **look))
                     where = (cell[0] + 0.47 / size, 0.4)
                     axes.text(*where, f"{name}{token}", ha="center", va="center", fontsize=8)
@@ -172,7 +170,7 @@ def page_table_figure(state: PoolState) -> Figure:
 def batch_figure(batch: RaggedBatch, names: Sequence[str], pieces: Sequence[str]) -> Figure:
     """The ragged batch as a table: a column for each query token, a bracket for each sequence.
 
-    names   what to call each sequence
+    names   of the sequences
     pieces  the text of each query token
     """
     tokens, starts = len(batch.token_ids), batch.query_start.tolist()
@@ -182,10 +180,10 @@ def batch_figure(batch: RaggedBatch, names: Sequence[str], pieces: Sequence[str]
     columns = zip(pieces, batch.token_ids.tolist(), batch.positions.tolist(), batch.slots.tolist(), strict=True)
     cells = [(*column, "wanted" if i in wanted else "") for i, column in enumerate(columns)]
     for number, (name, first, end) in enumerate(zip(names, starts, starts[1:], strict=False)):
-        color = SESSION_COLORS[number % len(SESSION_COLORS)]
+        color = color_of(number)
         for i in range(first, end):
             for row, value in enumerate(cells[i]):
-                look = {"facecolor": _tint(color, 0.3 if row else 0.6), "edgecolor": "white"}
+                look = {"facecolor": tint(color, 0.3 if row else 0.6), "edgecolor": PAPER}
                 axes.add_patch(Rectangle((i, row), 1, 1, **look))
                 axes.text(i + 0.5, row + 0.5, str(value), ha="center", va="center", fontsize=8)
         axes.plot([first + 0.06, end - 0.06], [-0.2, -0.2], color=color, linewidth=3, solid_capstyle="butt")
@@ -202,16 +200,16 @@ def batch_figure(batch: RaggedBatch, names: Sequence[str], pieces: Sequence[str]
 
 
 def memory_use(rows: Mapping[str, Sequence[tuple[int, int, int, int]]]) -> Figure:
-    """Where memory went over a trace, for each way of dividing it: stacked areas, one chart beside the other.
+    """What memory is used for over a trace, for each way of dividing it: stacked areas, a chart for each.
 
-    rows   by name of the way: at each event the slots (used, reserved but unused, free in too small holes, free)
+    rows  by the name of the way: at each event the slots (used, reserved but unused, free in too small holes, free)
     """
     figure, charts = new_figure(len(rows), width=9.6, sharey=True)
     looks = [
         ("holds a token", {"facecolor": BLUE, "edgecolor": BLUE}),
-        ("reserved, holds nothing", {"facecolor": "#F6CF7A", "edgecolor": ORANGE, "hatch": "//"}),
-        ("free, in holes below 1,024 slots", {"facecolor": "#E3BDD2", "edgecolor": INK, "hatch": "xx"}),
-        ("free", {"facecolor": "white", "edgecolor": GREY}),
+        ("reserved, holds nothing", {"facecolor": tint(ORANGE, 0.5), "edgecolor": ORANGE, "hatch": "//"}),
+        ("free, in holes below 1,024 slots", {"facecolor": tint(PURPLE, 0.5), "edgecolor": INK, "hatch": "xx"}),
+        ("free", {"facecolor": PAPER, "edgecolor": GREY}),
     ]
     for axes, (name, states) in zip(charts, rows.items(), strict=True):
         with mpl.rc_context(STYLE):
@@ -221,7 +219,7 @@ def memory_use(rows: Mapping[str, Sequence[tuple[int, int, int, int]]]) -> Figur
                 axes.fill_between(range(len(states)), bottom, upper, step="post", label=label, linewidth=0.4, **look)
                 bottom = upper
             axes.set(xlabel="event of the trace", title=name, xlim=(0, len(states) - 1), ylim=(0, max(bottom)))
-    charts[0].set_ylabel("slots (one: K/V of one token)")
+    charts[0].set_ylabel("slots (each for the K/V of one token)")
     charts[0].yaxis.set_major_formatter(THOUSANDS)
     figure.legend(
         *charts[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False
@@ -230,9 +228,9 @@ def memory_use(rows: Mapping[str, Sequence[tuple[int, int, int, int]]]) -> Figur
 
 
 def run_costs(micros: Mapping[str, Mapping[int, Sequence[float]]], floor: Sequence[float]) -> Figure:
-    """One layer's attention in microseconds against the number of runs: a line for each way to read, with its spread.
+    """Microseconds of one layer's attention against the number of runs: a line for each way to read, with its spread.
 
-    micros  by name of the way, by number of runs: every measurement
+    micros  by the name of the way, by the number of runs: every measurement
     floor   every measurement on contiguous tensors
     """
     figure, (axes,) = new_figure(width=7.6, height=3.6)
@@ -241,8 +239,8 @@ def run_costs(micros: Mapping[str, Mapping[int, Sequence[float]]], floor: Sequen
         low, middle, high = _spread(floor)
         axes.axhspan(low, high, color=GREY, alpha=0.6, linewidth=0)
         axes.axhline(middle, color=INK, linewidth=1, label="contiguous tensors, no pages")
-        looks = [(BLUE, "o-"), (ORANGE, "s--"), (GREEN, "^:")]
-        for (name, by_runs), (color, style) in zip(micros.items(), looks[: len(micros)], strict=True):
+        for place, (name, by_runs) in enumerate(micros.items()):
+            color, style = line_of(place)
             low, middle, high = zip(*map(_spread, by_runs.values()), strict=True)
             axes.plot(list(by_runs), middle, style, color=color, label=name)
             axes.fill_between(list(by_runs), low, high, color=color, alpha=0.2, linewidth=0)
@@ -255,17 +253,12 @@ def run_costs(micros: Mapping[str, Mapping[int, Sequence[float]]], floor: Sequen
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """The values' quartiles: the middle half of them lies between the first and the last."""
+    """The quartiles: half of the values lie between the first one and the last one."""
     return tuple(np.quantile(values, [0.25, 0.5, 0.75]))
 
 
 def _color(state: PoolState, name: str) -> str:
-    return SESSION_COLORS[list(state.tables).index(name) % len(SESSION_COLORS)]
-
-
-def _tint(color: str, strength: float) -> tuple[float, ...]:
-    """`color` on white paper, so that dark ink on it stays readable."""
-    return tuple(1 - strength * (1 - part) for part in to_rgb(color))
+    return color_of(list(state.tables).index(name))
 
 
 def _bare(axes: Axes, title: str) -> None:

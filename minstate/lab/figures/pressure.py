@@ -1,4 +1,4 @@
-"""Pictures of too little memory: who holds it, who is given up, what that costs; and of what a clock gives away."""
+"""Figures of too little memory: which sessions hold it, what eviction costs, and what a clock tells another tenant."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from math import inf
@@ -11,32 +11,31 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from minstate.lab.figures.turn_costs import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, STYLE, YELLOW, new_figure
+from minstate.lab.figures.palette import BLUE, GREY, INK, ORANGE, PAPER, STYLE, fill_of, new_figure, tint
 
-SESSION_LOOKS = tuple(
-    {"facecolor": color, "hatch": hatch, "edgecolor": "white", "linewidth": 0.6}
-    for color, hatch in zip(
-        (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW), ("", "//", "..", "\\\\", "xx", "--"), strict=True
-    )
-)
 POLICY_LINES = {"LRU": (ORANGE, "s--"), "hints": (BLUE, "o-"), "clairvoyance": (INK, "^:")}
 POLICY_NAMES = {
-    "LRU": "LRU: the least recently used goes",
-    "hints": "hints: who says to be back last goes",
-    "clairvoyance": "clairvoyance: who will be used last goes",
+    "LRU": "LRU evicts the session used least recently",
+    "hints": "hints: evicts the session expected back last",
+    "clairvoyance": "clairvoyance: evicts the session used again last",
 }
-KEPT = {"facecolor": "#CFE5F3", "edgecolor": "none"}
-TENANTS = {"the victim's tenant": (ORANGE, "s"), "a tenant of his own": (BLUE, "o")}
+RESIDENT = {"facecolor": tint(BLUE, 0.19), "edgecolor": "none"}
+TENANTS = {"the victim's tenant": (ORANGE, "s"), "a tenant of the attacker's own": (BLUE, "o")}
+MARKS = {
+    "found": ("history found", "o", BLUE),
+    "lost": ("history recomputed", "X", ORANGE),
+    "first": ("first turn: no history yet", "|", INK),
+}
 
 Name = Hashable
 
 
 class Visit(NamedTuple):
-    """One turn of a replayed order: whose it is, whether its history was there, and who is in memory afterwards."""
+    """One turn of a replayed order."""
 
     session: Name
-    found: bool
-    resident: frozenset
+    found: bool  # whether the session's history was in memory
+    resident: frozenset  # the sessions whose histories are in memory afterwards
 
 
 def replay_order(
@@ -44,8 +43,8 @@ def replay_order(
 ) -> list[Visit]:
     """Turns in a fixed order, in a memory for `capacity` histories of one size.
 
-    `victim(resident, future)` names who has to go: `resident` is sorted by last use, the oldest first; `future` is the
-    order from the present turn on.
+    `victim(resident, future)` names the session to evict: `resident` is sorted by last use, the oldest first; `future`
+    is the order from the present turn on.
     """
     resident: list[Name] = []
     visits = []
@@ -61,23 +60,25 @@ def replay_order(
 
 
 def recomputations(visits: Sequence[Visit]) -> int:
-    """Turns whose session had been there before, and was not there any more."""
+    """How many turns had lost their history to an eviction, and compute it again."""
     seen: set[Name] = set()
     lost = 0
     for visit in visits:
-        lost += visit.session in seen and not visit.found
+        if visit.session in seen and not visit.found:
+            lost += 1
         seen.add(visit.session)
     return lost
 
 
-def fewest(order: Sequence[Name], capacity: int) -> int:
-    """The least number of recomputations that any choice of victims leads to. Tries them all."""
-    costs: dict[frozenset, int] = {frozenset(): 0}  # of the best way to have these in memory
+def fewest_recomputations(order: Sequence[Name], capacity: int) -> int:
+    """The least number of recomputations over all possible choices of victims. Tries them all."""
+    costs: dict[frozenset, int] = {frozenset(): 0}  # the least cost, by the sessions that are then in memory
     seen: set[Name] = set()
     for session in order:
         after: dict[frozenset, int] = {}
         for resident, cost in costs.items():
-            cost += session in seen and session not in resident
+            if session in seen and session not in resident:
+                cost += 1
             full = session not in resident and len(resident) == capacity
             for kept in [resident - {gone} for gone in resident] if full else [resident]:
                 state = kept | {session}
@@ -87,8 +88,8 @@ def fewest(order: Sequence[Name], capacity: int) -> int:
     return min(costs.values())
 
 
-def residency(panels: Mapping[str, Sequence[Visit]]) -> Figure:
-    """For each policy: who is in memory after which turn (tinted), and which turns found their history or did not."""
+def residency_figure(panels: Mapping[str, Sequence[Visit]]) -> Figure:
+    """For each policy: which sessions are in memory after each turn (tinted), and which turns found their history."""
     sessions = sorted({visit.session for visits in panels.values() for visit in visits})
     figure, _ = new_figure(width=9.6, height=0.7 + len(panels) * (0.5 + 0.19 * len(sessions)))
     figure.clear()
@@ -97,34 +98,27 @@ def residency(panels: Mapping[str, Sequence[Visit]]) -> Figure:
         for axes, (name, visits) in zip(grid[:, 0], panels.items(), strict=True):
             _draw_residency(axes, visits, sessions)
             lost = recomputations(visits)
-            what = "turn computes its" if lost == 1 else "turns compute their"
-            axes.set_title(f"{name}: {lost} {what} history again", fontsize=10)
-        axes.set_xlabel("turn, in the order in which they come")
+            what = "turn recomputes its" if lost == 1 else "turns recompute their"
+            axes.set_title(f"{name}: {lost} {what} history", fontsize=10)
+        axes.set_xlabel("turn, in order of arrival")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(
             handles=[
-                Patch(**KEPT, label="in memory"),
-                *(axes.plot([], [], look, color=color, label=label)[0] for label, look, color in _MARKS.values()),
+                Patch(**RESIDENT, label="in memory"),
+                *(axes.plot([], [], look, color=color, label=label)[0] for label, look, color in MARKS.values()),
             ],
             loc="outside lower left", ncols=4, fontsize=8, frameon=False,
         )  # fmt: skip
     return figure
 
 
-_MARKS = {
-    "found": ("history found", "o", BLUE),
-    "lost": ("history computed again", "X", ORANGE),
-    "first": ("first turn: nothing to find", "|", INK),
-}
-
-
 def _draw_residency(axes: Axes, visits: Sequence[Visit], sessions: Sequence[Name]) -> None:
     seen: set[Name] = set()
     for turn, visit in enumerate(visits, 1):
         for session in visit.resident:
-            axes.add_patch(Rectangle((turn - 0.5, sessions.index(session) - 0.4), 1.0, 0.8, **KEPT))
+            axes.add_patch(Rectangle((turn - 0.5, sessions.index(session) - 0.4), 1.0, 0.8, **RESIDENT))
         kind = "found" if visit.found else "lost" if visit.session in seen else "first"
-        _, look, color = _MARKS[kind]
+        _, look, color = MARKS[kind]
         axes.plot(turn, sessions.index(visit.session), look, color=color, markersize=5, markeredgecolor=color)
         seen.add(visit.session)
     axes.set_yticks(range(len(sessions)), [str(session) for session in sessions], fontsize=8)
@@ -134,17 +128,17 @@ def _draw_residency(axes: Axes, visits: Sequence[Visit], sessions: Sequence[Name
     axes.tick_params(length=2, labelsize=8)
 
 
-def holdings(panels: Mapping[str, Sequence[Mapping[str, int]]], capacity: int) -> Figure:
+def pages_held_figure(panels: Mapping[str, Sequence[Mapping[str, int]]], capacity: int) -> Figure:
     """Pages held by each session, round by round, stacked; a panel for each rule."""
     names = list(dict.fromkeys(name for rounds in panels.values() for held in rounds for name in held))
+    looks = {name: {**fill_of(place), "edgecolor": PAPER, "linewidth": 0.6} for place, name in enumerate(names)}
     figure, columns = new_figure(len(panels), height=3.3, sharey=True)
     with mpl.rc_context(STYLE):
         for axes, (title, rounds) in zip(columns, panels.items(), strict=True):
             for number, held in enumerate(rounds, 1):
                 bottom = 0
                 for name in names:
-                    look = SESSION_LOOKS[names.index(name) % len(SESSION_LOOKS)]
-                    axes.bar(number, held.get(name, 0), 0.86, bottom=bottom, **look)
+                    axes.bar(number, held.get(name, 0), 0.86, bottom=bottom, **looks[name])
                     bottom += held.get(name, 0)
             axes.axhline(capacity, color=INK, linewidth=1, linestyle="--")
             axes.text(0.5, capacity + 0.2, f"all {capacity} pages", fontsize=8, va="bottom")
@@ -154,13 +148,13 @@ def holdings(panels: Mapping[str, Sequence[Mapping[str, int]]], capacity: int) -
         columns[0].yaxis.set_major_locator(MaxNLocator(integer=True))
         for axes in columns:
             axes.set_xlim(0.3, max(map(len, panels.values())) + 0.7)
-        swatches = [Patch(**SESSION_LOOKS[row % len(SESSION_LOOKS)], label=name) for row, name in enumerate(names)]
+        swatches = [Patch(**look, label=name) for name, look in looks.items()]
         figure.legend(handles=swatches, loc="outside lower left", ncols=len(names), fontsize=8, frameon=False)
     return figure
 
 
-def policies(table: pd.DataFrame) -> Figure:
-    """What each policy computes again, as a share of all prompts: a `lab.eviction.compare_eviction` table."""
+def policy_figure(table: pd.DataFrame) -> Figure:
+    """What each policy recomputes, as a share of all prompts: a table of `compare_eviction_policies`."""
     figure, (axes,) = new_figure(width=7.2, height=3.3)
     shares = table["recomputed share"].unstack("policy").sort_index(ascending=False)
     with mpl.rc_context(STYLE):
@@ -169,14 +163,14 @@ def policies(table: pd.DataFrame) -> Figure:
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
         axes.set_xticks(list(shares.index), [f"{100 * share:g} %" for share in shares.index])
         axes.invert_xaxis()
-        axes.set(xlabel="pool, as a share of the working set", ylabel="computed again, share of all prompts")
-        axes.set(title="Who has to go?", ylim=(0, None))
+        axes.set(xlabel="pool, as a share of the working set", ylabel="recomputed, share of all prompts")
+        axes.set(title="What each policy recomputes", ylim=(0, None))
         axes.legend(loc="upper left", fontsize=8)
     return figure
 
 
-def guesses(trials: pd.DataFrame) -> Figure:
-    """What a prober sees of each guess: tokens shared, and milliseconds to the first token, every single probe.
+def probe_figure(trials: pd.DataFrame) -> Figure:
+    """What an attacker sees of each guess: tokens shared, and milliseconds to the first token, of every probe.
 
     trials  a row for each probe: "guess", "where" (a key of `TENANTS`), "shared", "ms"
     """

@@ -1,4 +1,4 @@
-"""Pictures of the prefix tree: its nodes along the tokens they hold, who is where in it; and what sharing saves."""
+"""Figures of the prefix tree: its nodes along the tokens that they hold, and the places that sequences remember."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,22 +10,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MultipleLocator
 
-from minstate.lab.figures.turn_costs import BLUE, GREEN, INK, ORANGE, PURPLE, STYLE, THOUSANDS, new_figure
+from minstate.lab.figures.palette import BLUE, DIM, INK, ORANGE, PAPER, SKY, STYLE, new_figure, paper_box, tint
 from minstate.radix_node import TOKEN_BYTES, Node
 from minstate.radix_tree import RadixTree
 
-LOCKED = {"facecolor": "#8FC1DF", "edgecolor": INK, "linewidth": 2}
-INNER = {"facecolor": "#E3F1FA", "edgecolor": INK, "linewidth": 0.8}
-LEAF = {"facecolor": "#FCEFC8", "edgecolor": ORANGE, "linewidth": 1.4}
-DEAD = {"facecolor": "white", "edgecolor": "#999999", "linewidth": 1.2, "linestyle": "--", "hatch": "//"}
+LOCKED = {"facecolor": tint(BLUE, 0.45), "edgecolor": INK, "linewidth": 2}
+INNER = {"facecolor": tint(SKY, 0.17), "edgecolor": INK, "linewidth": 0.8}
+LEAF = {"facecolor": tint(ORANGE, 0.2), "edgecolor": ORANGE, "linewidth": 1.4}
+DEAD = {"facecolor": PAPER, "edgecolor": DIM, "linewidth": 1.2, "linestyle": "--", "hatch": "//"}
 LEGEND = {
     "locked by a running turn": LOCKED,
-    "not locked, but others hang on it": INNER,
-    "leaf that nobody locks: may be evicted": LEAF,
+    "not locked, but with live children": INNER,
+    "leaf without a lock: may be evicted": LEAF,
     "evicted, and still remembered": DEAD,
 }
-COLORS = (ORANGE, GREEN, BLUE, PURPLE)
-LINES = ("s-", "^:", "o-", "D-.")
 HEIGHT = 0.6  # of a node's box; rows are 1 apart
 XLABEL = "tokens from the beginning of the conversation"
 ROOM = (-0.15, 0.05)  # above the first row, below the last
@@ -33,9 +31,7 @@ ROOM = (-0.15, 0.05)  # above the first row, below the last
 
 @dataclass(frozen=True)
 class NodeState:
-    """One node as it was. What it lost by eviction has no `tokens` and `pages` any more; `end` is where it ended for
-    those who remember it.
-    """
+    """One node at one moment. Eviction takes `tokens` and `pages`; `end` then is the end that sequences remember."""
 
     parent: int | None  # its number among the state's nodes; None: a root
     start: int
@@ -44,12 +40,12 @@ class NodeState:
     pages: tuple[int, ...]
     locks: int
     dead: bool
-    tenant: str  # of a root: whose it is
+    tenant: str  # that a root belongs to
 
 
 @dataclass(frozen=True)
 class TreeState:
-    """A tree at one moment: a copy, so later changes do not reach it."""
+    """A tree at one moment: a copy, which later changes do not reach."""
 
     page_size: int
     nodes: tuple[NodeState, ...]
@@ -58,7 +54,7 @@ class TreeState:
 
     @staticmethod
     def of(tree: RadixTree, places: Mapping[str, tuple] | None = None, title: str = "") -> "TreeState":
-        """The state of `tree`, and of the `places` (node, at, ...) that sequences remember in it, by name."""
+        """The state of `tree`, and the `places` (node, at, ...) in it that sequences remember, by their names."""
         places = places or {}
         dead = [node for node, *_ in places.values() if node.dead]
         number = {node: i for i, node in enumerate(dict.fromkeys([*tree.nodes(), *dead]))}
@@ -84,14 +80,14 @@ class TreeState:
         return [i for i, node in enumerate(self.nodes) if node.parent == number]
 
     def rows(self) -> list[int]:
-        """For each node its line: its first live child's, so that the halves of a cut meet; dead ones stand apart."""
+        """Each node's line: that of its first live child, so the halves of a split meet. Dead nodes stand apart."""
         rows, free = [0] * len(self.nodes), count()
 
         def place(i: int) -> int:
             below = sorted(self.children(i), key=lambda child: self.nodes[child].dead)
-            alone = not below or self.nodes[below[0]].dead
-            lines = [next(free)] if alone else []
-            rows[i] = (lines + [place(child) for child in below])[0]
+            has_live_child = below and not self.nodes[below[0]].dead
+            own = [] if has_live_child else [next(free)]
+            rows[i] = (own + [place(child) for child in below])[0]
             return rows[i]
 
         for root in self.children(None):
@@ -104,8 +100,8 @@ def tree_figure(
 ) -> Figure:
     """The tree from left to right, along the tokens that its nodes hold.
 
-    text    turns a page's tokens into its label: pages are then drawn one by one, numbered; else only nodes are
-    among   states whose pictures are to have the same axes
+    text    turns a page's tokens into a label, for a drawing with every page and its number; by default, of nodes only
+    among   states whose figures are to have the same axes
     """
     end, lines = _extent([state, *among])
     figure, (axes,) = new_figure(width=9.6, height=1.15 + 0.5 * lines)
@@ -116,7 +112,7 @@ def tree_figure(
 
 
 def tree_strip(states: Sequence[TreeState], text: Callable[[tuple[int, ...]], str] | None = None) -> Figure:
-    """Several moments in one static picture, two in a row, to be read like lines of text."""
+    """Several moments in one static figure, two in a row, in lines as a text has them."""
     end, _ = _extent(states)
     pairs = [states[i : i + 2] for i in range(0, len(states), 2)]
     heights = [_extent(pair)[1] + ROOM[1] - ROOM[0] for pair in pairs]  # in rows: a node is equally high in all panels
@@ -133,7 +129,7 @@ def tree_strip(states: Sequence[TreeState], text: Callable[[tuple[int, ...]], st
 
 
 def _legend(figure: Figure, states: Sequence[TreeState]) -> None:
-    """What the looks mean that any of the states has."""
+    """Explain the looks that occur in the states."""
     shown = {kind for state in states for i in range(len(state.nodes)) for kind, *_ in _parts(state, i)}
     swatches = [Patch(**look, label=label) for label, look in LEGEND.items() if label in shown]
     if swatches:
@@ -141,19 +137,19 @@ def _legend(figure: Figure, states: Sequence[TreeState]) -> None:
 
 
 def _extent(states: Sequence[TreeState]) -> tuple[int, int]:
-    """How many tokens, and how many lines, the largest of the states takes."""
+    """The tokens and the lines that the largest of the states takes."""
     tokens = max((node.end for each in states for node in each.nodes), default=0)
     return max(tokens, 1), 1 + max(max(each.rows(), default=0) for each in states)
 
 
 def _parts(state: TreeState, i: int) -> list[tuple[str, int, int]]:
-    """The boxes of the state's node `i`: what the legend calls each, where it starts and ends. A root has none."""
+    """The boxes of the state's node `i`: each one's label in the legend, start and end. A root has none."""
     locked, inner, leaf, evicted = LEGEND
-    node, others = state.nodes[i], any(not state.nodes[child].dead for child in state.children(i))
+    node, has_live_child = state.nodes[i], any(not state.nodes[child].dead for child in state.children(i))
     if node.parent is None:
         return []
     held = node.start if node.dead else min(node.end, node.start + len(node.pages) * state.page_size)
-    parts = [(locked if node.locks else inner if others else leaf, node.start, held), (evicted, held, node.end)]
+    parts = [(locked if node.locks else inner if has_live_child else leaf, node.start, held), (evicted, held, node.end)]
     return [part for part in parts if part[1] < part[2]]
 
 
@@ -166,13 +162,13 @@ def _draw(axes: Axes, state: TreeState, text, end: int, lines: int, *, small: bo
             axes.text(-0.02 * end, middle, node.tenant, ha="right", va="center", fontsize=8)
             continue
         if row != rows[node.parent]:
-            bend = min(node.start, state.nodes[node.parent].end) - 0.006 * end  # a dead one may lie further on
+            bend = min(node.start, state.nodes[node.parent].end) - 0.006 * end  # a dead node may begin further right
             axes.plot([bend, bend, node.start], [rows[node.parent] + HEIGHT, middle, middle], color=INK, linewidth=1)
         for kind, first, last in _parts(state, i):
             axes.add_patch(Rectangle((first, row), last - first, HEIGHT, **LEGEND[kind]))
         if node.dead or not text:
-            label = "dead" if node.dead else f"{node.start}:{node.end}" + (f", {len(node.pages)} p." * (not small))
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 1} if node.dead else None
+            label = "dead" if node.dead else f"{node.start}:{node.end}" + ("" if small else f", {len(node.pages)} p.")
+            box = paper_box() if node.dead else None
             axes.text((node.start + node.end) / 2, middle, label, ha="center", va="center", fontsize=8, bbox=box)
             continue
         for k, page in enumerate(node.pages):
@@ -197,22 +193,8 @@ def _draw(axes: Axes, state: TreeState, text, end: int, lines: int, *, small: bo
     axes.tick_params(length=2, labelsize=8)
 
 
-def lines_figure(
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, colors: Sequence[str] = COLORS, **labels
-) -> Figure:
-    """A line through the points (xs, ys) of each name; `labels` are what matplotlib's `Axes.set` takes."""
-    figure, (axes,) = new_figure(width=7.2, height=3.4)
-    with mpl.rc_context(STYLE):
-        for (name, (xs, ys)), color, style in zip(lines.items(), colors, LINES, strict=False):
-            axes.plot(xs, ys, style, color=color, label=name, linewidth=2, markersize=5)
-        axes.set(**labels)
-        axes.yaxis.set_major_formatter(THOUSANDS)
-        axes.legend(fontsize=8.5)
-    return figure
-
-
 def _gather(places: Mapping[str, tuple[int, int]]) -> dict[tuple[int, int], list[str]]:
-    """The names at each place."""
+    """By place, the names of the sequences that remember it."""
     together: dict[tuple[int, int], list[str]] = {}
     for name, place in places.items():
         together.setdefault(place, []).append(name)

@@ -1,44 +1,20 @@
-"""The course's figures. One palette, which survives colour blindness (Okabe and Ito) and a grey printer (hatches)."""
+"""What turns cost on two engines: tokens forwarded, seconds, running totals, and what a prompt is made of."""
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-ORANGE, BLUE, SKY, GREEN, PURPLE, YELLOW, GREY, INK = (
-    "#E69F00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D9D9D9", "#222222",
-)  # fmt: skip
-NAIVE = {"facecolor": ORANGE, "hatch": "//"}
-STATEFUL = {"facecolor": BLUE}
-REUSED = {"facecolor": "white", "edgecolor": "#8C8C8C", "hatch": ".."}
-KEPT = "kept from earlier turns"  # what `REUSED` stands for
-THOUSANDS = "{x:,g}"  # ticks as the text writes numbers: 14,000
-
-STYLE = {
-    "figure.dpi": 90,
-    "figure.constrained_layout.use": True,
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": "#ECECEC",
-    "hatch.linewidth": 0.6,
-    "legend.frameon": False,
-}
-
-
-def new_figure(columns: int = 1, *, width: float = 9.0, height: float = 3.4, **options) -> tuple[Figure, list]:
-    """A figure in the course's style with `columns` axes in a row. It is shown by being a cell's last expression."""
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False, **options)
-    plt.close(figure)  # else a notebook shows it twice
-    return figure, list(axes[0])
+from minstate.lab.figures.palette import (
+    ENGINE_LINES,
+    INK,
+    KEPT,
+    NAIVE,
+    REUSED,
+    STATEFUL,
+    STYLE,
+    THOUSANDS,
+    new_figure,
+)
 
 
 def turn_costs(rows: pd.DataFrame, foil: str = "naive", ours: str = "stateful") -> Figure:
@@ -55,10 +31,10 @@ def turn_costs(rows: pd.DataFrame, foil: str = "naive", ours: str = "stateful") 
         kept = tokens.loc[ours]
         left.bar(at[ours], kept["reused"], width, bottom=kept["forwarded"], label=KEPT, **REUSED)
         for name in (foil, ours):
-            mine = seconds.loc[name]
-            right.bar(at[name], mine["prefill_s"], width, label=f"{name}: until the first token", **look[name])
+            medians = seconds.loc[name]
+            right.bar(at[name], medians["prefill_s"], width, label=f"{name}: until the first token", **look[name])
             pale = {**look[name], "alpha": 0.4, "label": f"{name}: the other tokens"}
-            right.bar(at[name], mine["decode_s"], width, bottom=mine["prefill_s"], **pale)
+            right.bar(at[name], medians["decode_s"], width, bottom=medians["prefill_s"], **pale)
             if rows["repeat"].nunique() > 1:
                 every, offset = rows[rows["engine"] == name], at[name][0] - turns[0]
                 label = "each run" if name == ours else None
@@ -72,18 +48,19 @@ def turn_costs(rows: pd.DataFrame, foil: str = "naive", ours: str = "stateful") 
     return figure
 
 
-def cumulative(rows: pd.DataFrame, column: str, label: str, foil: str = "naive", ours: str = "stateful") -> Figure:
-    """The running total of `column` (its unit is `label`) over the turns: one curve bends, the other does not."""
+def running_totals(rows: pd.DataFrame, column: str, unit: str, foil: str = "naive", ours: str = "stateful") -> Figure:
+    """The running total of `column` over the turns: one curve bends, the other does not."""
     figure, (axes,) = new_figure(width=5.6)
     totals = rows.groupby(["engine", "turn"])[column].median().unstack(0).cumsum()
+    looks = {foil: ENGINE_LINES["naive"], ours: ENGINE_LINES["stateful"]}
     with mpl.rc_context(STYLE):
-        for name, color, marker in ((foil, ORANGE, "s"), (ours, BLUE, "o")):
-            axes.plot(totals.index, totals[name], marker=marker, color=color, label=name, linewidth=2)
+        for name, (color, style) in looks.items():
+            axes.plot(totals.index, totals[name], style, color=color, label=name, linewidth=2)
             axes.annotate(
                 f"{totals[name].iloc[-1]:,.0f}", (totals.index[-1], totals[name].iloc[-1]), (6, 0),
                 textcoords="offset points", color=color, va="center", fontweight="bold", annotation_clip=False,
             )  # fmt: skip
-        axes.set(xlabel="turn", ylabel=label, title="From the first turn on", xticks=list(totals.index), ylim=(0, None))
+        axes.set(xlabel="turn", ylabel=unit, title="From the first turn on", xticks=list(totals.index), ylim=(0, None))
         axes.yaxis.set_major_formatter(THOUSANDS)
         axes.legend(loc="upper left")
     return figure

@@ -1,4 +1,4 @@
-"""Pictures of turns: what a log is made of, who forwards what in which pass, what a compaction costs and saves."""
+"""Figures of turns: what a log is made of, what each forward pass takes, what a compaction costs and saves."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,30 +7,33 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from minstate.lab.figures.pool import SESSION_COLORS
-from minstate.lab.figures.turn_costs import (
+from minstate.lab.figures.palette import (
     BLUE,
     GREEN,
     GREY,
     INK,
     KEPT,
+    LEGEND_ON_GRID,
     NAIVE,
-    ORANGE,
+    PALE,
+    PAPER,
     PURPLE,
     REUSED,
     SKY,
     STYLE,
+    color_of,
     new_figure,
+    paper_box,
 )
 from minstate.session import Session
 from minstate.turn import Turn
 
 LOOKS = {
     "kept": REUSED,
-    "sampled": {"facecolor": ORANGE, "edgecolor": INK, "hatch": NAIVE["hatch"]},
-    "template": {"facecolor": SKY, "edgecolor": "white"},
-    "message": {"facecolor": BLUE, "edgecolor": "white"},
-    "generated": {"facecolor": INK, "edgecolor": "white"},
+    "sampled": {**NAIVE, "edgecolor": INK},
+    "template": {"facecolor": SKY, "edgecolor": PAPER},
+    "message": {"facecolor": BLUE, "edgecolor": PAPER},
+    "generated": {"facecolor": INK, "edgecolor": PAPER},
 }
 NAMES = {
     "kept": KEPT,
@@ -84,7 +87,7 @@ def turn_strips(turns: Sequence[TurnTokens]) -> Figure:
 
 
 def delta_cells(turn: TurnTokens, pieces: Sequence[str], *, around: int = 2) -> Figure:
-    """Text and id of each token of a turn's delta, and of some tokens `around` it; `pieces` are the log's texts."""
+    """Text and id of each token of a turn's delta, and of some tokens `around` it; `pieces`: each token's text."""
     first, end = max(0, turn.context - around), min(len(turn.kinds), turn.prompt + around)
     figure, (axes,) = new_figure(width=9.6, height=2.9)
     for column, i in enumerate(range(first, end)):
@@ -109,9 +112,9 @@ def delta_cells(turn: TurnTokens, pieces: Sequence[str], *, around: int = 2) -> 
 
 
 def timeline(passes: Sequence[Mapping[str, tuple[int, str]]], budget: int, names: Sequence[str], of: int = 0) -> Figure:
-    """Who forwards how many tokens in which pass: the sum above, each session's share below.
+    """How many query tokens each forward pass takes, and from which session: the sum above, the shares below.
 
-    passes  for each pass, by session: its query tokens, and what they are, "prefill" or "decode"
+    passes  for each forward pass, by session: its query tokens, and what they are, "prefill" or "decode"
     of      leave room for so many passes, where `passes` are only the first of them
     """
     figure, _ = new_figure(width=9.6, height=2.6 + 0.32 * len(names))
@@ -124,14 +127,13 @@ def timeline(passes: Sequence[Mapping[str, tuple[int, str]]], budget: int, names
             count, kind = shares.get(name, (0, ""))
             if not count:
                 continue
-            color = SESSION_COLORS[row % len(SESSION_COLORS)]
-            look = {"facecolor": (color, 0.35) if kind == "decode" else color, "edgecolor": "white"}
+            color = color_of(row)
+            look = {"facecolor": (color, 0.35) if kind == "decode" else color, "edgecolor": PAPER}
             look |= {"hatch": "//"} if kind == "prefill" else {}
             upper.bar(step, count, 0.92, bottom=bottom, **look)
             bottom += count
             lower.add_patch(Rectangle((step - 0.46, row + 0.06), 0.92, 0.88, **look))
-            paper = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
-            box = paper if kind == "prefill" else None
+            box = paper_box() if kind == "prefill" else None
             lower.text(step, row + 0.5, str(count), ha="center", va="center", fontsize=8, color=INK, bbox=box)
     with mpl.rc_context(STYLE):
         upper.axhline(budget, color=INK, linestyle="--", linewidth=1)
@@ -144,13 +146,13 @@ def timeline(passes: Sequence[Mapping[str, tuple[int, str]]], budget: int, names
         lower.set_xticks(range(1, columns + 1, 1 if columns < 25 else 2))
         lower.spines[:].set_visible(False)
         lower.tick_params(length=0)
-        shown = {"hatched: prefill": {"facecolor": GREY, "hatch": "//"}, "pale: decode": {"facecolor": "#F2F2F2"}}
+        shown = {"hatched: prefill": {"facecolor": GREY, "hatch": "//"}, "pale: decode": {"facecolor": PALE}}
         swatches = [Patch(edgecolor=INK, linewidth=0.4, label=label, **look) for label, look in shown.items()]
         upper.legend(handles=swatches, loc="lower right", ncols=2, fontsize=8, bbox_to_anchor=(1, 1), borderaxespad=0.2)
     return figure
 
 
-def two_ways(panels: Mapping[str, tuple[str, Mapping[str, Sequence[float]]]]) -> Figure:
+def crossover_lines(panels: Mapping[str, tuple[str, Mapping[str, Sequence[float]]]]) -> Figure:
     """Two running totals in each panel, and where the second falls below the first for good.
 
     panels  by title: the unit, and by name the totals after 1, 2, ... turns
@@ -171,18 +173,18 @@ def two_ways(panels: Mapping[str, tuple[str, Mapping[str, Sequence[float]]]]) ->
                     textcoords="axes fraction", arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.6},
                 )  # fmt: skip
             axes.set(xlabel="turns from now", ylabel=unit, title=title, xlim=(1, None), ylim=(0, None))
-        charts[0].legend(loc="upper left", fontsize=8, frameon=True, framealpha=1, edgecolor="white")
+        charts[0].legend(loc="upper left", fontsize=8, **LEGEND_ON_GRID)
     return figure
 
 
 def turn_mix(rows: Sequence[Mapping[str, int]]) -> Figure:
-    """A bar for each turn: what of its prompt was kept, found elsewhere, lost and computed again, or new."""
+    """A bar for each turn: which part of its prompt was kept, lost and recomputed, shared with others, or new."""
     figure, (axes,) = new_figure(width=9.6, height=3.4)
     parts = {
         "kept": (KEPT, LOOKS["kept"]),
-        "recomputed": ("lost, computed again", {**LOOKS["sampled"], "edgecolor": "white"}),
-        "shared": ("new, found elsewhere", {"facecolor": SKY, "edgecolor": "white"}),
-        "new": ("new, computed", {"facecolor": BLUE, "edgecolor": "white"}),
+        "recomputed": ("lost, recomputed", {**NAIVE, "edgecolor": PAPER}),
+        "shared": ("new, shared with others", {"facecolor": SKY, "edgecolor": PAPER}),
+        "new": ("new, computed", {"facecolor": BLUE, "edgecolor": PAPER}),
     }
     bottom = [0] * len(rows)
     with mpl.rc_context(STYLE):
@@ -190,14 +192,14 @@ def turn_mix(rows: Sequence[Mapping[str, int]]) -> Figure:
             heights = [row[part] for row in rows]
             axes.bar(range(1, len(rows) + 1), heights, 0.9, bottom=bottom, label=label, linewidth=0.3, **look)
             bottom = [low + more for low, more in zip(bottom, heights, strict=True)]
-        axes.set(xlabel="turn, of whichever session", ylabel="tokens of the prompt", xlim=(0.2, len(rows) + 0.8))
+        axes.set(xlabel="turn, of any session", ylabel="tokens of the prompt", xlim=(0.2, len(rows) + 0.8))
         axes.set_ylim(0, max(bottom) * 1.2)
         axes.legend(loc="upper left", ncols=4, fontsize=8)
     return figure
 
 
 def _inside_messages(log: Sequence[int], tokenizer) -> list[bool]:
-    """For each token whether it is the content of a ChatML block: behind its header line, before `<|im_end|>`."""
+    """For each token, whether it is content of a ChatML message: after the header line, before `<|im_end|>`."""
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     place, inside = "between", []
     for token in log:

@@ -1,0 +1,141 @@
+"""Figures of the headline and of predictions: they show the numbers that they are passed."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from minstate.draft_budget import CostTable
+from minstate.lab.bench.shapley import subsets
+from minstate.lab.figures.headline import attribution_figure, fit_curves, old_share_figure, peer_factors, waterfall
+from minstate.lab.figures.machines import (
+    gain_figure,
+    predicted_seconds,
+    price_figure,
+    transfer_figure,
+    turn_figure,
+    waiting_figure,
+)
+from minstate.lab.machines.cost_fit import CostFit
+from minstate.lab.machines.data_sheets import SMOLLM2_135M
+from minstate.lab.machines.kv_transfer import LINKS
+from minstate.lab.machines.turn_seconds import DataSheetMachine, FittedMachine
+
+pytestmark = pytest.mark.filterwarnings("error")
+ONE = DataSheetMachine.of_h100(1)
+FIT = CostFit(0.05, 0.003, 1e-7, 0.07, 1e-5, 0.99, 0.9)
+CORES = FittedMachine(FIT, SMOLLM2_135M, CostTable.default("float32"))
+MECHANISMS = ("prefix reuse", "state", "prompt lookup", "grammar")
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in axes.texts if text.get_text()]
+
+
+def require_labels(figure: Figure) -> None:
+    figure.canvas.draw()
+    assert all(axes.get_xlabel() or axes.get_xticklabels() for axes in figure.axes)
+    assert figure.axes[0].get_ylabel() or figure.axes[0].get_yticklabels()
+
+
+@pytest.fixture
+def turns() -> pd.DataFrame:
+    """Five turns of a session on two configurations."""
+    rows = []
+    for name in ("naive", "stateful"):
+        for turn, n in enumerate((1_000, 1_200, 1_500, 1_700, 2_000), 1):
+            delta = 1_000 if turn == 1 else 150
+            prefill, decode = 0.003 * (n if name == "naive" else delta), 2.0
+            row = {"configuration": name, "turn": turn, "n": n, "delta": delta, "reused": n - delta, "generated": 30}
+            rows.append(row | {"prefill_s": prefill, "decode_s": decode, "total_s": prefill + decode})
+    return pd.DataFrame(rows)
+
+
+def test_old_shares_are_drawn_from_the_second_turn_on(turns):
+    session = turns[turns["configuration"] == "stateful"]
+    figure = old_share_figure({"a": session}, (0.85, 0.95))
+    require_labels(figure)
+    (line,) = figure.axes[0].lines
+    assert list(line.get_xdata()) == [2, 3, 4, 5] and line.get_ydata()[-1] == pytest.approx(100 * 1_850 / 2_000)
+
+
+def test_the_fit_is_drawn_over_the_turns_that_it_was_fitted_to(turns):
+    figure = fit_curves(turns, FIT)
+    require_labels(figure)
+    assert len(figure.axes[0].lines) == 4 and len(figure.axes[1].lines) == 3
+
+
+def test_three_attributions_stand_side_by_side_for_each_mechanism():
+    table = pd.DataFrame(
+        {"alone": [60.0, 60.0, 10.0, 5.0], "shapley": [30.0, 30.0, 8.0, 4.0], "last": [0.0, 0.0, 6.0, -1.0]},
+        index=list(MECHANISMS),
+    ).assign(**{"from": lambda rows: rows["shapley"] - 1, "to": lambda rows: rows["shapley"] + 2})
+    figure = attribution_figure({"a": table, "b": table})
+    require_labels(figure)
+    widths = [patch.get_width() for patch in figure.axes[0].patches]
+    assert sorted(widths) == sorted(table[["alone", "shapley", "last"]].to_numpy().ravel())
+
+
+def test_the_steps_of_a_waterfall_lead_from_nothing_to_everything():
+    seconds = {some: 100.0 - 10 * len(some) for some in subsets(MECHANISMS)}
+    seconds[frozenset(MECHANISMS)] = 65.0  # the last one makes it slower
+    figure = waterfall(MECHANISMS, seconds, "a")
+    require_labels(figure)
+    assert texts(figure) == ["100", "65", "-10.0", "-10.0", "-10.0", "-5.0"]
+
+
+def test_peers_stand_in_the_order_of_the_first_workload_each_with_the_median_of_its_factors():
+    seconds = {"minstate, stateful": [2.0, 4, 8], "vllm, stateless": [8.0, 8, 8], "vllm, ngram": [1.0, 1, 8]}
+    rows = [
+        {"repeat": 0, "turn": turn, "configuration": name, "seconds": each}
+        for name, column in seconds.items()
+        for turn, each in enumerate(column, 1)
+    ]
+    first, second = pd.DataFrame(rows), pd.DataFrame(rows[:6])
+    claimed = {"a": 2.0, "b": 4.0}
+    figure = peer_factors({"a": first, "b": second}, "minstate, stateful", ["vllm, stateless"], claimed)
+    require_labels(figure)
+    names = ["vllm, ngram", "minstate, stateful", "vllm, stateless"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == names
+    for axis, medians in zip(figure.axes, [{0: 0.5, 1: 1.0, 2: 2.0}, {1: 1.0, 2: 2.0}], strict=True):
+        points = [line for line in axis.lines if line.get_marker() not in ("None", "")]
+        assert {line.get_ydata()[0]: line.get_xdata()[0] for line in points} == medians
+        assert {line.get_marker() for line in points} == ({"D", "o", "X"} if 0 in medians else {"o", "X"})
+    assert texts(figure) == [" paper: 2.0 ×", " paper: 4.0 ×"]
+
+
+def test_a_turn_on_a_machine_is_drawn_in_three_modes_with_its_factors():
+    for machine in (ONE, CORES):
+        parts = predicted_seconds(machine, "135M", 4_000, 100, 50, 0.7)
+        whole = {mode: sum(seconds) for mode, seconds in parts.items()}
+        assert whole["naive"] > whole["stateful"] > whole["with drafts"]
+        figure = turn_figure(machine, "a machine", "135M", 4_000, 100, 50, 0.7)
+        require_labels(figure)
+        assert texts(figure)[:2] == [" 1.0 ×", f" {whole['naive'] / whole['stateful']:.1f} ×"]
+
+
+def test_a_prompt_that_is_all_new_gains_nothing_from_state():
+    parts = predicted_seconds(ONE, "8B", 4_000, 9_000, 50, 0.0)
+    assert parts["naive"] == parts["stateful"] == parts["with drafts"]
+
+
+def test_gains_stay_below_the_ratio_of_tokens():
+    figure = gain_figure({"8B": ONE}, 1_000, (1, 50))
+    require_labels(figure)
+    promised, *lines = figure.axes[0].lines
+    assert len(lines) == 2
+    for line in lines:
+        assert (line.get_ydata() <= np.asarray(promised.get_ydata()) * (1 + 1e-9)).all()
+
+
+def test_prices_waiting_times_and_transfers_are_drawn():
+    modes = {"naive": 2.0, "stateful": 1.0, "with drafts": 0.5}
+    index = pd.MultiIndex.from_product([["8B", "70B"], [8_000, 32_000]], names=["model", "n"])
+    prices = pd.DataFrame([modes] * 4, index=index)
+    require_labels(price_figure(prices, 2.0))
+    row = {"p95 to first token (s)": 0.3, "recomputed share": 0.5}
+    policies = [(policy, agents) for policy in ("naive", "prefix reuse", "stateful") for agents in (4, 8)]
+    require_labels(waiting_figure(pd.DataFrame({each: row for each in policies}).T, 2.0))
+    figure = transfer_figure({"8B": ONE})
+    require_labels(figure)
+    assert len(figure.axes[0].lines) == 1 + len(LINKS)

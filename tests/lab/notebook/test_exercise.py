@@ -1,0 +1,30 @@
+"""The checker of exercises: untouched passes, wrong fails with a word of help, right says so."""
+
+import pytest
+
+from minstate.lab.notebook.exercise import check
+
+
+def test_an_untouched_stub_is_no_failure(capsys):
+    check(lambda x: ..., ((1,), 2))
+    check(..., ((), 2))
+    assert capsys.readouterr().out.count("not attempted yet") == 2
+
+
+def test_a_right_answer_is_told_so(capsys):
+    check(lambda x: x / 3, ((1,), 0.33333333), ((3,), 1))
+    check(42, ((), 42))
+    assert "correct, in 2 of 2 cases" in capsys.readouterr().out
+
+
+def test_none_may_be_the_right_answer(capsys):
+    check(lambda x: x or None, ((0,), None), ((3,), 3))
+    assert "correct, in 2 of 2 cases" in capsys.readouterr().out
+    with pytest.raises(AssertionError):
+        check(lambda x: x, ((0,), None))
+
+
+@pytest.mark.parametrize("answer", [lambda x: x, lambda x: None, 7])
+def test_a_wrong_answer_fails_with_the_case_and_a_hint(answer):
+    with pytest.raises(AssertionError, match=r"for \(1\) you give .* but it is 2\. Count again"):
+        check(answer, ((1,), 2), hint="Count again.")

@@ -1,0 +1,81 @@
+"""What is stored of an executed notebook: its text as it was, its pictures small and described, nothing else."""
+
+import base64
+import io
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbconvert import HTMLExporter
+from PIL import Image
+
+from minstate.lab.notebook.execute import describe, main, slim
+
+
+def test_pictures_shrink_and_text_stays():
+    picture = Image.effect_noise((300, 300), 50).convert("RGBA")
+    buffer = io.BytesIO()
+    picture.save(buffer, "png")
+    png = base64.b64encode(buffer.getvalue()).decode()
+    shown = nbformat.v4.new_output("display_data", {"image/png": png, "text/plain": "<Figure>"})
+    said = nbformat.v4.new_output("stream", text="138 tokens\n")
+    cell = nbformat.v4.new_code_cell("f()", outputs=[shown, said], metadata={"execution": {"iopub.status.busy": "now"}})
+    kernel = {"name": "python3", "display_name": "Python 3"}
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel, "widgets": {"state": {}}})
+
+    slim(notebook)
+
+    nbformat.validate(notebook)
+    small = notebook.cells[0].outputs[0].data
+    assert len(small["image/png"]) < len(png) and small["text/plain"] == "<Figure>"
+    assert Image.open(io.BytesIO(base64.b64decode(small["image/png"]))).size == (300, 300)
+    assert notebook.cells[0].outputs[1].text == "138 tokens\n"
+    assert notebook.cells[0].metadata == {} and set(notebook.metadata) == {"kernelspec", "language_info"}
+
+
+COURSE = sorted((Path(__file__).resolve().parents[3] / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def with_figure(**metadata):
+    shown = nbformat.v4.new_output("display_data", {"image/png": "", "text/plain": "<Figure>"}, **metadata)
+    return nbformat.v4.new_code_cell("f()", id="figure", outputs=[shown])
+
+
+def test_the_text_of_a_cell_describes_its_figure():
+    cell = with_figure()
+    cell.metadata["alt"] = "A line that rises."
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    assert describe(notebook) == []
+    nbformat.validate(notebook)
+    assert cell.outputs[0].metadata == {"image/png": {"alt": "A line that rises."}}
+    html = HTMLExporter(template_name="basic").from_notebook_node(notebook)[0]
+    assert 'alt="A line that rises."' in html
+
+
+def test_a_text_given_by_the_code_stays_and_a_missing_one_is_told():
+    given, bare = with_figure(metadata={"image/png": {"alt": "Two bars."}}), with_figure()
+    bare.id = "bare"
+    assert describe(nbformat.v4.new_notebook(cells=[given, bare])) == ["bare"]
+    assert given.outputs[0].metadata["image/png"]["alt"] == "Two bars."
+
+
+def test_describing_executes_nothing(tmp_path, capsys):
+    cell = with_figure()
+    cell.source, cell.metadata["alt"] = "1 / 0", "A dot."
+    path = tmp_path / "n.ipynb"
+    bare = with_figure()
+    bare.id = "bare"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell, bare]), path)
+    main(["--describe", str(path)])
+    assert nbformat.read(path, as_version=4).cells[0].outputs[0].metadata["image/png"]["alt"] == "A dot."
+    assert "figures without alternative text" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", COURSE, ids=lambda path: path.stem)
+def test_every_figure_of_the_course_has_a_text_of_its_own(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert describe(notebook) == [], "give these cells' metadata an `alt`, and run `--describe`"
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    texts = [output.metadata["image/png"]["alt"] for output in outputs if "image/png" in output.get("data", {})]
+    assert len(set(texts)) == len(texts) and all(len(text) > 60 and text.endswith(".") for text in texts)
+    assert notebook == nbformat.read(path, as_version=4), "the texts in the outputs are the cells'"
