@@ -1,4 +1,4 @@
-"""Sampling draws from the distribution it says, and its noise depends on seed and position only."""
+"""Sampling draws from the distribution that its settings describe; its noise depends on seed and position only."""
 
 import math
 
@@ -25,8 +25,10 @@ def test_greedy_is_the_most_likely_token():
     assert draw(3).tolist() == [3, 0, 0, 0, 0, 0]
 
 
-def test_a_greedy_choice_does_not_look_at_logits_whose_arg_max_is_known():
-    assert choose(None, Sampling(), 0, best=4) == 4  # on a GPU that would be a copy of the whole vocabulary
+def test_a_greedy_choice_does_not_read_logits_whose_arg_max_is_known():
+    assert (
+        choose(None, Sampling(), 0, best=4) == 4
+    )  # on a GPU, to read them is to copy the logits of the whole vocabulary
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -41,9 +43,9 @@ def test_the_draws_follow_the_softmax(temperature):
     [
         ({"top_k": 2}, {0, 1}),
         ({"top_k": 1}, {0}),
-        ({"top_p": 0.5}, {0, 1}),  # the first has probability 0.47, so the second still belongs
+        ({"top_p": 0.5}, {0, 1}),  # the first token has probability 0.47, so the second is kept too
         ({"top_p": 1e-9}, {0}),
-        ({"min_p": 0.2}, {0, 1, 2}),  # e^-1.5 = 0.22 of the best
+        ({"min_p": 0.2}, {0, 1, 2}),  # the third is e^-1.5 = 0.22 times as likely as the first
         ({"min_p": 1.0}, {0}),
         ({"top_k": 3, "top_p": 0.99, "min_p": 0.5}, {0, 1}),
     ],
@@ -86,5 +88,5 @@ def test_absurd_values_are_refused(name, values):
             Sampling(**{name: value})
 
 
-def test_one_stop_string_need_not_be_in_a_tuple():
+def test_a_single_stop_string_needs_no_tuple():
     assert Sampling(stop="abc").stop == ("abc",)
