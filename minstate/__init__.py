@@ -33,31 +33,3 @@ from minstate.speculation import Speculation
 from minstate.turn import Turn, TurnStats
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "BadMessage",
-    "BadValue",
-    "BrokenInvariant",
-    "ContextOverflow",
-    "CostTable",
-    "DamagedWeights",
-    "Drift",
-    "Engine",
-    "EngineMisuse",
-    "Mark",
-    "MinstateError",
-    "ModelNotFound",
-    "OutOfPages",
-    "Sampling",
-    "Session",
-    "SessionBusy",
-    "SessionClosed",
-    "Speculation",
-    "StaleMark",
-    "Turn",
-    "TurnStats",
-    "TurnTimeout",
-    "UnreadableSession",
-    "UnsupportedModel",
-    "UnsupportedSchema",
-]

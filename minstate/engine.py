@@ -1,4 +1,4 @@
-"""The engine as its user sees it: sessions are opened, turns are submitted, `step` and `run` move them on."""
+"""The engine as its user sees it: it owns model, pool and sessions; turns are submitted, `step` and `run` move them on."""
 
 import sys
 import time
@@ -30,8 +30,12 @@ from minstate.errors import (
 from minstate.guard import Guard, entry
 from minstate.invariants import check_cache
 from minstate.model import Model
+from minstate.model_runner import ModelRunner
+from minstate.output import OutputProcessor
+from minstate.prefix_cache import PrefixCache
 from minstate.prompt_lookup import Corpora, Corpus
 from minstate.request import Request
+from minstate.scheduler import Scheduler
 from minstate.sequence import Sequence
 from minstate.session import Session
 from minstate.speculation import GRAMMAR, Speculation, Speculator
@@ -70,19 +74,12 @@ class Engine:
             eos = frozenset(token_ids_of("eos_ids", eos_ids, model.config.vocab_size))
         except BadMessage as error:
             raise BadValue(str(error)) from error
-        costs = "bfloat16" if model.dtype == torch.bfloat16 else "float32"
-        self.core = EngineCore(
-            model,
-            tokenizer,
-            eos,
-            page_size=page_size,
-            num_pages=num_pages,
-            token_budget=token_budget,
-            speculation=Speculation.of(speculation, costs),
-            clock=clock,
-        )
+        runner = ModelRunner(model, num_pages=num_pages, page_size=page_size)
         self.tokenizer, self.eos_ids, self.clock = tokenizer, eos, clock
-        self.pool, self.cache, self.scheduler = self.core.runner.pool, self.core.cache, self.core.scheduler
+        self.pool, self.cache = runner.pool, PrefixCache(runner.pool, clock)
+        costs = "bfloat16" if model.dtype == torch.bfloat16 else "float32"
+        self.scheduler = Scheduler(self.cache, token_budget, Speculation.of(speculation, costs))
+        self.core = EngineCore(runner, OutputProcessor(tokenizer, eos), self.scheduler, clock)
         self.prefix_cache = prefix_cache
         self.guard = Guard()
         self._corpora = Corpora()

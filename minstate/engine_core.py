@@ -3,38 +3,21 @@
 from collections.abc import Callable, Mapping
 
 from minstate.errors import TurnTimeout
-from minstate.model import Model
 from minstate.model_runner import ModelRunner, Scores
 from minstate.output import OutputProcessor
-from minstate.prefix_cache import PrefixCache
 from minstate.prompt_lookup import NGRAM
 from minstate.ragged_batch import RaggedBatch
 from minstate.request import Request
 from minstate.scheduler import Scheduler, Work
-from minstate.speculation import Speculation
 from minstate.turn import Turn
 
 
 class EngineCore:
-    """Owns the pool, the prefix cache and the scheduler, and moves all requests on, one forward pass at a time."""
+    """Moves all requests on, one forward pass at a time."""
 
-    def __init__(
-        self,
-        model: Model,
-        tokenizer,
-        eos_ids: frozenset[int],
-        *,
-        page_size: int,
-        num_pages: int,
-        token_budget: int,
-        speculation: Speculation | None,
-        clock: Callable[[], float],
-    ):
-        self.runner = ModelRunner(model, num_pages=num_pages, page_size=page_size)
-        self.output = OutputProcessor(tokenizer, eos_ids)
-        self.cache = PrefixCache(self.runner.pool, clock)
-        self.scheduler = Scheduler(self.cache, token_budget, speculation)
-        self.clock = clock
+    def __init__(self, runner: ModelRunner, output: OutputProcessor, scheduler: Scheduler, clock: Callable[[], float]):
+        self.runner, self.output, self.clock = runner, output, clock
+        self.scheduler, self.cache = scheduler, scheduler.cache
 
     def step(self) -> list[Request]:
         """One forward pass for all running turns; returns those that it ended: with a `turn`, or with an `error`.

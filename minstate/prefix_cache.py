@@ -19,7 +19,7 @@ A ruler over a sequence's log, in tokens, with `borrowed` for `table.borrowed_to
                     0                                       borrowed   kv_len       len(log)
 
                [0, borrowed)                       [borrowed, kv_len)                 [kv_len, len(log))
-    owner      the tree; others read it too        the sequence, with its forks       none: no pages
+    owner      the tree; other sequences read it   the sequence, with its forks       none: no pages
     publish    grows by the full pages             full pages become the tree's, or   still to be forwarded
                                                    are freed if it has them already
     end(n)     cut to n - 1 tokens, by whole       cut to n - 1 tokens, now an idle   log cut to n: at least
@@ -27,8 +27,8 @@ A ruler over a sequence's log, in tokens, with `borrowed` for `table.borrowed_to
     pause      unlocked                            now an idle tail                   waits for the turn
     eviction   after the tail, page by page        first, all at once                 grows by the evicted
     (if idle)  from the end                                                           tokens
-    begin      locked as far as it is left, then   kept, unless it was evicted or     holds the new input
-               grows by pages of others            pages of others replace it
+    begin      locked as far as it is left, then   kept, unless it was evicted, or    holds the new input
+               grows by other sequences' pages     other sequences' pages replace it
 """
 
 import time
@@ -62,7 +62,7 @@ class PrefixCache:
         self.tree.join(root)
 
     def begin(self, sequence: Sequence) -> None:
-        """A turn begins: find what the sequence has left and what the tree has of its log besides, and lock both."""
+        """A turn begins: find what eviction has left, lock it, and borrow what the tree has of the log besides."""
         self.refresh(sequence)
         self.idle_tails.remove(sequence)
         self._unexpect(sequence)
@@ -83,7 +83,7 @@ class PrefixCache:
         full = table.pages[table.borrowed : sequence.kv_len // self.pool.page_size]
         if full:
             sequence.node, _, pages = self.tree.insert(sequence.node, sequence.log, full)
-            table.borrow(pages)  # only now are duplicates freed
+            table.borrow(pages)  # duplicates are freed only now that the table has the canonical pages
 
     def end(self, sequence: Sequence, length: int) -> None:
         """The turn is over, and `length` tokens of the log stay."""
@@ -98,7 +98,7 @@ class PrefixCache:
         self.end(sequence, len(sequence.log))
 
     def cached_tokens(self, sequence: Sequence) -> int:
-        """How many tokens a turn of this idle sequence would find with K/V: its own, or others' whole pages."""
+        """How many tokens a turn of this idle sequence would find: its own K/V, or whole pages of the tree."""
         self.refresh(sequence)
         # Another sequence, such as a fork, may have extended the node in which this sequence's place lies.
         sequence.node = self.tree.split_at(sequence.node, sequence.table.borrowed_tokens)
@@ -273,12 +273,3 @@ class PrefixCache:
         now = self._clock() if self.expected_returns else 0.0
         while (late := self.expected_returns.first()) and self.expected_returns.rank(late) < now:
             self._unexpect(late)
-
-    # Until the callers follow.
-    peek, resident, disown_tail = cached_tokens, resident_tokens, unshare_tail
-
-    def check(self, sequences, running) -> None:
-        """Until engine.py follows."""
-        from minstate.invariants import check_cache
-
-        check_cache(self, sequences, running)

@@ -17,7 +17,7 @@ The drawing has two tokens a page; A, B and C are node objects.
                 └─ A [3 4│5 6]          no locks
 
     3. The page 3 4 begins with the 3 that the turn wants. `partial_match` finds it, so the K/V of this token can be
-       copied. Once the turn has computed the others, `insert` publishes 3 9 9 9 behind B, and the lock moves there.
+       copied. Once the turn has computed 9 9 9, `insert` publishes 3 9 9 9 behind B, and the turn's lock moves there.
 
         root ── B [1 2]                 1 lock: its child C has one
                 ├─ A [3 4│5 6]          no locks: evictable
@@ -60,7 +60,7 @@ class RadixTree:
     # Roots.
 
     def root(self, tenant: Hashable) -> Node:
-        """The root that all sequences of `tenant` share, and no others."""
+        """The root that all sequences of `tenant` share, and no other tenant's."""
         if tenant not in self.tenants:
             self.tenants[tenant] = self._new_root()
         return self.tenants[tenant]
@@ -198,7 +198,7 @@ class RadixTree:
     def expect(self, node: Node, when: float) -> None:
         """A sequence is expected back at the end of `node`: evict it, and the path above, after all unexpected pages.
 
-        Meanwhile `node` is not extended in place, because the sequence does not need what others publish behind it.
+        Meanwhile `node` is not extended in place, because the sequence does not need what is published behind it.
         """
         insort(node.expected, when)
         self._update_rank(node)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
@@ -13,18 +13,6 @@ from minstate.model import Model
 from minstate.sequence import Sequence
 from minstate.speculation import Verdict
 from minstate.turn import StreamedToken, Turn, TurnOptions
-
-
-class TurnOwner(Protocol):
-    """What a turn needs of the session that it belongs to."""
-
-    number: int
-
-    def abort_turn(self) -> None:
-        """Give up the turn under way."""
-
-    def end_turn(self, transcript: Transcript | None) -> None:
-        """The turn is over. The transcript is None if it was given up: the session is then as before it."""
 
 
 @dataclass(eq=False)
@@ -41,7 +29,7 @@ class Request:
     options: TurnOptions  # with the seed of the session's fork
     replay: tuple[int, ...] | None = None  # the output's token ids, where it is replayed
     tools: Tools = ()  # that the model may call
-    session: TurnOwner | None = None
+    session: Any = None  # the `Session` that it belongs to; None in a simulation
     transcript: Transcript = field(default_factory=Transcript)  # with the turn's input, without its answer
     constraint: Constraint | None = None  # what the output must fit; of a replayed output, what it seems to fit
     started_s: float = 0.0  # by `time.perf_counter`

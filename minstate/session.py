@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from minstate import persistence
 from minstate.chat.drift import Drift, find_drift
@@ -33,21 +33,14 @@ class Session:
     again. Use it as a context manager, or `close()` it, when it is over; a session that becomes garbage is closed too.
     """
 
-    def __init__(
-        self,
-        engine: Any,
-        number: int,
-        tenant: str,
-        sequence: Sequence,
-        transcript: Transcript,
-        seeds: tuple[tuple[int, ...], int] = ((), 0),
-    ):
+    def __init__(self, engine, number: int, tenant: str, sequence: Sequence, transcript: Transcript, seeds=((), 0)):
         self.engine = engine  # the `Engine` that made it
         self.number = number
         self.tenant = tenant
         self.sequence = sequence
         self.transcript = transcript
         # Which fork of which fork it is, () if it is none; and how many forks it has had. Noise depends on both.
+        self.lineage: tuple[int, ...]
         self.lineage, self.forks = seeds
         self.running: Request | None = None
         self._marks: list[Mark] = []  # those still valid, oldest first
@@ -238,7 +231,7 @@ class Session:
 
     @contextmanager
     def _aborting(self) -> Generator[None]:
-        """If an exception is raised inside, the turn that began there is given up, even if no caller has its request."""
+        """If an exception is raised inside, the turn that began there is given up, even if its request got lost."""
         before = self.running
         try:
             yield
@@ -261,7 +254,7 @@ class Session:
 class TokenStream:
     """The tokens of one turn, as they come; `turn` holds the whole answer once the last one is out."""
 
-    def __init__(self, engine: Any, request: Request):
+    def __init__(self, engine, request: Request):
         self._engine, self._request = engine, request
         self._delivered = 0
 

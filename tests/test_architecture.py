@@ -16,9 +16,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "ARCHITECTURE.md").read_text()
 TURN, ARROWS = re.findall(r"```\n(.*?)```", PAGE, flags=re.DOTALL)
-CORE = {path.stem: path for path in (ROOT / "minstate").glob("*.py") if path.stem != "__init__"}
-KERNELS = sorted((ROOT / "kernels").glob("*.py"))
-CHANGE = re.compile(r"- `(\w+)\.py`: in `([\w.]+)` write `([^`]+)` for `([^`]+)`: `(tests/[^`]+)`")
+FILES = [*(ROOT / "minstate").glob("*.py"), *(ROOT / "minstate" / "chat").glob("*.py")]
+CORE = {  # by the names that the page has for them: `engine`, `chat/template`
+    path.relative_to(ROOT / "minstate").with_suffix("").as_posix(): path for path in FILES if path.stem != "__init__"
+}
+KERNELS = [path for path in (ROOT / "minstate" / "kernels").glob("*.py") if path.stem != "__init__"]
+CHANGE = re.compile(r"- `([\w/]+)\.py`: in `([\w.]+)` write `([^`]+)` for `([^`]+)`: `(tests/[^`]+)`")
 CHANGES = CHANGE.findall(" ".join(PAGE.split()))
 
 
@@ -69,6 +72,15 @@ def test_every_method_that_the_page_names_is_there():
 # ---- Who knows whom
 
 
+def short(imported: str) -> str | None:
+    """The page's name for an imported module of the core, `kernels` for all of these, or `torch`; None for others."""
+    top, *parts = imported.split(".")
+    if top == "torch" or parts[:1] == ["kernels"]:
+        return parts[0] if top == "minstate" else top
+    wanted = ["/".join(parts[:count]) for count in (1, 2)]
+    return next((name for name in wanted if top == "minstate" and name in CORE), None)
+
+
 def imports(path: Path) -> tuple[set[str], set[str]]:
     """Modules of the core (`kernels` for all of these) and torch: those imported at once, and inside functions.
 
@@ -81,10 +93,7 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
             names = [alias.name for alias in each.names] if isinstance(each, ast.Import) else []
             if isinstance(each, ast.ImportFrom):
                 names = [f"{each.module}.{alias.name}" for alias in each.names]
-            for top, _, rest in (name.partition(".") for name in names):
-                found |= {"minstate": {rest.split(".")[0]}, "minstate.kernels": {"kernels"}, "torch": {"torch"}}.get(
-                    top, set()
-                )
+            found |= {known for name in names if (known := short(name))}
             if not (isinstance(each, ast.If) and "TYPE_CHECKING" in names_in(each.test)):
                 walk(each, later if isinstance(each, ast.FunctionDef) else found)
 
@@ -93,7 +102,7 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
 
 
 def drawn() -> list[tuple[str, set[str]]]:
-    return [(name, set(known.split())) for name, known in re.findall(r"(\w+) →((?: \w+)+)", ARROWS)]
+    return [(name, set(known.split())) for name, known in re.findall(r"([\w/]+) →((?: [\w/]+)+)", ARROWS)]
 
 
 def test_the_arrows_are_the_imports():
@@ -113,8 +122,8 @@ def test_arrows_point_down_or_to_the_right():
 
 
 def test_what_is_said_to_do_without_torch_does():
-    (named,) = re.findall(r"do without torch: (.*?)\.", PAGE, flags=re.DOTALL)
-    waiting = re.findall(r"`(\w+)`", named)
+    (named,) = re.findall(r"do without torch: (.*?)\.\sSo", PAGE, flags=re.DOTALL)
+    waiting = re.findall(r"`([\w/]+)`", named)
     without, seen = set(waiting), set()
     while waiting:
         name = waiting.pop()
@@ -128,7 +137,7 @@ def test_what_is_said_to_do_without_torch_does():
 # ---- What to read
 
 ROWS = [row for row in re.findall(r"^\| (.*) \| .* \| (.*)\|$", PAGE, flags=re.MULTILINE) if "`" in row[0]]
-LENGTHS = {file: int(count) for files, _ in ROWS for file, count in re.findall(r"`([\w.]+/?)` (\d+)", files)}
+LENGTHS = {file: int(count) for files, _ in ROWS for file, count in re.findall(r"`([\w./]+)` (\d+)", files)}
 
 
 def lines(paths) -> int:
@@ -136,7 +145,7 @@ def lines(paths) -> int:
 
 
 def test_the_files_are_about_as_long_as_it_says():
-    assert LENGTHS.keys() == {path.name for path in CORE.values()} | {"kernels/"}
+    assert LENGTHS.keys() == {f"{name}.py" for name in CORE} | {"kernels/"}
     for file, count in LENGTHS.items():
         assert lines(KERNELS if file == "kernels/" else [CORE[file[:-3]]]) == pytest.approx(count, rel=0.15), file
     core, kernels = re.findall(r"(\d+) files with ([\d,]+) lines", PAGE)
@@ -149,7 +158,7 @@ def test_a_notebook_is_named_beside_a_file_that_it_explains():
     for files, numbers in ROWS:
         for number in re.findall(r"\d\d", numbers):
             (row,) = re.findall(rf"^\| \[{number} .*$", guide, flags=re.MULTILINE)
-            assert any(file in row for file in re.findall(r"`([\w.]+)/?`", files)), (files, number)
+            assert any(file in row for file in re.findall(r"`([\w./]+)`", files)), (files, number)
 
 
 # ---- The rules
@@ -180,7 +189,7 @@ def broken(function, new, old):
 
 outcomes = []
 for module, name, new, old, test in json.load(sys.stdin):
-    function = importlib.import_module(f"minstate.{module}")
+    function = importlib.import_module(f"minstate.{module.replace('/', '.')}")
     for part in name.split("."):
         function = getattr(function, part)
     function, seen = inspect.unwrap(function), Seen()
