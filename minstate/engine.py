@@ -1,4 +1,4 @@
-"""The engine as its user sees it: it owns model, pool and sessions; turns are submitted, `step` and `run` move them on."""
+"""The engine as its user sees it: it opens sessions and takes turns; `step` and `run` move all turns on."""
 
 import sys
 import time
