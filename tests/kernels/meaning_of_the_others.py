@@ -133,12 +133,14 @@ def test_copies_for_many_forks_take_one_launch(monkeypatch):
     pool = collecting(num_layers=2, num_pages=16, page_size=4)
     parent = PageTable(pool)
     pool.kv[:, :, :, parent.append(6)] = 1.0
+    parent.commit()
     forks = [parent.fork() for _ in range(5)]
     slots = [fork.append(1) for fork in forks]
     assert launches == []
     pool.kv[:, :, :, [slot for new in slots for slot in new]] = 2.0
     assert launches == [5]
     for fork in forks:
+        fork.commit()
         assert pool.kv[0, 0, 0, fork.slots, 0].tolist() == [1.0] * 6 + [2.0]
 
 
