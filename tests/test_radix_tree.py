@@ -24,12 +24,12 @@ def small_tree(num_pages: int = 64, page_size: int = 2) -> RadixTree:
 
 
 def publish(tree: RadixTree, root: Node, log: list[int]) -> Node:
-    """What a sequence does that computed all full pages of `log`; returns its node, locked."""
+    """Publish all full pages of `log`, as a sequence does that has computed them. Returns its node, locked."""
     found = tree.match(root, log, len(log))
     node = tree.lock(found.node, found.at)
     new = tree.allocator.allocate(len(log) // tree.page_size - len(found.pages))
     node, _, pages = tree.insert(node, log, new)
-    assert pages == new, "nobody else published in between"
+    assert pages == new, "no other sequence published in between"
     return node
 
 
@@ -177,8 +177,8 @@ assert "torch" not in sys.modules
     subprocess.run([sys.executable, "-c", probe], check=True)
 
 
-def test_what_was_not_used_for_longest_goes_first():
-    """Using a place is using the whole path to it, also after what lay below is gone."""
+def test_the_least_recently_used_page_is_evicted_first():
+    """Using a place is using the whole path to it, even after the pages further down are evicted."""
     tree, rng = small_tree(num_pages=400, page_size=1), random.Random(5)
     root, used = tree.root("a"), {}  # prefix → when it was last used
     for now in range(60):
@@ -263,7 +263,7 @@ def chain(tree: RadixTree, tokens: int) -> tuple[Node, list[int]]:
 
 
 @pytest.mark.parametrize("tokens", [100, 10_000, 100_000])
-def test_publishing_costs_what_is_new_and_resuming_nothing(tokens):
+def test_publishing_costs_what_is_new_and_resuming_costs_nothing(tokens):
     tree = small_tree(num_pages=tokens // 10, page_size=20)
     node, log = chain(tree, tokens)
     visited, compared = tree.nodes_visited, tree.tokens_compared

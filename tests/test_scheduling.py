@@ -234,7 +234,7 @@ def test_what_a_turn_would_find_does_not_depend_on_what_a_fork_has_put_behind_it
     session.send(token_ids=range(20, 41), max_new_tokens=4, sampling=FREE)
     if forked:
         session.fork().send(token_ids=range(50, 130), max_new_tokens=4, sampling=FREE)
-    assert e.cache.peek(session.sequence) == session.resident == 24
+    assert e.cache.cached_tokens(session.sequence) == session.resident == 24
     e.check()
 
 

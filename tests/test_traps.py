@@ -154,7 +154,7 @@ def free_everything_on_abort(monkeypatch):
 
 
 def idle_sessions_that_pin_the_pool():
-    """Twelve sessions over a pool that holds three: all go on, whoever's turn it is."""
+    """Twelve sessions over a pool that holds three: each of them can take its turn."""
     e = engine(num_pages=24)
     sessions, logs = [e.open() for _ in range(12)], {}
     for turn in range(3):
