@@ -1,10 +1,11 @@
 """One sentence, and no traceback, where a command needs packages of the extra `lab` that are not installed."""
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-INSTALL = f"{sys.executable} -m pip install 'minstate[lab]'"
+INSTALL = shlex.join([sys.executable, "-m", "pip", "install", "minstate[lab]"])
 
 
 @contextmanager
