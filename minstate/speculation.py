@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from minstate.draft_budget import CostTable, Ledger
 from minstate.errors import BadValue
-from minstate.prompt_lookup import LONGEST, NO_MATCH, Corpus, NgramIndex
+from minstate.prompt_lookup import LONGEST_MATCH, NO_MATCH, Corpus, NgramIndex
 
 if TYPE_CHECKING:
     from minstate.chat.grammar import Constraint
@@ -145,7 +145,7 @@ class Speculator:
         walk = constraint.copy() if constraint else None
         forced_too = walk is not None and GRAMMAR in self.settings.sources
         draft: list[Guess] = []
-        tail = log[-LONGEST:]
+        tail = log[-LONGEST_MATCH:]
         while len(draft) < count:
             if forced_too and walk.forced:
                 guesses = [Guess(token, GRAMMAR, 0, sure) for token in walk.forced]
@@ -164,7 +164,7 @@ class Speculator:
                         break
             if len(draft) == before:
                 break
-            tail = (tail + [guess.token_id for guess in draft[before:]])[-LONGEST:]
+            tail = (tail + [guess.token_id for guess in draft[before:]])[-LONGEST_MATCH:]
         return draft
 
     def learn(self, proposed: abc.Sequence[Guess], sampled: abc.Sequence[int]) -> None:

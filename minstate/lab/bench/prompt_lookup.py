@@ -9,7 +9,7 @@ import pandas as pd
 
 from minstate.draft_budget import CostTable
 from minstate.lab.paths import source_text
-from minstate.prompt_lookup import LONGEST, Corpus, Match, NgramIndex
+from minstate.prompt_lookup import LONGEST_MATCH, Corpus, Match, NgramIndex
 from minstate.speculation import Speculation, Speculator
 from minstate.weights import find_model, read_tokenizer
 
@@ -71,7 +71,7 @@ def prompt_lookup() -> pd.DataFrame:
     """Both structures on source code: time to grow and to look up at 10,000 and 100,000 tokens, and the hit rate.
 
     A look-up is timed as in a decode step, in which one token is new. `matches` is the share of positions where the
-    last tokens matched; `hits` is the share of these where the token behind the match was the next one.
+    last tokens matched; `hits` is the share of matches whose following token was also the next one.
     """
     ids = read_tokenizer(find_model()).encode(source_text("**/*.py"))
     rows = []
@@ -97,7 +97,7 @@ def _measure(kind: Callable, ids: list[int], tokens: int) -> dict[str, float]:
     for token in ids[tokens : tokens + LOOKUPS]:
         start = time.perf_counter()
         index.extend(log)
-        match = index.find(log, log[-LONGEST:])
+        match = index.find(log, log[-LONGEST_MATCH:])
         times.append(time.perf_counter() - start)
         matches += match.length >= 3
         hits += match.length >= 3 and log[match.position] == token

@@ -27,7 +27,7 @@ from minstate.lab.figures.palette import (
     new_figure,
     paper_box,
 )
-from minstate.prompt_lookup import LONGEST, NGRAM
+from minstate.prompt_lookup import LONGEST_MATCH, NGRAM
 from minstate.speculation import CORPUS, GRAMMAR, LOG, SOURCES, Acceptance, band
 from minstate.turn import Turn
 
@@ -161,7 +161,7 @@ def _write(axes, x: float, y: float, text: str, kind: str) -> None:
 def match_bands() -> dict[str, tuple[list[int], float]]:
     """The lengths of matches that `Acceptance` counts together, by name, and the chance that it assumes at first."""
     lengths: dict[int, list[int]] = {}
-    for match in range(NGRAM, LONGEST + 1):
+    for match in range(NGRAM, LONGEST_MATCH + 1):
         lengths.setdefault(band(match), []).append(match)
     names = {place: f"{each[0]}–{each[-1]}" if len(each) > 1 else str(each[0]) for place, each in lengths.items()}
     return {name: (lengths[place], Acceptance.PRIOR[place]) for place, name in names.items()}
@@ -184,7 +184,7 @@ def acceptance_figure(guesses: pd.DataFrame, fewest: int = 20) -> Figure:
                 left.plot(places.index, 100 * places["mean"], style, color=color, label=source, markersize=5)
         looks = dict(zip([source for source in sources if source != GRAMMAR], BARS, strict=False))
         for x, (lengths, _) in enumerate(match_bands().values()):
-            alike = guesses[guesses["match"].clip(upper=LONGEST).isin(lengths)]
+            alike = guesses[guesses["match"].clip(upper=LONGEST_MATCH).isin(lengths)]
             hits = {source: alike[alike["source"] == source]["hit"] for source in looks}
             enough = [source for source in looks if len(hits[source]) >= fewest]
             for place, source in enumerate(enough):

@@ -18,7 +18,7 @@ from minstate.lab.figures.speculation import (
     match_bands,
     rule_figure,
 )
-from minstate.prompt_lookup import LONGEST, NGRAM
+from minstate.prompt_lookup import LONGEST_MATCH, NGRAM
 from minstate.speculation import LOG, Acceptance, band
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -105,7 +105,9 @@ def test_a_dollar_is_no_formula():
 
 
 def test_bands_of_matches_are_those_of_the_estimate():
-    assert [length for lengths, _ in match_bands().values() for length in lengths] == list(range(NGRAM, LONGEST + 1))
+    assert [length for lengths, _ in match_bands().values() for length in lengths] == list(
+        range(NGRAM, LONGEST_MATCH + 1)
+    )
     assert all(
         Acceptance().chances(LOG)[band(length)] == prior
         for lengths, prior in match_bands().values()
@@ -114,7 +116,7 @@ def test_bands_of_matches_are_those_of_the_estimate():
 
 
 def test_acceptance_is_drawn_where_there_is_enough_of_it():
-    rows = [("log", NGRAM, 1, i % 2 == 0) for i in range(30)] + [("log", LONGEST + 9, 2, True)] * 30
+    rows = [("log", NGRAM, 1, i % 2 == 0) for i in range(30)] + [("log", LONGEST_MATCH + 9, 2, True)] * 30
     rows += [("grammar", 0, 1, True)] * 30 + [("corpus", NGRAM, 1, True)] * 3
     figure = acceptance_figure(pd.DataFrame(rows, columns=["source", "match", "place", "hit"]))
     require_labels(figure)
