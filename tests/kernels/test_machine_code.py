@@ -15,16 +15,14 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from minstate.kernels.append_kv import append_kv  # noqa: E402
 from minstate.kernels.copy_pages import copy_pages  # noqa: E402
 from minstate.kernels.merge_splits import merge_splits  # noqa: E402
-from minstate.kernels.paged_attention import paged_attention  # noqa: E402
 from minstate.kernels.rms_norm import rms_norm  # noqa: E402
 from minstate.kernels.silu_mul import silu_mul  # noqa: E402
 from minstate.kernels.tiles import MAX_SPLITS, tile_sizes, width_of  # noqa: E402
-from minstate.lab.machines.machine_code import CompiledKernel, compile_launches  # noqa: E402
+from minstate.lab.machines.machine_code import HEADS, KV_HEADS, CompiledKernel, compile_launches, launch_attention  # noqa: E402
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # the most that one program may use
 BOTH = pytest.mark.parametrize("capability", [80, 90])
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-HEADS, KV_HEADS = 16, 4
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +35,6 @@ def require_fits(kernel: CompiledKernel, capability: int):
     assert used["STACK"] == 0 and used["LOCAL"] == 0, "registers spill into memory"
     assert kernel.count("STL.*") == kernel.count("LDL.*") == 0
     assert kernel.shared_bytes <= SHARED_BYTES[capability]
-
-
-def attention(queries: int, head_dim: int, dtype: torch.dtype, splits: int):
-    """Launch attention for 3 sequences of `queries` query tokens each; 16 query heads share 4 KV heads."""
-    q = torch.empty(3 * queries, HEADS, head_dim, dtype=dtype)
-    kv = torch.empty(2, KV_HEADS, 64, head_dim, dtype=dtype)
-    ids = torch.zeros(4, 32, dtype=torch.int32)
-    paged_attention(q, kv, ids[0], ids[0, :3], ids, page_size=16, max_queries=queries, splits=splits)
 
 
 # Cases of (head size, dtype, query tokens of a sequence, splits).
@@ -62,7 +52,7 @@ ATTENTION = [
 @BOTH
 @pytest.mark.parametrize("head_dim, dtype, queries, splits", ATTENTION)
 def test_attention(head_dim, dtype, queries, splits, capability, folder):
-    kernel, *merge = compile_launches(lambda: attention(queries, head_dim, dtype, splits), capability, folder)
+    kernel, *merge = compile_launches(lambda: launch_attention(queries, dtype, splits, head_dim), capability, folder)
     require_fits(kernel, capability)
     rows, keys, warps, _ = tile_sizes(head_dim, dtype, queries * HEADS // KV_HEADS)
     if dtype == torch.float32:

@@ -64,7 +64,7 @@ class StepTimer:
 
 
 def measure_throughput(agents: tuple[int, ...] = AGENTS) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Run each number of agents at once in each configuration. Returns a row for each run, and one for each step."""
+    """Run each number of agents at once in each configuration. Returns a table of runs, and one of steps."""
     stateful = Engine.from_pretrained()
     rows, steps = [], []
     for number, count in enumerate(agents):

@@ -49,7 +49,7 @@ def many_sessions(count: int) -> dict:
 def simulate(sessions: int = 10_000, compared: int = 60) -> pd.DataFrame:
     """Tokens recomputed under each eviction policy, on `compared` sessions; the rest is in the table's `attrs`.
 
-    With "hints, 9 in 10", nine tool calls in ten come with a hint. Writes the figures beside the table.
+    With "hints, 9 in 10", agents announce nine tool calls in ten. Writes the figures beside the table.
     """
     many = many_sessions(int(sessions))
     print(pd.Series(many).to_string())

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from minstate.draft_budget import CostTable
 from minstate.engine import Engine
 from minstate.lab.agent.workload import AgenticWorkload
-from minstate.lab.figures.palette import BLUE, GREY, SKY, STYLE, new_figure
+from minstate.lab.figures.palette import BLUE, GREY, PAPER, SKY, STYLE, new_figure
 from minstate.lab.paths import RESULTS, TRACES
 from minstate.lab.traces.replay import replay
 from minstate.lab.traces.trace import read_trace
@@ -182,7 +182,7 @@ def decode_times(table: pd.DataFrame) -> Figure:
                 mine = table[(table["dtype"] == dtype) & (table["configuration"] == name)].set_index("workload")
                 at = [i + (place - 1) * 0.28 for i in range(len(workloads))]
                 heights = mine.loc[workloads, "decode ms a token"]
-                bars = axis.bar(at, heights, 0.26, label=name, edgecolor="white", **LOOK[name])
+                bars = axis.bar(at, heights, 0.26, label=name, edgecolor=PAPER, **LOOK[name])
                 axis.bar_label(bars, [f"{x:.1f}" for x in mine.loc[workloads, "tokens a pass"]], fontsize=8, padding=1)
             axis.set_xticks(range(len(workloads)), [name.replace(" turns ", " turns\n") for name in workloads])
             axis.set_title(dtype)

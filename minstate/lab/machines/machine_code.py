@@ -98,10 +98,10 @@ def _compile(kernel: JITFunction, arguments: tuple, options: dict, capability: i
     return CompiledKernel(kernel.__name__, compiled.asm["ptx"], cubin, compiled.metadata.shared)
 
 
-def launch_attention(queries: int, dtype: torch.dtype, splits: int) -> None:
+def launch_attention(queries: int, dtype: torch.dtype, splits: int, head_dim: int = HEAD_DIM) -> None:
     """Launch attention of 3 sequences with `queries` query tokens each, over pages of 16 tokens."""
-    q = torch.empty(3 * queries, HEADS, HEAD_DIM, dtype=dtype)
-    kv = torch.empty(2, KV_HEADS, 64, HEAD_DIM, dtype=dtype)
+    q = torch.empty(3 * queries, HEADS, head_dim, dtype=dtype)
+    kv = torch.empty(2, KV_HEADS, 64, head_dim, dtype=dtype)
     ids = torch.zeros(4, 32, dtype=torch.int32)
     paged_attention(q, kv, ids[0], ids[0, :3], ids, page_size=16, max_queries=queries, splits=splits)
 
@@ -130,5 +130,6 @@ def attention_report(capability: int, folder: Path) -> list[dict[str, int | str]
 if __name__ == "__main__":
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("the interpreter compiles nothing: run this without TRITON_INTERPRET")
-    with TemporaryDirectory() as where:
-        print(json.dumps(attention_report(int((sys.argv[1:] or ["90"])[0]), Path(where)), indent=1))
+    with TemporaryDirectory() as folder:
+        capability = int(sys.argv[1]) if len(sys.argv) > 1 else 90
+        print(json.dumps(attention_report(capability, Path(folder)), indent=1))

@@ -15,7 +15,7 @@ def prefilled_sequence(engine: Engine, context: int) -> Sequence:
     sequence = Sequence(engine.pool)
     sequence.log = engine.tokenizer.encode(source_text())[:context]
     while sequence.kv_len < context:
-        engine.runner.logits(RaggedBatch.build([sequence.chunk(min(CHUNK, context - sequence.kv_len))]))
+        engine.core.runner.logits(RaggedBatch.build([sequence.chunk(min(CHUNK, context - sequence.kv_len))]))
         sequence.table.commit()
     return sequence
 
@@ -30,7 +30,7 @@ def pass_s(engine: Engine, sequence: Sequence, tokens: int, drafted: int = 0) ->
     start = time.perf_counter()
     sequence.log = whole[: end - drafted]
     batch = RaggedBatch.build([sequence.chunk(tokens - drafted, whole[end - drafted :])])
-    engine.runner.logits(batch).argmax(-1).tolist()
+    engine.core.runner.logits(batch).argmax(-1).tolist()
     taken = time.perf_counter() - start
     sequence.table.commit()
     sequence.log = whole

@@ -1,8 +1,7 @@
 """How long a turn takes on one machine or another.
 
-Two kinds of machine answer the same questions: one is fitted to turns that were measured, the other is described by a
-data sheet. All answers of the second are predictions, and so are the first one's answers for any model but the measured
-one.
+Two kinds of machine answer the same questions. A `DataSheetMachine` is not at hand, so all its answers are predictions.
+A `FittedMachine` is fitted to turns that were measured; for any other model than the measured one, it predicts, too.
 """
 
 from dataclasses import dataclass, replace

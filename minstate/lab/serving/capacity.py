@@ -112,7 +112,7 @@ def agents_per_gpu(
     little: float = 0.02,
     **settings,
 ) -> pd.DataFrame:
-    """Predicted: how many agents a GPU serves at once, by model and by what is reused. Sub-agents come on top.
+    """Predicted: how many agents a GPU serves at once, by model and by what is reused. Sub-agents are not counted.
 
     Where it is `MAX_AGENTS`, there may be room for more.
 

@@ -1,10 +1,11 @@
 """What eviction costs: the same turns in the same order, on pools of several sizes, under three eviction policies.
 
     LRU           evict the pages that were used longest ago
-    hints         evict those last that an agent is expected to need next (`PrefixCache.expect`); the agent knows the
-                  typical duration of its tool
-    clairvoyance  as hints, but every hint is given and true: when each session comes back, when another session will
-                  open with the same prompt, and which sessions never come again
+    hints         evict them first, too, but spare the sessions whose agents announce their next turn by the typical
+                  duration of their tool (`PrefixCache.expect`); of these, the session whose turn is furthest away
+                  loses its pages first
+    clairvoyance  as hints, but every announcement is true and none is missing: when a session's next turn begins, when
+                  another session opens with the same prompt, and which sessions have ended
 
 Clairvoyance is Belady's rule (IBM Systems Journal 5(2), 1966): evict the page whose next use is the furthest away. For
 pages of one token, no policy recomputes fewer tokens. Each page costs the same to recompute. A turn needs its whole
@@ -49,7 +50,7 @@ class AccessTrace:
     """All turns in a fixed order."""
 
     turns: list[Access]
-    working_set: int  # tokens in the logs of the sessions under way, shared ones counted once, at their maximum
+    working_set: int  # tokens in the logs of the open sessions at their maximum, shared tokens counted once
 
 
 @dataclass(frozen=True)

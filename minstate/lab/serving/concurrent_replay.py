@@ -61,7 +61,7 @@ class Team:
     def end(self, place: int, now_s: float, *, hint: bool) -> None:
         """The turn is done. Fork the sessions that begin here, and close the session after its last turn.
 
-        hint  whether the session announces when its next turn will come
+        hint  whether the session announces when its next turn is due
         """
         self.done_s[place] = now_s
         turn, session = self.turns[place], self.sessions[self.turns[place].session]

@@ -92,7 +92,7 @@ class TrafficShape:
 
 @dataclass(frozen=True, slots=True)
 class AgentTurn:
-    """One request: when it is sent, how long it is, what comes next. Lengths in tokens."""
+    """One request: when it is sent, its lengths in tokens, and when the agent announces its next one."""
 
     session: int
     agent: int  # of the session; 0 is the orchestrator

@@ -14,8 +14,8 @@ from minstate.lab.engines.stub_model import stub_engine
 def turns():
     first, costs = stub_engine(num_pages=1), CostTable.default("float32")
     engines = {
-        ablation.configuration_name(some): ablation.engine_with(some, first, costs)
-        for some in subsets(ablation.MECHANISMS)
+        ablation.configuration_name(mechanisms): ablation.engine_with(mechanisms, first, costs)
+        for mechanisms in subsets(ablation.MECHANISMS)
     }
     return ablation.measure_turns(engines, "agentic", 1, same=True)
 
@@ -23,19 +23,19 @@ def turns():
 def test_each_mechanism_saves_what_it_is_there_for(turns):
     table = ablation.ladder(turns)
     whole = turns[turns["configuration"] == "naive"]["n"].sum()
-    for some in subsets(ablation.MECHANISMS):
-        row = table.loc[ablation.configuration_name(some)]
-        if ablation.STATE in some:  # what is new, and nothing else
+    for mechanisms in subsets(ablation.MECHANISMS):
+        row = table.loc[ablation.configuration_name(mechanisms)]
+        if ablation.STATE in mechanisms:  # what is new, and nothing else
             assert row["prefilled"] == row["delta"] and row["recomputed"] == 0
-        elif ablation.PREFIX in some:  # the end of the last page is nobody's
+        elif ablation.PREFIX in mechanisms:  # the partly filled last page is not shared
             assert row["delta"] < row["prefilled"] < row["delta"] + 16 * turns["turn"].max()
         else:
             assert row["prefilled"] == whole
-        if ablation.FORCED in some:
+        if ablation.FORCED in mechanisms:
             assert row["forced"] > 0 and row["accepted"] >= row["forced"]
         else:
             assert row["forced"] == 0
-        if not some & {ablation.LOOKUP, ablation.FORCED}:
+        if not mechanisms & {ablation.LOOKUP, ablation.FORCED}:
             assert row["drafted"] == 0 and row["passes"] == row["generated"]
         else:
             assert row["generated"] - row["accepted"] == row["passes"]
@@ -51,6 +51,6 @@ def test_the_shares_add_up_to_what_all_mechanisms_save(turns):
 
 
 def test_every_combination_of_mechanisms_has_a_name_of_its_own():
-    names = [ablation.configuration_name(some) for some in subsets(ablation.MECHANISMS)]
+    names = [ablation.configuration_name(mechanisms) for mechanisms in subsets(ablation.MECHANISMS)]
     assert len(set(names)) == 2 ** len(ablation.MECHANISMS) and set(ablation.LADDER) < set(names)
     assert all(smaller < larger for smaller, larger in pairwise(ablation.LADDER.values()))

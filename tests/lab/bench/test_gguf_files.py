@@ -18,7 +18,7 @@ def folder_of(family: str, path):
 
 
 def test_transformers_reads_the_same_model_back(tmp_path):
-    """transformers undoes what GGUF does to the rows of q and k, so equal logits say that we did it rightly."""
+    """transformers undoes what GGUF does to the rows of q and k, so equal logits show that the file is right."""
     write_gguf(folder_of("llama", tmp_path), tmp_path / "model.gguf", "float32")
     read = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
     ids = torch.arange(3, 40)[None]

@@ -20,13 +20,13 @@ def test_shares_add_up_to_the_whole_gain(values):
 @given(st.lists(st.floats(-100, 100), min_size=4, max_size=4))
 def test_a_player_without_effect_gets_nothing_and_equal_players_get_the_same(values):
     others = dict(zip(subsets(("a", "b")), values, strict=True))
-    shares = shapley(PLAYERS, {some: others[some - {"c"}] for some in subsets(PLAYERS)})
+    shares = shapley(PLAYERS, {coalition: others[coalition - {"c"}] for coalition in subsets(PLAYERS)})
     assert shares["c"] == 0
-    by_size = {some: values[len(some & {"a", "b"})] for some in subsets(PLAYERS)}
+    by_size = {coalition: values[len(coalition & {"a", "b"})] for coalition in subsets(PLAYERS)}
     shares = shapley(PLAYERS, by_size)
     assert isclose(shares["a"], shares["b"], abs_tol=1e-9)
 
 
 def test_a_gain_that_either_of_two_players_brings_is_halved():
-    value = {some: float(bool(some & {"a", "b"})) for some in subsets(PLAYERS)}
+    value = {coalition: float(bool(coalition & {"a", "b"})) for coalition in subsets(PLAYERS)}
     assert shapley(PLAYERS, value) == pytest.approx({"a": 0.5, "b": 0.5, "c": 0})

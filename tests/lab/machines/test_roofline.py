@@ -9,7 +9,7 @@ from minstate.lab.machines.roofline import CountOperations, Roofline, measure_ro
 def test_the_slower_of_arithmetic_and_memory_sets_the_floor():
     machine = Roofline(flops_per_s=100.0, bytes_per_s=10.0)
     assert machine.floor_s(flops=50, bytes_read=10) == 1.0, "one second of reading hides half a second of arithmetic"
-    assert machine.floor_s(flops=300, bytes_read=10) == 3.0, "and the other way round"
+    assert machine.floor_s(flops=300, bytes_read=10) == 3.0, "three seconds of arithmetic hide one of reading"
 
 
 def test_at_the_ridge_both_take_equally_long():

@@ -45,12 +45,16 @@ def test_fast_forwarding_changes_nothing(seed, mode, num_pages, page_size, token
     assert fast.stats == single.stats, "counts, and predicted times to the last digit"
     assert fast.now_s == single.now_s and fast.scheduler.steps == single.scheduler.steps
     decisions = [
-        [event for event in one.scheduler.timeline if event.what not in ("decode", "prefill")] for one in (fast, single)
+        [event for event in simulation.scheduler.timeline if event.what not in ("decode", "prefill")]
+        for simulation in (fast, single)
     ]
     assert decisions[0] == decisions[1], "which turn waits, is admitted, preempted or done, and at which step"
     trees = [
-        [(node.start, bytes(node.key), node.pages, node.last_used, node.expected) for node in one.cache.tree.nodes()]
-        for one in (fast, single)
+        [
+            (node.start, bytes(node.key), node.pages, node.last_used, node.expected)
+            for node in simulation.cache.tree.nodes()
+        ]
+        for simulation in (fast, single)
     ]
     assert [node[:2] for node in trees[0]] == [node[:2] for node in trees[1]], "the same pages are evicted"
     fast.check()
