@@ -1,4 +1,4 @@
-"""What notebooks need: exercises, widgets, source listings; and what runs, solves, browses and publishes them."""
+"""Notebooks: exercises, widgets and source listings for them; programs that run, solve, browse and publish them."""
 
 from importlib.util import find_spec
 

@@ -1,11 +1,12 @@
-"""Notebooks in a real browser: run all cells in JupyterLab, move every widget, take a picture of the whole page.
+"""Notebooks in a real browser: run all cells in JupyterLab, move every widget, take a screenshot of the whole page.
 
-    python -m minstate.lab.notebook.browse notebooks/02_*.ipynb        # all of the course, if none is named
+    python -m minstate.lab.notebook.browse notebooks/02_*.ipynb        # the whole course, if no notebook is named
 
-It needs the extra `browse`, and a Chromium: the program that the variable CHROMIUM names, or one on the path, or what
-`python -m playwright install chromium` fetched. JupyterLab runs on copies of the notebooks, with settings of its own:
-neither they nor yours are touched. Pictures go to `out/browse/`. The exit status is 1 if a cell failed or did not run,
-a control did not move or its picture stayed the same, a widget, formula or picture is not shown, or a script failed.
+It needs the extra `browse`, and Chromium: the program that the variable CHROMIUM names, one on the path, or the one
+that `python -m playwright install chromium` fetched. JupyterLab runs on copies of the notebooks, with settings of its
+own, so your notebooks and settings stay as they are. Screenshots go to `out/browse/`. The exit status is 1 if a cell
+failed or did not run, if a control did not move or its picture stayed the same, if a widget, formula or picture is not
+shown, or if a script failed.
 """
 
 import json
@@ -27,19 +28,20 @@ from PIL import Image
 from tqdm import tqdm
 
 from minstate.lab import paths
+from minstate.lab.figures.palette import PAPER
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
 OUT = paths.OUT / "browse"
 PROGRAMS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"]
-PATIENCE = 180  # seconds for JupyterLab or a kernel to start, and for a kernel to draw
-SETTINGS = {  # all cells and nothing else is on the page, and no question is asked about news
+PATIENCE = 180  # seconds that JupyterLab may take to start, and a kernel to start or to draw
+SETTINGS = {  # show all cells at once, and ask no question about news
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none", "scrollPastEnd": False},
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
 }
 CONTROLS = {"play": ".widget-play > :first-child", "slider": ".noUi-handle", "dropdown": ".widget-dropdown select"}
-# The open notebook, as JupyterLab has it; the state of its kernel; the name of the cell that a node is in.
+# The open notebook, as JupyterLab holds it; the state of its kernel; the name of the cell that contains a node.
 HELPERS = """
 window.panel = () => [...(window.jupyterapp?.shell.widgets('main') ?? [])].find(each => each.sessionContext)
 window.kernel = () => panel()?.sessionContext.session?.kernel?.status ?? 'none'
@@ -60,7 +62,7 @@ FAULTS = """() => {
     return [...panel().content.widgets.flatMap(failed), ...odd('formula', 'mjx-merror'),
         ...odd('widget', '.jp-OutputArea-output', node => /^(Error|Loading)[a-z ]* widget/.test(node.textContent)),
         ...odd('picture', 'img', node => !node.naturalWidth)] }"""
-# The picture in one output with a control, as text, once it is another than `seen`; after a minute it is `seen`.
+# The picture beside a control, as text, as soon as it differs from `seen`; or `seen`, after a minute.
 PICTURE = """async (control, seen) => {
     const image = control.closest('.jp-OutputArea-output').querySelector('img')
     const read = () => image.decode().then(() => fetch(image.src)).then(each => each.text()).catch(() => seen)
@@ -72,7 +74,7 @@ PICTURE = """async (control, seen) => {
 
 
 def lay_out(notebooks: list[Path], folder: Path) -> None:
-    """Make `folder` look like the repository, with copies of `notebooks`, without outputs, as its `notebooks`."""
+    """Make `folder` look like the repository, but for `notebooks`, which are copies without outputs."""
     (folder / "notebooks").mkdir(parents=True)
     for entry in paths.clone_for("lab.notebook.browse").iterdir():
         if entry.name != "notebooks" and not entry.name.startswith("."):
@@ -84,7 +86,7 @@ def lay_out(notebooks: list[Path], folder: Path) -> None:
 
 @contextmanager
 def laboratory(root: Path, own: Path) -> Iterator[str]:
-    """JupyterLab on `root`, on a free port, with its settings in `own`; the address of a notebook, but for `{name}`."""
+    """Run JupyterLab on `root`, on a free port, with its settings in `own`. Yields a notebook's URL, with `{name}`."""
     overrides = own / "config" / "labconfig" / "default_setting_overrides.json"
     overrides.parent.mkdir(parents=True)
     overrides.write_text(json.dumps(SETTINGS))
@@ -108,15 +110,15 @@ def laboratory(root: Path, own: Path) -> Iterator[str]:
 
 
 def chromium(fetched: str) -> str:
-    """The program to start, where playwright's own would be `fetched`. SystemExit says what to do if there is none."""
+    """The program to start; `fetched` is playwright's own. If there is none, SystemExit says how to get one."""
     names = [os.environ["CHROMIUM"]] if "CHROMIUM" in os.environ else [*PROGRAMS, fetched]
     found = [path for path in map(shutil.which, names) if path]
-    ways = "install Chromium, or name a program in the variable CHROMIUM, or: python -m playwright install chromium"
-    return found[0] if found else sys.exit(f"nothing to start among {', '.join(names)}. {ways}")
+    advice = "install Chromium, or name a program in the variable CHROMIUM, or: python -m playwright install chromium"
+    return found[0] if found else sys.exit(f"found none of the programs {', '.join(names)}: {advice}")
 
 
 def run_all(page: "Page", name: str) -> list[str]:
-    """Run all cells, and wait until none is pending and the kernel is idle; return what went wrong with that."""
+    """Run all cells, and wait until none is pending and the kernel is idle. Returns a fault, if there is one."""
     page.wait_for_function("kernel() === 'idle' || document.querySelector('.jp-Dialog')")
     page.evaluate("void jupyterapp.commands.execute('notebook:run-all-cells').finally(() => { window.done = true })")
     with tqdm(desc=name, total=page.evaluate(STATE)["cells"], unit="cell", leave=False) as bar:
@@ -129,7 +131,7 @@ def run_all(page: "Page", name: str) -> list[str]:
 
 
 def moves(control: "Locator", kind: str) -> Iterator[str]:
-    """Move a control from place to place, and name each move that was one."""
+    """Move a control from place to place. Yields the name of each move that changed its value."""
     if kind == "play":
         control.click()
         yield "play"
@@ -148,12 +150,12 @@ def moves(control: "Locator", kind: str) -> Iterator[str]:
 
 
 def move(page: "Page", control: "Locator", kind: str) -> list[str]:
-    """Move one control; return what is wrong with it, such as a picture beside it that stays the same."""
+    """Move one control. Returns its faults, such as a picture beside it that stays the same."""
     name, seen, done = f"{control.evaluate('place')}: {kind}", control.evaluate(PICTURE), None
     for done in moves(control, kind):
         if seen is not None and control.evaluate(PICTURE, seen) == seen:
             return [f"{name}, {done}: the picture stays the same"]
-        page.wait_for_timeout(500)  # whoever has more to draw is busy by now
+        page.wait_for_timeout(500)  # if there is more to draw, the kernel is busy by now
         page.wait_for_function("kernel() === 'idle'")
         seen = control.evaluate(PICTURE)
     page.wait_for_timeout(1000)  # the first picture, after the stop of a play button
@@ -161,10 +163,10 @@ def move(page: "Page", control: "Locator", kind: str) -> list[str]:
 
 
 def photograph(page: "Page", path: Path) -> None:
-    """Write the whole notebook as one PNG, from as many screenshots as it takes to scroll through it."""
+    """Write the whole notebook as one PNG file, from as many screenshots as scrolling through it takes."""
     view = page.locator(".jp-WindowedPanel-outer")
     width, height, step = view.evaluate("each => [each.clientWidth, each.scrollHeight, each.clientHeight]")
-    whole = Image.new("RGB", (width, height), "white")
+    whole = Image.new("RGB", (width, height), PAPER)
     for top in range(0, height, step):
         reached = view.evaluate("(each, top) => { each.scrollTop = top; return Math.round(each.scrollTop) }", top)
         page.wait_for_timeout(250)  # until it is drawn
@@ -173,10 +175,10 @@ def photograph(page: "Page", path: Path) -> None:
 
 
 def look_at(page: "Page", address: str, picture: Path) -> tuple[int, list[str]]:
-    """Run the notebook, move its widgets, write its picture; return how many controls it has, and what is wrong."""
-    said: list[str] = []
-    page.on("pageerror", lambda error: said.append(f"script: {error}"))
-    page.on("console", lambda message: said.append(f"console: {message.text}") if message.type == "error" else None)
+    """Run the notebook, move its widgets, write its screenshot. Returns the number of its controls, and all faults."""
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(f"script: {error}"))
+    page.on("console", lambda message: errors.append(f"console: {message.text}") if message.type == "error" else None)
     page.set_default_timeout(PATIENCE * 1000)
     page.add_init_script(HELPERS)
     page.goto(address)
@@ -187,11 +189,11 @@ def look_at(page: "Page", address: str, picture: Path) -> tuple[int, list[str]]:
     photograph(page, picture)
     wrong += page.evaluate(FAULTS)
     page.evaluate("panel().sessionContext.shutdown()")
-    return len(controls), wrong + list(dict.fromkeys(said))
+    return len(controls), wrong + list(dict.fromkeys(errors))
 
 
 def main(notebooks: list[Path]) -> int:
-    """Look at each notebook, of the course if none is named; return an exit status. SystemExit says what is missing."""
+    """Look at each notebook, or at the whole course. Returns an exit status; SystemExit says what is missing."""
     paths.clone_for("lab.notebook.browse")
     try:
         from playwright.sync_api import Error, sync_playwright
@@ -208,7 +210,7 @@ def main(notebooks: list[Path]) -> int:
                 page, start = browser.new_page(viewport={"width": 1280, "height": 2000}), time.monotonic()
                 try:
                     controls, wrong = look_at(page, address.format(name=path.name), OUT / f"{path.stem}.png")
-                except Error as error:  # what the browser could not do
+                except Error as error:  # the browser could not do a step
                     controls, wrong = 0, [str(error)]
                 page.close()
                 faults += len(wrong)

@@ -3,12 +3,12 @@
     python -m minstate.lab.notebook.execute notebooks/01_*.ipynb
     python -m minstate.lab.notebook.execute --describe notebooks/*.ipynb       # without running them
 
-Pictures are stored with 128 colours, which figures don't miss, in a third of the bytes. What a widget shows is not
-stored: without a kernel it can't move, and the same figure stands beside it.
+Pictures are stored with 128 colours, which is enough for figures and takes a third of the bytes. Widgets are not
+stored: without a kernel they cannot move, and a static figure stands beside each.
 
-A figure is described, for whoever can't see it, in its cell's metadata, under `alt`. From there the text goes into the
-metadata of the output, as `{"image/png": {"alt": ...}}`, where Jupyter's own tools put it: nbconvert's basic template
-(and so our site) makes an `alt` attribute of it. A text that the cell's code gives to `display` stays as it is.
+A figure's alternative text, for readers who cannot see it, is in its cell's metadata under `alt`. From there we copy it
+into the metadata of the output, as `{"image/png": {"alt": ...}}`, where Jupyter's own tools put it: nbconvert's basic
+template (and so our site) makes an `alt` attribute of it. A text that the cell's code passes to `display` stays.
 """
 
 import base64
@@ -24,7 +24,7 @@ COLOURS = 128
 
 
 class EchoingClient(NotebookClient):
-    """Passes on what the kernel writes to stderr, progress bars for one, while a cell still runs."""
+    """Passes on the kernel's stderr, such as progress bars, while a cell still runs."""
 
     def output(self, outs, msg, display_id, cell_index):
         """Handle one output message of the kernel."""
@@ -35,7 +35,7 @@ class EchoingClient(NotebookClient):
 
 
 def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
-    """Run `notebook` from top to bottom in `folder`; a cell that fails raises nbclient's CellExecutionError."""
+    """Run `notebook` from top to bottom in `folder`. Raises nbclient's CellExecutionError if a cell fails."""
     EchoingClient(
         notebook,
         timeout=None,
@@ -56,7 +56,7 @@ def slim(notebook: nbformat.NotebookNode) -> None:
 
 
 def describe(notebook: nbformat.NotebookNode) -> list[str]:
-    """Give each cell's figure the text in the cell's metadata; return the ids of cells whose figure has no text."""
+    """Give each figure the text in its cell's metadata. Returns the ids of cells whose figure has no text."""
     missing = []
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
@@ -69,16 +69,16 @@ def describe(notebook: nbformat.NotebookNode) -> list[str]:
 
 
 def _with_few_colours(png: str) -> str:
-    """A base64 PNG, on a palette unless that makes it larger."""
+    """A base64 PNG with a palette, unless that makes it larger."""
     picture, small = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
     picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(small, "png", optimize=True)
     return min(png, base64.b64encode(small.getvalue()).decode(), key=len)
 
 
 def main(arguments: list[str]) -> None:
-    """Execute each notebook in its own folder and overwrite it. A cell that fails raises nbclient's error.
+    """Execute each notebook in its own folder and overwrite it. Raises nbclient's error if a cell fails.
 
-    With `--describe`, nothing is executed: what changes is the text of figures, from their cells' metadata.
+    With `--describe`, nothing is executed: only the alternative texts of figures change.
     """
     for path in [Path(argument) for argument in arguments if argument != "--describe"]:
         notebook = nbformat.read(path, as_version=4)

@@ -1,4 +1,4 @@
-"""Exercises in notebooks: a stub to fill in, and a checker that says how far one has come."""
+"""Exercises in notebooks: a stub that the reader fills in, and a checker of the answer."""
 
 from collections.abc import Callable
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def check(answer: Callable | None, *cases: tuple[tuple, object], hint: str = "") -> None:
-    """Try `answer` on `cases` of (arguments, expected result), and print what came of it.
+    """Try `answer` on `cases` of (arguments, expected result), and print whether it is correct.
 
-    An answer that is `...`, or a function that returns `...`, was not attempted: that is no failure. A wrong one raises
-    AssertionError, which shows the first case that it gets wrong, and `hint`.
+    An answer that is `...`, or a function that returns `...`, counts as not attempted, and does not fail. A wrong one
+    raises AssertionError, with the first case that it gets wrong, and `hint`.
     """
     for case, (arguments, expected) in enumerate(cases):
         got = answer(*arguments) if callable(answer) else answer
@@ -17,13 +17,13 @@ def check(answer: Callable | None, *cases: tuple[tuple, object], hint: str = "")
             print("not attempted yet: replace the ... and run this cell again")
             return
         shown = ", ".join(map(repr, arguments))
-        assert _equal(got, expected), f"for ({shown}) you give {got!r}, but it is {expected!r}. {hint}"
+        assert _equal(got, expected), f"for ({shown}) your answer is {got!r}, not {expected!r}. {hint}"
     print(f"correct, in {len(cases)} of {len(cases)} cases")
 
 
 def _equal(got: object, expected: object) -> bool:
-    """Equal, numbers and lists of numbers up to rounding."""
-    if got is None or expected is None:  # which numpy would take for a number that equals nothing
+    """Whether both are equal; numbers and lists of numbers, up to rounding."""
+    if got is None or expected is None:  # numpy would read None as NaN, which equals nothing
         return got is expected
     try:
         got_numbers, numbers = np.asarray(got, dtype=float), np.asarray(expected, dtype=float)

@@ -2,9 +2,9 @@
 
     python -m minstate.lab.notebook.site
 
-writes `out/site/`: an index page from `notebooks/README.md`, a page for each notebook, and one for every file that
-these link to, source code included. The pages have their style and their pictures with them and run no script, so they
-can be read without a network; only links to papers lead outside. Widgets are left out, since they need a kernel.
+writes `out/site/`: an index page from `notebooks/README.md`, a page for each notebook, and a page for every file that
+these link to, source code included. The pages contain their style and their pictures and run no script, so they can be
+read without a network; only links to papers lead outside. Widgets are left out, because they need a kernel.
 """
 
 import os
@@ -78,13 +78,13 @@ PAGE = """<!DOCTYPE html>
 </html>
 """
 MOVING = "application/vnd.jupyter.widget-view+json"
-NOTE = '<p class="note">(With a running kernel there is something to move here: <code>make lab</code>.)</p>'
+NOTE = '<p class="note">(With a running kernel, a widget stands here: <code>make lab</code>.)</p>'
 LINK = re.compile(r'(<a [^>]*?href=")([^"#:]+)(#[^"]*)?"')
 MENTION = re.compile(r"(?<!\">)<code>(minstate/[\w/]+\.py)</code>")
 
 
 class Site:
-    """Pages that are still to be written, by the file that each is made of."""
+    """The pages of the site, by the file that each is made of, and the files whose pages are still to be written."""
 
     def __init__(self, notebooks: list[Path], guide: Path):
         self.root, self.names, self.waiting = guide.resolve().parents[1], {}, []
@@ -98,7 +98,7 @@ class Site:
         return name
 
     def page_of(self, path: Path) -> str:
-        """The name of the page that `path` is on, which will be written. Raises ValueError if there is no such file."""
+        """The name of the page of `path`, which will be written. Raises ValueError if there is no such file."""
         path = path.resolve()
         if path in self.names:
             return self.names[path]
@@ -107,18 +107,18 @@ class Site:
         return self._add(path, "-".join(path.relative_to(self.root).parts).removesuffix(".md") + ".html")
 
     def with_links(self, html: str, folder: Path) -> str:
-        """The same with links to files of the repository turned into links to their pages."""
+        """`html` with its links to files of the repository turned into links to their pages."""
         html = LINK.sub(lambda found: f'{found[1]}{self.page_of(folder / found[2])}{found[3] or ""}"', html)
         return MENTION.sub(lambda found: self._mention(*found.group(0, 1)), html)
 
     def _mention(self, html: str, name: str) -> str:
-        """A file's name in a text, as a link to it if there is such a file."""
+        """A file's name in a text, as a link if there is such a file."""
         path = self.root / name
         return f'<a href="{self.page_of(path)}">{html}</a>' if path.exists() else html
 
 
 def as_notebook(path: Path) -> NotebookNode:
-    """A notebook, or a file or folder of another kind as one that has nothing but a text."""
+    """A notebook; a file or folder of another kind becomes a notebook of one text cell."""
     if path.suffix == ".ipynb":
         return nbformat.read(path, as_version=4)
     if path.suffix == ".md":
@@ -129,19 +129,19 @@ def as_notebook(path: Path) -> NotebookNode:
 
 
 def body_of(notebook: NotebookNode) -> str:
-    """The notebook as HTML, without a head and without prompts; what needs a kernel is replaced by a note."""
+    """The notebook as HTML, without a head and without prompts; a note takes the place of each widget."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if MOVING in output.get("data", {}):
                 output.data = {"text/html": NOTE}
     exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
     html = exporter.from_notebook_node(notebook)[0]
-    html = re.sub(r"<style[^>]*>.*?</style>", "", html, flags=re.DOTALL)  # of data frames: ours is in one place
+    html = re.sub(r"<style[^>]*>.*?</style>", "", html, flags=re.DOTALL)  # styles of data frames: ours are in `STYLE`
     return html.replace("<table", '<div class="table"><table').replace("</table>", "</table></div>")
 
 
 def contents(html: str) -> str:
-    """Links to the sections, where there are several."""
+    """Links to the sections, if there are more than two."""
     found = re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', html, flags=re.DOTALL)
     items = "".join(f'<li><a href="#{anchor}">{re.sub("<.*?>", "", title)}</a></li>' for anchor, title in found)
     return f'<details class="contents"><summary>Sections</summary><ul>{items}</ul></details>' if len(found) > 2 else ""
@@ -164,7 +164,7 @@ def title_of(notebook: NotebookNode, path: Path) -> str:
 
 
 def build(notebooks: list[Path], guide: Path, out: Path) -> list[Path]:
-    """Write the pages of `notebooks`, in this order, with `guide` as their index, and of what they link to."""
+    """Write the pages of `notebooks`, in this order, of `guide` as their index, and of all files that they link to."""
     site, pages = Site(notebooks, guide), []
     out.mkdir(parents=True, exist_ok=True)
     for stale in out.glob("*.html"):
@@ -190,7 +190,7 @@ def build(notebooks: list[Path], guide: Path, out: Path) -> list[Path]:
 
 
 def main() -> None:
-    """The site of the whole course."""
+    """Write the site of the whole course."""
     folder = clone_for("lab.notebook.site") / "notebooks"
     pages = build(sorted(folder.glob("[0-9][0-9]_*.ipynb")), folder / "README.md", OUT / "site")
     print(f"{len(pages)} pages; begin with {pages[0]}")

@@ -1,12 +1,11 @@
-"""Notebooks with their exercises solved, which the tests run in place of the originals.
+"""Copies of the notebooks with their exercises solved, which the tests run in place of the originals.
 
     python -m minstate.lab.notebook.solutions
 
 A file in `notebooks/solutions/` belongs to the notebook of its name. It has a section for each exercise, under a line
-`# %% CELL-ID: title`, where the cell is the one that holds the exercise's stub and its checker. In a solved copy the
-section stands behind that cell as a cell of its own, followed by the same call of `check`, and fails unless that says
-"correct". All other cells are the original's, outputs included, so whoever runs the copy and compares has compared the
-original.
+`# %% CELL-ID: title`, which names the cell with the exercise's stub and checker. In a solved copy the section follows
+that cell as a cell of its own, with the same call of `check`, and fails unless the answer is correct. All other cells
+are those of the original, outputs included, so a test that runs the copy and compares outputs also tests the original.
 """
 
 import ast
@@ -36,14 +35,14 @@ with must_be_correct():
 
 @contextmanager
 def must_be_correct() -> Iterator[None]:
-    """Around a call of `check`: AssertionError unless the answer is right. To have tried nothing is not enough."""
-    with redirect_stdout(StringIO()) as said:
+    """Around a call of `check`: raises AssertionError unless the answer is correct, or if it was not attempted."""
+    with redirect_stdout(StringIO()) as printed:
         yield
-    assert said.getvalue().startswith("correct, in "), said.getvalue()
+    assert printed.getvalue().startswith("correct, in "), printed.getvalue()
 
 
 def exercises(notebook: NotebookNode) -> dict[str, str]:
-    """The calls of `check` as they are written, by the id of the cell that has them."""
+    """The source of the calls of `check`, by the id of their cell."""
     found: dict[str, list[str]] = {}
     for cell in notebook.cells:
         if cell.cell_type != "code" or "check(" not in cell.source:
@@ -56,7 +55,7 @@ def exercises(notebook: NotebookNode) -> dict[str, str]:
 
 
 def read_solutions(path: Path) -> dict[str, str]:
-    """The sections of a file of solutions, by the id of the cell that each belongs to."""
+    """The sections of a file of solutions, by the id of the cell that they belong to."""
     _, *sections = re.split(r"^# %% ", path.read_text(), flags=re.MULTILINE)
     titles, bodies = zip(*(section.split("\n", 1) for section in sections), strict=True)
     ids = [title.split(":")[0] for title in titles]
@@ -66,12 +65,12 @@ def read_solutions(path: Path) -> dict[str, str]:
 
 
 def chdir_cell(folder: str) -> NotebookNode:
-    """A first cell for a copy of a notebook, which then runs in `folder`, wherever it lies."""
+    """A first cell for a copy of a notebook, so that the copy runs in `folder`, wherever the copy lies."""
     return nbformat.v4.new_code_cell(f"import os\n\nos.chdir({folder!r})", id="where-the-original-runs")
 
 
 def solve(notebook: NotebookNode, solutions: dict[str, str], folder: str = ".") -> NotebookNode:
-    """A copy of `notebook` with its solutions, which runs in `folder`, wherever it lies.
+    """A copy of `notebook` with its solutions, which runs in `folder`, wherever the copy lies.
 
     Raises ValueError if an exercise has no solution, or a solution no exercise.
     """
@@ -91,7 +90,7 @@ def solve(notebook: NotebookNode, solutions: dict[str, str], folder: str = ".") 
 
 
 def write_solved(source: Path, out: Path) -> int:
-    """Write the solved copy of the notebook `source` into `out`, and return how many exercises it has."""
+    """Write the solved copy of the notebook `source` into `out`. Returns the number of its exercises."""
     notebook, answers = nbformat.read(source, as_version=4), source.parent / "solutions" / f"{source.stem}.py"
     solutions = read_solutions(answers) if answers.exists() else {}
     try:
@@ -103,7 +102,7 @@ def write_solved(source: Path, out: Path) -> int:
 
 
 def main() -> None:
-    """Solve every notebook of the course, into `out/solved/`."""
+    """Write a solved copy of every notebook of the course into `out/solved/`."""
     clone = clone_for("lab.notebook.solutions")
     SOLVED.mkdir(parents=True, exist_ok=True)
     for stale in SOLVED.glob("*.ipynb"):

@@ -1,4 +1,4 @@
-"""The package's own code in a notebook: shown as it is, never a pasted copy."""
+"""The package's own code in a notebook: read from its file, never a pasted copy."""
 
 from inspect import getsource
 from textwrap import dedent
@@ -7,10 +7,10 @@ from IPython.display import Markdown
 
 
 def source(*objects) -> Markdown:
-    """The source of functions, methods and classes, one after the other, with a method's indentation taken away.
+    """The source of functions, methods and classes, one after the other, without the indentation of methods.
 
-    A Triton kernel's Python function is its `fn`. Raises what `inspect.getsource` does: TypeError for an object that
-    has no source, OSError for one whose source can't be found.
+    Of a Triton kernel, it is the source of its Python function, `fn`. Raises TypeError for an object without source,
+    and OSError if the source cannot be found, as `inspect.getsource` does.
     """
     texts = [dedent(getsource(getattr(each, "fn", each))) for each in objects]
     return Markdown("```python\n" + "\n".join(texts) + "```")

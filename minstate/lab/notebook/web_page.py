@@ -12,9 +12,9 @@ CSS = f"<style>.jp-OutputArea-output pre, .jp-OutputArea-output pre code {{ {MON
 
 
 def render(source: Path, out: Path) -> Path:
-    """Run the notebook `source`, write it and its HTML page into `out`, and return the page's path.
+    """Run the notebook `source`, and write it and its HTML page into `out`. Returns the path of the page.
 
-    A cell that fails raises nbclient's CellExecutionError; what ran before it is written all the same.
+    Raises nbclient's CellExecutionError if a cell fails; the cells that ran before it are written all the same.
     """
     notebook = nbformat.read(source, as_version=4)
     out.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def render(source: Path, out: Path) -> Path:
 
 
 def text_outputs(notebook: Path, tag: str) -> str:
-    """What the cells that carry `tag` show, as plain text."""
+    """The outputs of the cells with this `tag`, as plain text."""
     cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if tag in cell.metadata.get("tags", [])]
     outputs = [output for cell in cells for output in cell.outputs]
     return "\n\n".join(o.text if o.output_type == "stream" else o.data["text/plain"] for o in outputs)

@@ -1,4 +1,4 @@
-"""Things to move in a notebook. What a widget shows is always a figure that can also be drawn without it."""
+"""Widgets for notebooks. Each shows a figure that can also be drawn without the widget."""
 
 import io
 from collections.abc import Callable
@@ -8,19 +8,19 @@ from matplotlib.figure import Figure
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG picture, as large as a notebook shows the figure itself."""
+    """The figure as a PNG file, in the size in which a notebook shows the figure itself."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
 def picture_of(figure: Figure) -> ipywidgets.Image:
-    """The figure in its own size; a box would stretch it to its width, and blur it."""
+    """A widget that shows the figure in its own size; by default a box stretches and blurs it."""
     return ipywidgets.Image(value=png(figure), format="png", layout={"align_self": "flex-start", "max_width": "100%"})
 
 
 def stepper(draw: Callable[[int], Figure], steps: int, *, start: int = 0, label: str = "step") -> ipywidgets.VBox:
-    """A slider and a play button over the pictures `draw(0)` to `draw(steps - 1)`, each drawn when it is needed."""
+    """A slider and a play button over the figures `draw(0)` to `draw(steps - 1)`, each drawn when it is needed."""
     slider = ipywidgets.IntSlider(value=start, min=0, max=steps - 1, description=label, continuous_update=False)
     play = ipywidgets.Play(value=start, min=0, max=steps - 1, interval=600, show_repeat=False)
     ipywidgets.jslink((play, "value"), (slider, "value"))
@@ -30,13 +30,14 @@ def stepper(draw: Callable[[int], Figure], steps: int, *, start: int = 0, label:
 
 
 def explorer(draw: Callable[..., Figure], **controls: ipywidgets.Widget) -> ipywidgets.VBox:
-    """Controls by name, and the picture `draw(name=value, ...)`, drawn anew whenever one of them moves."""
+    """Controls by name, and the figure `draw(name=value, ...)`, which is drawn again whenever a control moves."""
 
     def now() -> Figure:
         return draw(**{name: control.value for name, control in controls.items()})
 
     picture = picture_of(now())
     for control in controls.values():
-        control.style.description_width, control.layout.width = "initial", "min(32em, 100%)"  # else long ones are cut
+        control.style.description_width = "initial"  # else long descriptions are cut off
+        control.layout.width = "min(32em, 100%)"
         control.observe(lambda _: picture.set_trait("value", png(now())), names="value")
     return ipywidgets.VBox([*controls.values(), picture])

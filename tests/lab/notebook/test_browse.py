@@ -1,4 +1,4 @@
-"""Notebooks in a browser: what can be said without one, and two tiny notebooks where there is one."""
+"""Notebooks in a browser: the parts that need none, and two tiny notebooks where there is one."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def notebook(path: Path, *sources: str) -> Path:
     return path
 
 
-def test_a_copy_has_no_outputs_and_finds_beside_it_what_the_original_finds(tmp_path):
+def test_a_copy_has_no_outputs_and_finds_the_same_files_as_the_original(tmp_path):
     stored = new_code_cell("6 * 7", outputs=[new_output("stream", text="42")], execution_count=1)
     nbformat.write(new_notebook(cells=[new_markdown_cell("# One"), stored]), tmp_path / "one.ipynb")
     before = (tmp_path / "one.ipynb").read_bytes()
@@ -63,10 +63,10 @@ def test_the_browser_is_the_one_that_is_named_or_the_first_that_is_there(monkeyp
     assert browse.chromium("/nowhere") == str(tmp_path / "mine")
 
 
-def test_without_a_browser_or_what_drives_it_it_says_what_to_do(monkeypatch, tmp_path):
+def test_without_a_browser_or_playwright_it_says_how_to_get_them(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CHROMIUM", raising=False)
-    with pytest.raises(SystemExit, match=r"nothing to start among chromium, .*install Chromium"):
+    with pytest.raises(SystemExit, match=r"found none of the programs chromium, .*install Chromium"):
         browse.chromium("/nowhere/chrome")
     monkeypatch.setitem(sys.modules, "playwright.sync_api", None)
     with pytest.raises(SystemExit, match="playwright is not installed: `make browse`"):
@@ -82,9 +82,9 @@ def test_a_good_notebook_passes_and_each_fault_of_a_bad_one_is_named(monkeypatch
     good = notebook(tmp_path / "good.ipynb", SLIDER % "25 * change['new']", "open('../pyproject.toml').close()")
     bad = notebook(tmp_path / "bad.ipynb", SLIDER % "10", "1 / 0", "print('never')")
     assert browse.main([good, bad]) == 1
-    said = capsys.readouterr().out
-    assert "good.ipynb: 1 controls moved, no faults" in said
-    assert "2 of 3 cells ran: one of them failed" in said
-    assert "cell 1 (c0): slider, Home: the picture stays the same" in said
-    assert "cell 2 (c1): ZeroDivisionError: division by zero" in said
+    printed = capsys.readouterr().out
+    assert "good.ipynb: 1 controls moved, no faults" in printed
+    assert "2 of 3 cells ran: one of them failed" in printed
+    assert "cell 1 (c0): slider, Home: the picture stays the same" in printed
+    assert "cell 2 (c1): ZeroDivisionError: division by zero" in printed
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"good.png", "bad.png"}

@@ -1,4 +1,4 @@
-"""The checker of exercises: untouched passes, wrong fails with a word of help, right says so."""
+"""The checker of exercises: an untouched stub passes, a wrong answer fails with a hint, a right one is confirmed."""
 
 import pytest
 
@@ -11,7 +11,7 @@ def test_an_untouched_stub_is_no_failure(capsys):
     assert capsys.readouterr().out.count("not attempted yet") == 2
 
 
-def test_a_right_answer_is_told_so(capsys):
+def test_a_right_answer_is_confirmed(capsys):
     check(lambda x: x / 3, ((1,), 0.33333333), ((3,), 1))
     check(42, ((), 42))
     assert "correct, in 2 of 2 cases" in capsys.readouterr().out
@@ -26,5 +26,5 @@ def test_none_may_be_the_right_answer(capsys):
 
 @pytest.mark.parametrize("answer", [lambda x: x, lambda x: None, 7])
 def test_a_wrong_answer_fails_with_the_case_and_a_hint(answer):
-    with pytest.raises(AssertionError, match=r"for \(1\) you give .* but it is 2\. Count again"):
+    with pytest.raises(AssertionError, match=r"for \(1\) your answer is .*, not 2\. Count again"):
         check(answer, ((1,), 2), hint="Count again.")

@@ -1,4 +1,4 @@
-"""What is stored of an executed notebook: its text as it was, its pictures small and described, nothing else."""
+"""Executed notebooks as they are stored: texts as they were, pictures small and with alternative texts, no more."""
 
 import base64
 import io
@@ -18,8 +18,8 @@ def test_pictures_shrink_and_text_stays():
     picture.save(buffer, "png")
     png = base64.b64encode(buffer.getvalue()).decode()
     shown = nbformat.v4.new_output("display_data", {"image/png": png, "text/plain": "<Figure>"})
-    said = nbformat.v4.new_output("stream", text="138 tokens\n")
-    cell = nbformat.v4.new_code_cell("f()", outputs=[shown, said], metadata={"execution": {"iopub.status.busy": "now"}})
+    text = nbformat.v4.new_output("stream", text="138 tokens\n")
+    cell = nbformat.v4.new_code_cell("f()", outputs=[shown, text], metadata={"execution": {"iopub.status.busy": "now"}})
     kernel = {"name": "python3", "display_name": "Python 3"}
     notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel, "widgets": {"state": {}}})
 
@@ -52,7 +52,7 @@ def test_the_text_of_a_cell_describes_its_figure():
     assert 'alt="A line that rises."' in html
 
 
-def test_a_text_given_by_the_code_stays_and_a_missing_one_is_told():
+def test_a_text_from_the_code_stays_and_a_missing_one_is_reported():
     given, bare = with_figure(metadata={"image/png": {"alt": "Two bars."}}), with_figure()
     bare.id = "bare"
     assert describe(nbformat.v4.new_notebook(cells=[given, bare])) == ["bare"]

@@ -14,7 +14,7 @@ DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY4
 
 
 class Page(HTMLParser):
-    """What a page links to, loads, and has places for."""
+    """The links of a page, the files that it loads, its anchors, its alternative texts."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -98,7 +98,7 @@ def test_a_notebook_leads_to_its_neighbours_its_sections_and_its_files(pages):
 
 def test_figures_have_their_text_and_widgets_a_note(pages):
     assert pages["00_one.html"].alternatives == ["A dot."]
-    assert "there is something to move here" in pages["00_one.html"].text
+    assert "a widget stands here" in pages["00_one.html"].text
     assert "VBox" not in pages["00_one.html"].text
 
 

@@ -1,4 +1,4 @@
-"""Each exercise has a solution that its checker calls correct, and a solved copy is otherwise the original."""
+"""Each exercise has a solution that its checker accepts, and a solved copy is otherwise the original."""
 
 import re
 import subprocess
@@ -8,7 +8,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from minstate.lab.notebook.solutions import NOTEBOOKS, exercises, read_solutions, solve, write_solved
+from minstate.lab.notebook.solutions import exercises, read_solutions, solve, write_solved
+from minstate.lab.paths import NOTEBOOKS
 
 COURSE = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 STUB = """def double(x):

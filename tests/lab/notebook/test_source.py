@@ -1,4 +1,4 @@
-"""Notebooks show the package's own code: what stands in its files, and nothing else."""
+"""Source listings in notebooks are the text of the package's files, and nothing else."""
 
 from inspect import getsource
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Widgets show, wherever they are moved to, the figure that can be drawn without them."""
+"""Widgets show, at each of their positions, the figure that can also be drawn without them."""
 
 import ipywidgets
 
