@@ -2,8 +2,9 @@
 
 import os
 
-# OpenMP's waiting threads spin by default and collapse as soon as anything else wants a core. The variable is read
-# when torch loads its OpenMP runtime, hence before the imports below. Whoever sets it in the environment wins.
+# By default, OpenMP's waiting threads spin, which is very slow as soon as another program wants a core. torch reads
+# this variable when it loads its OpenMP runtime, so it is set before the imports below. A value that the environment
+# sets is kept.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from minstate.chat.drift import Drift

@@ -1,7 +1,7 @@
-"""What can go wrong, each with the standard exception a caller would expect to catch.
+"""All errors that minstate raises on purpose. Each is also the standard exception that a caller would expect.
 
-After any of these the engine is consistent: log and marks of the session are as they were before the call, and
-`Engine.check()` passes.
+After any of these errors, the log and the marks of the session are as they were before the call, and `Engine.check()`
+passes.
 """
 
 
@@ -18,7 +18,7 @@ class BadValue(MinstateError, ValueError):
 
 
 class OutOfPages(MinstateError, MemoryError):
-    """The KV pool has too few free pages: says how many are needed, how many there are, and how to get more."""
+    """The KV pool has too few free pages. The message says how many are needed, how many there are, and what to do."""
 
 
 class ContextOverflow(MinstateError, ValueError):
@@ -34,31 +34,31 @@ class SessionClosed(MinstateError, RuntimeError):
 
 
 class StaleMark(MinstateError, ValueError):
-    """The mark belongs to another session, or the log was cut before it: by `rollback`, `sync`, or another history."""
+    """The mark belongs to another session, or `rollback`, `sync` or another history has cut the log before the mark."""
 
 
 class UnreadableSession(MinstateError, ValueError):
-    """A file that holds no session, a damaged one, or one of another model."""
+    """A file that holds no session, is damaged, or holds a session of another model."""
 
 
 class TurnTimeout(MinstateError, TimeoutError):
-    """A turn took longer than it was given; its session is as before it."""
+    """A turn took longer than its time limit. The session is as it was before the turn."""
 
 
 class EngineMisuse(MinstateError, RuntimeError):
-    """An engine was entered from a second thread, or from inside one of its own steps."""
+    """An engine was called from a second thread, or from inside one of its own steps."""
 
 
 class UnsupportedModel(MinstateError, ValueError):
-    """The model needs something that minstate does not implement; says what."""
+    """The model needs a feature that minstate does not implement. The message names it."""
 
 
 class UnsupportedSchema(MinstateError, ValueError):
-    """A JSON schema asks for something that cannot be enforced while a reply is written; says what."""
+    """A JSON schema asks for something that cannot be enforced while a reply is generated. The message names it."""
 
 
 class ModelNotFound(MinstateError, FileNotFoundError):
-    """No model at the place named; says where one can be had."""
+    """There is no model under this name. The message says how to get one."""
 
 
 class DamagedWeights(MinstateError, ValueError):

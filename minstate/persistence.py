@@ -1,7 +1,8 @@
 """A session in a file, K/V included: it outlives the process, and goes on without computing anything again.
 
-One safetensors file: the log, the K/V of its beginning, and in the header what was said, which model it was, and a
-checksum of everything. It is written beside its place and then moved there, so a file is whole or absent.
+The file is one safetensors file. Its tensors are the log and the K/V of the log's beginning. Its header holds the
+transcript, the model's fingerprint, and a checksum of everything. The file is written under a temporary name, and then
+moved into place: so it is complete, or it is not there.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import os
 import tempfile
 from os import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,18 +22,21 @@ from minstate.errors import UnreadableSession
 from minstate.model import Model
 from minstate.paged_kv import KVPool
 
-FORMAT = "minstate-session-1"
+FORMAT = "minstate-session-2"
 
 
 def write(
-    path: Path, model: Model, pool: KVPool, slots: list[int], log: list[int], said: Transcript, seeds: dict
+    path: Path, model: Model, pool: KVPool, slots: list[int], log: list[int], transcript: Transcript, seeds: dict
 ) -> None:
-    """Write a session whose first `len(slots)` tokens have K/V in these slots. Raises OSError."""
+    """Write a session whose first `len(slots)` tokens have their K/V in `slots`. Raises OSError.
+
+    seeds  where the session's forks take their seeds from, as JSON values
+    """
     tensors = {"log": torch.tensor(log, dtype=torch.int32), "kv": pool.kv[:, :, :, slots].contiguous().cpu()}
     header = {
         "format": FORMAT,
         "model": model.fingerprint,
-        "said": json.dumps(vars(said)),
+        "transcript": json.dumps(vars(transcript)),
         "seeds": json.dumps(seeds),
     }
     data = save(tensors, header | {"checksum": _checksum(tensors, header)})
@@ -40,14 +45,14 @@ def write(
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            replace(file.name, path)
+            replace(file.name, path)  # noqa: PTH105  a name of this module, where tests put a function that fails
         except BaseException:
             Path(file.name).unlink(missing_ok=True)
             raise
 
 
 def read(path: Path, model: Model, pool: KVPool) -> tuple[list[int], torch.Tensor, Transcript, dict]:
-    """The log, its K/V `[layers, 2, H_kv, tokens, D]`, what was said, and what forks draw their noise from.
+    """The log, its K/V `[layers, 2, H_kv, tokens, D]`, the transcript, and the seeds, as `write` took them.
 
     Raises OSError, and `UnreadableSession` if the file is damaged, or of another model, precision or format.
     """
@@ -56,21 +61,30 @@ def read(path: Path, model: Model, pool: KVPool) -> tuple[list[int], torch.Tenso
             header = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise UnreadableSession(f"{path} is damaged or no session: {error}") from error
+        raise UnreadableSession(f"{path} is damaged, or holds no session: {error}") from error
     if header.get("format") != FORMAT:
         raise UnreadableSession(f"{path} has the format {header.get('format')!r}, not {FORMAT!r}")
     checksum = header.pop("checksum", None)
     if tensors.keys() != {"log", "kv"} or checksum != _checksum(tensors, header):
-        raise UnreadableSession(f"{path} is damaged: its checksum is not that of its content")
+        raise UnreadableSession(f"{path} is damaged: its checksum does not match its content")
     if header["model"] != model.fingerprint:
         raise UnreadableSession(f"{path} was written with another model, or in another precision: open a new session")
     layers, two, heads, _, dim = pool.kv.shape
     log, kv = tensors["log"].tolist(), tensors["kv"]
     if kv.dtype != pool.kv.dtype or kv.shape != (layers, two, heads, kv.shape[3], dim) or kv.shape[3] > len(log):
-        raise UnreadableSession(f"{path} holds K/V {list(kv.shape)}, which this model cannot have")
-    said = json.loads(header["said"])
-    said["messages"] = None if said["messages"] is None else tuple(said["messages"])
-    return log, kv, Transcript(**{**said, "tools": tuple(said["tools"])}), json.loads(header["seeds"])
+        raise UnreadableSession(f"{path} holds K/V of shape {list(kv.shape)}, which does not fit this model")
+    return log, kv, _transcript(json.loads(header["transcript"])), json.loads(header["seeds"])
+
+
+def _transcript(values: dict[str, Any]) -> Transcript:
+    """A transcript from its fields. JSON has lists where a transcript has tuples."""
+    messages = values["messages"]
+    return Transcript(
+        messages=None if messages is None else tuple(messages),
+        tools=tuple(values["tools"]),
+        in_log=values["in_log"],
+        reply_start=values["reply_start"],
+    )
 
 
 def _checksum(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> str:

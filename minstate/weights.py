@@ -25,21 +25,21 @@ WHERE_TO_GET_ONE = (
 
 
 def clone_folder() -> Path | None:
-    """The clone of the repository that this package runs from, or None if it is an installed copy."""
+    """The clone of the repository that contains this package, or None if the package is an installed copy."""
     folder = Path(__file__).resolve().parents[1]
     return folder if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir() else None
 
 
 def weights_folder() -> Path:
-    """The folder that fetched models are kept in: `data/weights` in a clone, else one in the user's cache."""
+    """The folder for fetched models: `data/weights` in a clone, else a folder in the user's cache."""
     clone = clone_folder()
     return clone / "data" / "weights" if clone else Path.home() / ".cache" / "minstate" / "weights"
 
 
 def find_model(name: str | Path | None = None) -> Path:
-    """The folder of a model, given a folder, a Hub id, or nothing (`MINSTATE_MODEL`, else the default model).
+    """The folder of a model by the name of a folder or a Hub id. None: `MINSTATE_MODEL`, else the default model.
 
-    Raises `ModelNotFound`, which says where a model can be had.
+    A model that is on the Hub only is downloaded. Raises `ModelNotFound`, which says how to get a model.
     """
     name = name or os.environ.get("MINSTATE_MODEL") or weights_folder() / DEFAULT_MODEL
     folder = Path(name).expanduser()
@@ -52,12 +52,15 @@ def find_model(name: str | Path | None = None) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))
-    except Exception as error:  # the Hub's client raises many kinds, and some of its network library's
+    except Exception as error:  # the Hub's client raises errors of many kinds, some of them of its network library
         raise ModelNotFound(f"no folder {folder}, and the Hub gave no model {name!r}: {WHERE_TO_GET_ONE}.") from error
 
 
 def read_config(folder: Path) -> dict:
-    """The model's `config.json`, with `generation_config.json`'s end-of-sequence ids where they differ."""
+    """The model's `config.json`, with the end-of-sequence ids of `generation_config.json` if it has any.
+
+    Raises `DamagedWeights` if a file cannot be read.
+    """
     try:
         config = json.loads((folder / "config.json").read_text())
         generation = folder / "generation_config.json"
@@ -65,7 +68,7 @@ def read_config(folder: Path) -> dict:
     except (OSError, ValueError, AttributeError) as error:
         raise DamagedWeights(f"{folder}: its configuration cannot be read: {error}") from error
     if not isinstance(config, dict):
-        raise DamagedWeights(f"{folder / 'config.json'} is no JSON object")
+        raise DamagedWeights(f"{folder / 'config.json'} is not a JSON object")
     return config | ({"eos_token_id": eos} if eos is not None else {})
 
 
@@ -82,27 +85,31 @@ def read_tensors(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     except (SafetensorError, OSError) as error:
         raise DamagedWeights(f"{folder}: the weights cannot be read ({error}); fetch or copy them again") from error
     for name, tensor in tensors.items():
-        if not tensor.sum(dtype=torch.float32).isfinite():  # one NaN or infinity anywhere shows in the sum
+        if not tensor.sum(dtype=torch.float32).isfinite():  # a single NaN or infinity makes the sum one
             raise DamagedWeights(f"{folder}: {name} holds values that are not finite; fetch or copy the weights again")
     return tensors
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The folder's tokenizer, chat template included. Raises `UnsupportedModel` without a `tokenizer.json`."""
+    """The folder's tokenizer, with its chat template.
+
+    Raises `UnsupportedModel` if there is no `tokenizer.json`, and `DamagedWeights` if it cannot be read.
+    """
     if not (folder / "tokenizer.json").is_file():
         raise UnsupportedModel(f"{folder} has no tokenizer.json, as the `tokenizers` library writes it")
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder)
-    except Exception as error:  # a broken file raises whatever its parser raises
+    except Exception as error:  # the tokenizers library raises plain Exceptions, among others
         raise DamagedWeights(f"{folder}: its tokenizer cannot be loaded ({error})") from error
 
 
 def load_model(
     name: str | Path | None, dtype: str | None, device: str
 ) -> tuple[Model, PreTrainedTokenizerFast, list[int]]:
-    """A model by its name as for `find_model`, its tokenizer, and its end-of-sequence ids.
+    """A model, its tokenizer, and its end-of-sequence ids.
 
-    `dtype` None is float32 on a CPU, bfloat16 on a GPU.
+    name   as `find_model` takes it
+    dtype  "float32", "bfloat16" or "float64"; None: float32 on a CPU, bfloat16 on a GPU
 
     Raises `ModelNotFound`, `UnsupportedModel`, `DamagedWeights`, `BadValue`.
     """
@@ -111,7 +118,7 @@ def load_model(
     if device == "cuda" and dtype == "float64":
         raise BadValue("device='cuda' computes in float32 or bfloat16, not in float64: its kernels sum in float32")
     if device == "cuda" and not torch.cuda.is_available():
-        raise BadValue("device='cuda' needs an NVIDIA GPU and a torch that can use it; this one finds none")
+        raise BadValue("device='cuda' needs an NVIDIA GPU, and a torch built for it; torch finds no GPU here")
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise BadValue(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
@@ -119,5 +126,10 @@ def load_model(
     raw = read_config(folder)
     tensors = {name: tensor.to(device) for name, tensor in read_tensors(folder, DTYPES[dtype]).items()}
     model = Model(ModelConfig.from_hf(raw), tensors)
-    eos = raw.get("eos_token_id")
-    return model, read_tokenizer(folder), eos if isinstance(eos, list) else [] if eos is None else [eos]
+    return model, read_tokenizer(folder), _as_list(raw.get("eos_token_id"))
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    if ids is None:
+        return []
+    return ids if isinstance(ids, list) else [ids]

@@ -1,14 +1,14 @@
-"""Where there is a GPU: the engine says there what it says on the CPU. Elsewhere it says that there is none."""
+"""On a GPU, the engine generates the same tokens as on the CPU. Without a GPU, it says that there is none."""
 
 import pytest
 import torch
 
 from minstate import BadValue, Engine, Sampling
 
-ASK = "List the files of the project, then read setup.py and tell me its dependencies."
+QUESTION = "List the files of the project, then read setup.py and tell me its dependencies."
 
 
-def test_a_device_that_is_none_is_refused():
+def test_an_unknown_device_is_refused():
     with pytest.raises(BadValue, match="device must be"):
         Engine.from_pretrained(device="tpu")
 
@@ -19,30 +19,30 @@ def test_a_precision_that_the_kernels_do_not_have_is_refused():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_one_that_is_asked_for_is_missed():
+def test_without_a_gpu_device_cuda_is_refused():
     with pytest.raises(BadValue, match="needs an NVIDIA GPU"):
         Engine.from_pretrained(device="cuda")
 
 
 def conversation(engine, tmp_path):
-    """What a session, its fork, a rolled back one and one out of a file say."""
+    """The tokens of a session, of its fork, of the session rolled back, and of the session loaded from a file."""
     session = engine.open([{"role": "system", "content": "You are a helpful assistant. " * 20}])
-    said = [session.send(ASK, max_new_tokens=24, sampling=Sampling(ignore_eos=True)).token_ids]
+    replies = [session.send(QUESTION, max_new_tokens=24, sampling=Sampling(ignore_eos=True)).token_ids]
     mark, child = session.mark(), session.fork()
     for one, text in [(session, "And the tests?"), (child, "And the docs?")]:
-        said.append(one.send(text, max_new_tokens=16).token_ids)
+        replies.append(one.send(text, max_new_tokens=16).token_ids)
     session.rollback(mark)
     session.save(tmp_path / "session")
     loaded = engine.load(tmp_path / "session")
-    said.append(loaded.send("And the tests?", max_new_tokens=16).token_ids)
-    assert said[3] == said[1]
+    replies.append(loaded.send("And the tests?", max_new_tokens=16).token_ids)
+    assert replies[3] == replies[1]
     engine.check()
-    return said
+    return replies
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("speculation", [False, True])
-def test_in_float32_a_gpu_says_what_the_cpu_says(tmp_path, speculation):
+def test_in_float32_a_gpu_generates_the_same_tokens_as_the_cpu(tmp_path, speculation):
     on_gpu = Engine.from_pretrained(device="cuda", dtype="float32", speculation=speculation)
     assert conversation(on_gpu, tmp_path) == conversation(Engine.from_pretrained(), tmp_path)
 

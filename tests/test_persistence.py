@@ -1,4 +1,4 @@
-"""A session in a file: it goes on as if nothing had happened, and a file that is not right is refused."""
+"""A session that was saved and loaded continues like the original, and a file that is damaged is refused."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny import IDS, SAMPLINGS, engine, hf_model
 
 from minstate import Engine, OutOfPages, Sampling, SessionBusy, UnreadableSession, persistence
-from minstate.chat.grammar import call_opening
+from minstate.chat.tool_calls import call_opening
 from minstate.model import Model
 
 FREE = Sampling(ignore_eos=True)
@@ -17,7 +17,7 @@ FREE = Sampling(ignore_eos=True)
     first=IDS, second=IDS, count=st.integers(1, 9), sampling=SAMPLINGS,
     page_sizes=st.tuples(st.integers(1, 9), st.integers(1, 9)), forked=st.booleans(), warm=st.booleans(),
 )  # fmt: skip
-def test_a_loaded_session_says_what_the_saved_one_says(
+def test_a_loaded_session_generates_the_same_tokens_as_the_saved_one(
     tmp_path_factory, first, second, count, sampling, page_sizes, forked, warm
 ):
     path = tmp_path_factory.mktemp("saved") / "session"
@@ -26,14 +26,14 @@ def test_a_loaded_session_says_what_the_saved_one_says(
     session.send(token_ids=first, max_new_tokens=count, sampling=sampling)
     session = session.fork() if forked else session
     session.save(path)
-    if warm:  # the other engine knows the beginning already
+    if warm:  # the other engine has K/V of the beginning already
         theirs.open().send(token_ids=first, max_new_tokens=1, sampling=sampling)
     loaded = theirs.load(path)
     theirs.check()
     assert loaded.token_ids == session.token_ids and loaded.resident == session.resident
     options = {"token_ids": second, "max_new_tokens": count, "sampling": sampling}
-    said, again = session.send(**options), loaded.send(**options)
-    assert said.token_ids == again.token_ids
+    original, again = session.send(**options), loaded.send(**options)
+    assert original.token_ids == again.token_ids
     assert again.stats.prefilled == again.stats.delta, "nothing is computed again"
     assert session.fork().lineage == loaded.fork().lineage
     theirs.check()
@@ -46,11 +46,11 @@ def test_messages_and_tools_are_saved_too(tmp_path):
     session.send("hi", max_new_tokens=4, sampling=FREE)
     session.save(tmp_path / "s")
     loaded = engine(positions=4096, num_pages=600).load(tmp_path / "s")
-    assert loaded.messages == session.messages and loaded.said.tools == session.said.tools
+    assert loaded.messages == session.messages and loaded.transcript.tools == session.transcript.tools
     assert loaded.send("more", max_new_tokens=5).token_ids == session.send("more", max_new_tokens=5).token_ids
 
 
-def test_what_was_evicted_is_not_saved_and_is_computed_again(tmp_path):
+def test_evicted_kv_is_not_saved_and_is_computed_again(tmp_path):
     e = engine()
     session = e.open()
     session.send(token_ids=[5] * 30, max_new_tokens=1, sampling=FREE)
@@ -145,7 +145,7 @@ def test_a_failed_save_leaves_the_old_file(saved, monkeypatch, seam):
 
 
 def test_a_session_of_a_model_that_differs_in_one_kind_of_weight_is_refused(saved):
-    """As a merged adapter does: embedding and norms are the same."""
+    """A merged adapter is such a model: its embedding and norms are those of the original."""
     e = engine()
     hf = hf_model("llama", torch.float64)
     tensors = {name: tensor.detach().clone() for name, tensor in hf.state_dict().items()}
@@ -160,7 +160,7 @@ def test_a_session_of_a_model_that_differs_in_one_kind_of_weight_is_refused(save
         Engine(Model(e.model.config, changed), e.tokenizer, page_size=4, num_pages=64).load(saved)
 
 
-def test_what_tools_make_necessary_is_done_for_a_loaded_and_a_synced_session_too(tmp_path):
+def test_the_tools_of_a_loaded_or_synced_session_are_prepared_as_those_of_an_opened_one(tmp_path):
     tools = [{"name": "look", "parameters": {"type": "object", "properties": {}}}]
     opened = engine(positions=4096, num_pages=600, speculation=True)
     session = opened.open([{"role": "system", "content": "short"}], tools)
@@ -169,7 +169,7 @@ def test_what_tools_make_necessary_is_done_for_a_loaded_and_a_synced_session_too
     known = call_opening(tools[0])
 
     def guessable(e, one):
-        tokens = one.sequence.speculator.corpus.tokens  # documents lie between what are no ids
+        tokens = one.sequence.speculator.corpus.tokens  # −1, which is not a token id, separates documents
         return known in e.tokenizer.decode([max(0, token) for token in tokens])
 
     loading, syncing = (engine(positions=4096, num_pages=600, speculation=True) for _ in range(2))

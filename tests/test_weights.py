@@ -1,4 +1,4 @@
-"""A model folder is found, read, and refused when it is damaged, with a word on what to do."""
+"""A model folder is found and read; a damaged one is refused with a message that says what to do."""
 
 import json
 
@@ -12,13 +12,13 @@ from minstate.weights import find_model, read_tensors
 
 @pytest.fixture
 def folder(tmp_path):
-    """A whole little model in the ordinary format."""
+    """A complete small model in the ordinary format."""
     tiny.hf_model("llama", torch.float32).save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     return tmp_path
 
 
-def test_a_folder_loads_and_answers(folder):
+def test_a_folder_loads_and_generates(folder):
     engine = Engine.from_pretrained(folder, dtype="float64", num_pages=32)
     assert engine.open().send("hi", max_new_tokens=2).stats.generated <= 2
     assert engine.eos_ids == {2} and engine.model.dtype == torch.float64
@@ -123,7 +123,7 @@ def test_a_pool_larger_than_the_machine_is_refused(folder):
         Engine.from_pretrained(folder, num_pages=10**12)
 
 
-def test_loading_keeps_what_the_weights_say(folder):
+def test_loading_keeps_the_values_of_the_weights(folder):
     tensors = read_tensors(folder, torch.float32)
     for name, tensor in tiny.hf_model("llama", torch.float32).state_dict().items():
         assert torch.equal(tensors["model.embed_tokens.weight" if name == "lm_head.weight" else name], tensor)
