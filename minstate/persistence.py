@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import tempfile
-from os import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from minstate.model import Model
 from minstate.paged_kv import KVPool
 
 FORMAT = "minstate-session-2"
+replace = Path.replace  # a name of this module, so that a test can put a function here that fails
 
 
 def write(
@@ -45,7 +45,7 @@ def write(
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            replace(file.name, path)  # noqa: PTH105  a name of this module, where tests put a function that fails
+            replace(Path(file.name), path)
         except BaseException:
             Path(file.name).unlink(missing_ok=True)
             raise
