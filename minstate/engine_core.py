@@ -71,7 +71,7 @@ class EngineCore:
         request.account(part.count, len(part.draft), producing, self.runner.model)
         try:
             turn = self.output.process(request, result, part.draft) if producing else None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  one turn's fault, and no reason to stop the others
             request.error = error
             return None
         sequence.table.commit()

@@ -60,7 +60,7 @@ class ModelRunner:
             best = logits.argmax(-1).cpu()
             rows = batch.rows_by_sequence()
             return [Scores(own, ids.tolist()) for own, ids in zip(logits.split(rows), best.split(rows), strict=True)]
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  it becomes the error of the sequences that meet it again
             clear_frames(error.__traceback__)  # frees what the forward pass still holds: memory may be what it lacked
             if len(batch.context_len) == 1:
                 return [error]

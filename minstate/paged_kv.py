@@ -28,10 +28,11 @@ class PageAllocator:
         self.owners = [0] * num_pages
         self._free = bytearray(b"\x01") * num_pages  # one byte a page, so that gaps are found at C speed
         self.num_free = num_pages
-        self.reclaim: Callable[[int], None] = lambda missing: None  # called to free so many pages, if they run out
+        self.reclaim: Callable[[int], None] = lambda _missing: None  # called to free so many pages, if they run out
 
     @property
     def num_pages(self) -> int:
+        """Of all pages, free or not."""
         return len(self.owners)
 
     def allocate(self, count: int, after: int | None = None) -> list[int]:

@@ -243,7 +243,7 @@ class Scheduler:
         sure = 0.95 if request.replay is not None or options.sampling.stop else 1.0
         try:
             return _speculator(request).propose(sequence.log, count, request.constraint, sure=sure)
-        except Exception as error:  # this turn's fault, and no reason to stop the others
+        except Exception as error:  # noqa: BLE001  this turn's fault, and no reason to stop the others
             request.error = error
             return []
 

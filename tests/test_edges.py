@@ -18,7 +18,6 @@ from minstate import (
     MinstateError,
     OutOfPages,
     Sampling,
-    SessionBusy,
     StaleMark,
     TurnStats,
     UnsupportedSchema,

@@ -115,7 +115,8 @@ def test_the_readme_quotes_what_speculation_gains():
         first, second, third = (f"{speculated(dtype, name)['times faster']:.1f} ×" for name in workloads)
         assert f"in {dtype} {first}, {second} and {third}" in text
         gains = [speculated(dtype, name, "prompt lookup")["times faster"] for name in workloads]
-        assert "in {}{} {:.1f} ×, {:.1f} × and {:.1f} ×".format(dtype, "," if dtype == "bfloat16" else "", *gains) in text
+        comma = "," if dtype == "bfloat16" else ""
+        assert "in {}{} {:.1f} ×, {:.1f} × and {:.1f} ×".format(dtype, comma, *gains) in text
     first, second, third = (f"{speculated('bfloat16', name)['tokens a pass']:.1f}" for name in workloads)
     assert (
         f"{first} tokens a forward pass are generated on 35 turns of a coding agent, {second} on 6 turns" in text

@@ -72,7 +72,7 @@ def test_sessions_with_other_tools_are_answered_apart_though_none_are_named():
     plain, armed = e.open(), e.open()
     for session in (plain, armed):
         session.send(token_ids=[4], max_new_tokens=1)
-    armed.said = replace(armed.said, tools=({"name": "f", "parameters": {}},))
+    armed.transcript = replace(armed.transcript, tools=({"name": "f", "parameters": {}},))
     cache.send(plain, **free)
     assert cache.send(armed, **free).stats.steps and cache.hits == 0
 

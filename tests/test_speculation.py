@@ -755,7 +755,8 @@ def trust_then_betrayal(count):
     for start in itertools.count():
         text += [10 + start % 40, 11, 12, 13] * 8 + wrong_everywhere(40)[start % 8 :]
         if len(text) >= count:
-            return text[:count]
+            break
+    return text[:count]
 
 
 def in_turns(e, text):

@@ -50,7 +50,7 @@ class Constraint:
         return not self.ended and self._matcher.validate_tokens([token]) == 1
 
     def mask(self, vocab_size: int) -> np.ndarray:
-        """Which tokens may come next: `[vocab]`, bool. Takes up to a millisecond; not for where a token is forced."""
+        """Which tokens may come next: `[vocab]`, bool. Takes up to a millisecond, so don't ask where one is forced."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         return np.unpackbits(bits, count=vocab_size, bitorder="little").astype(bool)
 

@@ -160,7 +160,7 @@ class Chat:
         messages = [_for_template(message) for message in messages]
         try:
             return text in self.tokenizer.apply_chat_template(messages, tools=list(tools) or None, tokenize=False)
-        except Exception:
+        except Exception:  # noqa: BLE001  a template may raise anything
             return False
 
     def _adapt(self, message: Message) -> Message:

@@ -97,7 +97,7 @@ def _schema_error(call: ToolCall, tools: Tools) -> str:
         return f"no tool of the name {call.name!r}"
     try:
         error = best_match(Draft202012Validator(schemas[call.name]).iter_errors(call.arguments))
-    except Exception as broken:  # a schema may be wrong in any way
+    except Exception as broken:  # noqa: BLE001  a schema may be wrong in any way
         return f"the tool's schema cannot be applied: {broken}"
     return f"arguments do not fit the schema: {error.message} at {error.json_path}" if error else ""
 
@@ -108,8 +108,8 @@ def _schema_error(call: ToolCall, tools: Tools) -> str:
 def text_with_calls(message: Mapping[str, Any]) -> str:
     """The text of a normalised message, followed by its tool calls."""
     blocks = [message["content"]] if message["content"] else []
-    for call in message.get("tool_calls", ()):
-        blocks.append(_before_arguments(call["name"]) + _json(call["arguments"]) + AFTER_ARGUMENTS + CLOSE)
+    calls = message.get("tool_calls", ())
+    blocks += [_before_arguments(call["name"]) + _json(call["arguments"]) + AFTER_ARGUMENTS + CLOSE for call in calls]
     return "\n".join(blocks)
 
 

@@ -54,6 +54,7 @@ def calibrate(dtype: str, rounds: int = 7, device: str = "cpu") -> CostTable:
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(prog="python -m minstate.lab.calibrate", description=__doc__)
     parser.add_argument("dtypes", nargs="*", default=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])

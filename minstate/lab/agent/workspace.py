@@ -50,7 +50,7 @@ def run_tool(root: Path, name: str, arguments: dict) -> str:
     try:
         check_arguments(name, arguments)
         return TOOLS[name](root, **arguments)
-    except Exception as error:  # a model may call anything, and every call gets a result
+    except Exception as error:  # noqa: BLE001  a model may call anything, and every call gets a result
         return f"error: {error}".replace(f"{root}{os.sep}", "")
 
 

@@ -141,7 +141,7 @@ def flex_of(case: AttentionCase) -> Callable[..., torch.Tensor]:
     """FlexAttention, compiled for one case's shape."""
     history = case.context - case.queries
     mask = create_block_mask(
-        lambda b, h, query, key: key <= query + history, None, None, case.queries, case.context, device="cuda"
+        lambda _batch, _head, query, key: key <= query + history, None, None, case.queries, case.context, device="cuda"
     )
     torch.compiler.reset()  # torch compiles a function for eight shapes, and then falls back to eager mode
     compiled = torch.compile(flex_attention, dynamic=False)

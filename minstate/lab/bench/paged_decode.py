@@ -26,6 +26,7 @@ class ContiguousAttention:
         self.kv = kv
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """As `TorchAttention`, for one query token."""
         keys, values = self.kv[layer]
         keys[:, -1], values[:, -1] = k[0], v[0]
         out = F.scaled_dot_product_attention(q.transpose(0, 1)[None], keys[None], values[None], enable_gqa=True)

@@ -33,7 +33,7 @@ class SuffixAutomaton:
         for position in range(self._length[self._last], len(tokens)):
             self._append(tokens[position], position + 1)
 
-    def find(self, tokens: list[int], tail: list[int]) -> Match:
+    def find(self, _tokens: list[int], _tail: list[int]) -> Match:
         """The longest suffix that occurred before, and the position behind its first occurrence."""
         state = self._link[self._last]
         return Match(self._length[state], self._end[state]) if state > 0 else Match(0, 0)

@@ -77,12 +77,11 @@ def fewest_recomputations(order: Sequence[Name], capacity: int) -> int:
     for session in order:
         after: dict[frozenset, int] = {}
         for resident, cost in costs.items():
-            if session in seen and session not in resident:
-                cost += 1
+            recomputed = session in seen and session not in resident
             full = session not in resident and len(resident) == capacity
             for kept in [resident - {gone} for gone in resident] if full else [resident]:
                 state = kept | {session}
-                after[state] = min(cost, after.get(state, inf))
+                after[state] = min(cost + 1 if recomputed else cost, after.get(state, inf))
         costs = after
         seen.add(session)
     return min(costs.values())

@@ -103,6 +103,7 @@ class Moment:
 
     @property
     def query_tokens(self) -> int:
+        """Of all parts."""
         return sum(self.total(kind) for kind in WORK)
 
 

@@ -66,7 +66,7 @@ def compile_launches(call: Callable[[], object], capability: int, folder: Path) 
     """Compile every kernel that `call()` would launch, for `capability` (80 for sm_80), without running any."""
     launches = []
 
-    def record(kernel, *arguments, grid, warmup, **options):
+    def record(kernel, *arguments, grid, warmup, **options):  # noqa: ARG001  the launch that it replaces has them
         launches.append((kernel, arguments, options))
 
     with mock.patch.object(JITFunction, "run", record):

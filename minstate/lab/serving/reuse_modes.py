@@ -17,12 +17,10 @@ class ReuseMode:
     """
 
     name: str
-    before_turn: Callable[[PrefixCache, Sequence], None] = lambda cache, sequence: None
+    before_turn: Callable[[PrefixCache, Sequence], None] = lambda _cache, _sequence: None
     trust: float = 0.0
 
 
 NAIVE = ReuseMode("naive", lambda cache, sequence: drop_kv(cache, sequence, cache.tree.private_root()))
 PREFIX_REUSE = ReuseMode("prefix reuse", lambda cache, sequence: drop_kv(cache, sequence, sequence.root))
-STATEFUL = ReuseMode(
-    "stateful", trust=8.0
-)  # nearly all tool calls take less; sessions that wait longer lose pages first
+STATEFUL = ReuseMode("stateful", trust=8.0)  # nearly all tool calls take less; longer waits lose protection

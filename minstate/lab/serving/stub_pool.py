@@ -13,7 +13,7 @@ class StubAllocator(PageAllocator):
         super().__init__(num_pages)
         self._stack = list(range(num_pages))
 
-    def allocate(self, count: int, after: int | None = None) -> list[int]:
+    def allocate(self, count: int, after: int | None = None) -> list[int]:  # noqa: ARG002  as the original
         """As `PageAllocator.allocate`, but without the search for long runs of adjacent pages."""
         if count > self.num_free:
             self.reclaim(count - self.num_free)

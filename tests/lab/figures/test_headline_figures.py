@@ -135,7 +135,7 @@ def test_prices_waiting_times_and_transfers_are_drawn():
     require_labels(price_figure(prices, 2.0))
     row = {"p95 to first token (s)": 0.3, "recomputed share": 0.5}
     policies = [(policy, agents) for policy in ("naive", "prefix reuse", "stateful") for agents in (4, 8)]
-    require_labels(waiting_figure(pd.DataFrame({each: row for each in policies}).T, 2.0))
+    require_labels(waiting_figure(pd.DataFrame(dict.fromkeys(policies, row)).T, 2.0))
     figure = transfer_figure({"8B": ONE})
     require_labels(figure)
     assert len(figure.axes[0].lines) == 1 + len(LINKS)

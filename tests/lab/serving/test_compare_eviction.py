@@ -42,15 +42,15 @@ def hand_made(logs: list[tuple[int, list[int]]]) -> tuple[AccessTrace, list[tupl
     turns, paths, full = [], [], {}
     first_s = {session: at_s for at_s, (session, _) in reversed(list(enumerate(logs)))}
     for at_s, (session, new) in enumerate(logs):
-        before, new = full.get(session, []), new if session in full else PROMPT + new
+        before, added = full.get(session, []), new if session in full else PROMPT + new
         used_s = min((when for when, (other, _) in enumerate(logs) if other == session and when > at_s), default=inf)
         opened_s = min((when for when in first_s.values() if when > at_s), default=inf)
         turn = AgentTurn(
-            session, 0, int(bool(before)), 0, (), 0.0, None, len(before), len(new), 1, None, last=used_s == inf
+            session, 0, int(bool(before)), 0, (), 0.0, None, len(before), len(added), 1, None, last=used_s == inf
         )  # fmt: skip
-        turns.append(Access(float(at_s), Script(new), turn, used_s, inf, opened_s))
-        paths.append(tuple(before + new))
-        full[session] = [*before, *new, OUTPUT]
+        turns.append(Access(float(at_s), Script(added), turn, used_s, inf, opened_s))
+        paths.append(tuple(before + added))
+        full[session] = [*before, *added, OUTPUT]
     return AccessTrace(turns, 0), paths
 
 
