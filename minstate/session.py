@@ -171,7 +171,7 @@ class Session:
         if self._open.detach():
             self.engine.cache.release(self.sequence)
 
-    # Called by the engine, and by what answers in its place.
+    # Called by the engine, or by a cache that answers in its place.
 
     def begin_turn(self, request: Request, given: Continuation) -> None:
         """The turn's input is in the log, from where it continues the log."""

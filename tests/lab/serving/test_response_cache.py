@@ -7,7 +7,7 @@ from tiny import engine
 
 from minstate import BadValue, Sampling, SessionBusy
 from minstate.lab.engines.baselines import NaiveEngine
-from minstate.response_cache import ResponseCache
+from minstate.lab.serving.response_cache import ResponseCache
 
 FREE = Sampling(ignore_eos=True)
 ASK = {"token_ids": [5, 6, 7], "max_new_tokens": 4, "sampling": FREE}
