@@ -123,8 +123,6 @@ class Engine:
         Nothing is computed yet: they are part of the first turn's delta. K/V is shared with sessions of the same
         `tenant`, never with others. Raises `BadMessage`, `BadValue`.
         """
-        if not isinstance(tenant, str):
-            raise BadValue(f"tenant must be a string, not {tenant!r}")
         empty = isinstance(messages, list | tuple) and not messages and not tools
         transcript = Transcript() if empty else self.chat.new_transcript(messages, tools)
         return self.new_session(tenant, self._new_sequence(tenant, transcript.tools), transcript)
@@ -147,6 +145,8 @@ class Engine:
         return session
 
     def _new_sequence(self, tenant: str, tools: Tools) -> Sequence:
+        if not isinstance(tenant, str):
+            raise BadValue(f"tenant must be a string, not {tenant!r}")
         sequence = Sequence(self.pool)
         if self.scheduler.speculation:
             corpus = self._corpora.of(tenant) if self.prefix_cache else Corpus()
