@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import IDS, SAMPLINGS, engine, hf_model
 
-from minstate import Engine, OutOfPages, Sampling, SessionBusy, UnreadableSession, persistence
+from minstate import BadValue, Engine, OutOfPages, Sampling, SessionBusy, UnreadableSession, persistence
 from minstate.chat.tool_calls import call_opening
 from minstate.model import Model
 
@@ -177,3 +177,11 @@ def test_the_tools_of_a_loaded_or_synced_session_are_prepared_as_those_of_an_ope
     synced.sync(session.messages, tools)
     assert guessable(opened, session) and guessable(loading, loading.load(tmp_path / "s"))
     assert guessable(syncing, synced)
+
+
+def test_a_tenant_that_is_not_a_string_is_refused_before_anything_is_loaded(tmp_path):
+    e = engine()
+    e.open().save(tmp_path / "session")
+    with pytest.raises(BadValue, match="tenant must be a string"):
+        e.load(tmp_path / "session", tenant=None)
+    e.check()
