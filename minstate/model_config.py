@@ -1,6 +1,6 @@
 """The shape of a decoder, read from a Hugging Face `config.json`, and what the decoder costs to run.
 
-A family of models is a row of `FAMILIES`. What no row can express yet is refused by name in `_require_implemented`.
+A family of models is a row of `FAMILIES`. `_require_implemented` refuses, by name, the features that `Model` lacks.
 """
 
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ from minstate.errors import DamagedWeights, UnsupportedModel
 
 @dataclass(frozen=True)
 class Family:
-    """What the layers of a `model_type` have, as far as its `config.json` leaves it unsaid.
+    """What the layers of a `model_type` have, where `config.json` does not decide it.
 
-    qkv_bias    the projections to q, k and v have a bias; None: as `attention_bias` in `config.json` says
-    o_bias      the same for the projection of attention's output
-    head_norms  q and k are normalised head by head
+    qkv_bias    whether the projections to q, k and v have a bias; None: as `attention_bias` in `config.json` says
+    o_bias      whether the projection of attention's output has a bias; None as above
+    head_norms  whether q and k are normalised head by head
     """
 
     qkv_bias: bool | None = None

@@ -19,8 +19,8 @@ Which rows. The G query heads that share a KV head ([GQA](https://arxiv.org/abs/
 rows of a sequence, for one KV head, are its query tokens times those G heads: a decode has G rows, the verification of
 7 drafted tokens has 8 · G, a prefill chunk has thousands. Rows are cut into tiles of ROWS, and a program works on one
 tile. It finds the sequence of its tile by bisection in `query_start`: the tiles of sequence b begin at
-number ⌊query_start[b] · G / ROWS⌋ + b, which leaves room for at least as many tiles as the sequence needs. So the size
-of the grid follows from the number of tokens alone.
+number ⌊query_start[b] · G / ROWS⌋ + b, which leaves room for at least as many tiles as the sequence needs. So the host
+computes the size of the grid from the numbers of tokens and sequences alone.
 
 Which keys. A program looks up the page of each key by itself. So KEYS, the keys of a tile, need not equal the page
 size, and a tile may span pages. This is how [PagedAttention](https://arxiv.org/abs/2309.06180) reads K/V.
