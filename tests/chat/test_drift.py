@@ -1,4 +1,4 @@
-"""Where a history parts from the log, why, and the least work that follows from it."""
+"""Where a history differs from the log, why, and that syncing costs the least work."""
 
 import copy
 
@@ -50,11 +50,11 @@ def test_the_sessions_own_messages_extend_its_log(style):
     assert more.extends and more.rest > 0 and "are new" in str(more)
 
 
-def test_messages_are_what_was_said():
+def test_messages_are_those_of_the_user_and_the_model():
     session = talk(engine(), "yes", "no")
     assert [message["content"] for message in session.messages] == ["Be brief.", "q0", "yes", "q1", "no"]
     session.send(token_ids=[5], max_new_tokens=1)
-    assert session.messages is None, "nobody knows what raw ids say"
+    assert session.messages is None, "which messages raw ids are is unknown"
 
 
 def test_a_reply_that_went_on_is_one_message():
@@ -67,22 +67,22 @@ def test_a_reply_that_went_on_is_one_message():
 
 def test_messages_follow_marks_forks_and_aborts():
     session = talk(engine(), "yes")
-    mark, said = session.mark(), session.messages
+    mark, messages = session.mark(), session.messages
     session.send("q", replay="more")
     child = session.fork()
-    assert child.messages == session.messages != said
+    assert child.messages == session.messages != messages
     handle = session.engine.submit(session, "q", max_new_tokens=9)
     handle.abort()
     assert child.messages == session.messages
     session.rollback(mark)
-    assert session.messages == said
+    assert session.messages == messages
 
 
 REASONS = {
-    "tools": lambda said: (said, TOOLS[::-1]),
-    "system": lambda said: (edited(said, 0, content="Be brief! It is 10:42."), None),
-    "edited": lambda said: (edited(said, 3, content="another question"), None),
-    "shorter": lambda said: (said[:3], None),
+    "tools": lambda messages: (messages, TOOLS[::-1]),
+    "system": lambda messages: (edited(messages, 0, content="Be brief! It is 10:42."), None),
+    "edited": lambda messages: (edited(messages, 3, content="another question"), None),
+    "shorter": lambda messages: (messages[:3], None),
 }
 
 
@@ -106,11 +106,11 @@ def test_a_template_that_strips_thoughts_is_named():
 
 def test_of_several_reasons_the_first_is_named():
     session = talk(styled("qwen3"), "<think>\nhm\n</think>\n\nyes", "<think>\nwell\n</think>\n\nno", "so")
-    said = session.messages
-    for history in (said[:-1], edited(said, 5, content="another question")):
+    messages = session.messages
+    for history in (messages[:-1], edited(messages, 5, content="another question")):
         drift = session.drift(history)
         assert (drift.reason, drift.message) == ("template", 2), "what comes later does not matter"
-    early = session.drift(edited(said, 1, content="another question"))
+    early = session.drift(edited(messages, 1, content="another question"))
     assert (early.reason, early.message) == ("edited", 1)
 
 
@@ -119,7 +119,7 @@ def test_a_tool_call_that_is_written_anew_is_named():
     history = session.messages
     history[2] = {"role": "assistant", "content": "let me look", "tool_calls": [{"name": "ls", "arguments": "{}"}]}
     drift = session.drift(history)
-    assert (drift.reason, drift.message) == ("template", 2), "the same call, in other words"
+    assert (drift.reason, drift.message) == ("template", 2), "the same call, spelt differently"
 
 
 def test_text_that_does_not_give_back_the_ids_is_named():
@@ -176,26 +176,26 @@ def test_marks_behind_a_divergence_are_stale_and_others_hold():
     session = talk(engine(), "yes")
     early = session.mark()
     session.send("q", replay="no")
-    late, said = session.mark(), session.messages
-    session.sync([*said[:-2], {"role": "user", "content": "another"}])
+    late, messages = session.mark(), session.messages
+    session.sync([*messages[:-2], {"role": "user", "content": "another"}])
     with pytest.raises(StaleMark):
         session.rollback(late)
     session.rollback(early)
-    assert session.messages == said[:-2]
+    assert session.messages == messages[:-2]
 
 
 def test_errors_change_nothing():
     session = talk(engine(), "yes")
-    before, said = session.token_ids, session.messages
+    before, messages = session.token_ids, session.messages
     with pytest.raises(BadMessage):
         session.sync([{"role": "wizard", "content": "x"}])
     with pytest.raises(BadMessage, match="empty"):
-        session.send([])  # nothing waits for an answer
+        session.send([])  # no message is pending
     handle = session.engine.submit(session, "q", max_new_tokens=2)
     with pytest.raises(SessionBusy):
-        session.sync(said)
+        session.sync(messages)
     handle.abort()
-    session.sync([*said[:-1], {"role": "assistant", "content": "maybe"}, {"role": "user", "content": "so?"}])
+    session.sync([*messages[:-1], {"role": "assistant", "content": "maybe"}, {"role": "user", "content": "so?"}])
     waiting = session.messages
     session.engine.submit(session, [], max_new_tokens=5).abort()
     assert session.messages == waiting and session.token_ids == before[: len(session.token_ids)]
@@ -216,9 +216,9 @@ def test_stripped_thoughts_cost_a_stateless_client_and_not_a_session():
 
 def test_replay_takes_text_ids_or_a_message():
     ids = tiny.tokenizer().encode("yes<|im_end|>")
-    said = [
+    outputs = [
         engine().open().send("q", replay=r).token_ids for r in ("yes", ids, {"role": "assistant", "content": "yes"})
     ]
-    assert said[0] == said[1] == said[2]
+    assert outputs[0] == outputs[1] == outputs[2]
     with pytest.raises(BadMessage, match="assistant"):
         engine().open().send("q", replay={"role": "user", "content": "yes"})

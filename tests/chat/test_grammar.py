@@ -325,7 +325,7 @@ CHOICES = ["auto", "required", "none", "look"]
 
 
 def reply(e, choice, seed, **options):
-    """A constrained reply of a random model, which says anything that it may."""
+    """A constrained reply of a random model, which generates anything that the grammar allows."""
     sampling = Sampling(temperature=1.2, seed=seed) if seed else Sampling()
     settings = {"max_new_tokens": 190, "sampling": sampling, "tools": TOOLS, "tool_choice": choice}
     return e.open().send(token_ids=ids(f"say {seed}"), **{**settings, **options})
@@ -355,14 +355,14 @@ def test_a_model_that_begins_a_call_has_to_go_on_with_it(choice):
     """Given the opening by replay, then on its own: as a turn of its own the reply has to fit again."""
     e = engine(num_pages=300)
     constraint = e.grammars.constraint(TOOLS, choice, None)
-    draw, said = random.Random(4), ids("<tool_call>")
-    for token in said:
+    draw, tokens = random.Random(4), ids("<tool_call>")
+    for token in tokens:
         constraint.advance(token)
-    while not constraint.ended and len(said) < 400:
+    while not constraint.ended and len(tokens) < 400:
         allowed = [token for token in range(VOCABULARY) if constraint.allows(token)]
-        said.append(END if END in allowed else draw.choice(allowed))
-        constraint.advance(said[-1])
-    (one,) = parse_tool_calls(tokenizer().decode(said, skip_special_tokens=True), TOOLS)
+        tokens.append(END if END in allowed else draw.choice(allowed))
+        constraint.advance(tokens[-1])
+    (one,) = parse_tool_calls(tokenizer().decode(tokens, skip_special_tokens=True), TOOLS)
     assert constraint.ended and one.error == "" and one.name in ("look", "wait", SORT["name"])
 
 
@@ -422,7 +422,7 @@ def test_a_call_that_does_not_fit_says_why(text, error):
 @pytest.mark.parametrize("make", [engine, drafting])
 @pytest.mark.parametrize("choice", ["required", "look", "none", "auto"])
 def test_ignoring_the_end_what_follows_is_free(make, choice):
-    """The end of a reply is said, and the grammar is over with it."""
+    """Once the reply has ended, the grammar ends with it."""
     e = make(num_pages=300)
     whole = reply(e, choice, 1)
     turn = reply(e, choice, 1, sampling=Sampling(temperature=1.2, seed=1, ignore_eos=True))
@@ -440,12 +440,12 @@ def test_a_stop_string_inside_what_is_forced_ends_the_turn():
 
 
 def test_a_replay_need_not_fit_and_is_guessed_at_as_long_as_it_does():
-    said = [*ids(A_CALL[:-20] + "and so on, in free words"), END]
+    output = [*ids(A_CALL[:-20] + "and so on, in free words"), END]
     for make in (engine, drafting):
         e = make(num_pages=300)
-        turn = e.open().send(token_ids=[9], tools=TOOLS, tool_choice="look", replay=said)
+        turn = e.open().send(token_ids=[9], tools=TOOLS, tool_choice="look", replay=output)
         e.check()
-        assert list(turn.token_ids) == said
+        assert list(turn.token_ids) == output
         drafted = {guess.source for verdict in turn.verdicts for guess in verdict.draft}
         assert ("grammar" in drafted) == (make is drafting)
     unenforceable = drafting().open().send(token_ids=[9], replay=[5, 6], response_format={"not": {}})
