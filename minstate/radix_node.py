@@ -6,7 +6,6 @@ sorts, bisects and compares keys at the speed of memory.
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from sys import byteorder
@@ -61,13 +60,6 @@ class Node:
     def rank(self) -> EvictionRank:
         """When its last page is evicted, if it is evictable: the first sequence to return decides."""
         return EvictionRank.of(self.last_used, self.expected[0] if self.expected else None)
-
-    def path(self) -> Iterator["Node"]:
-        """This node and all nodes above it, the root last."""
-        node: Node | None = self
-        while node:
-            yield node
-            node = node.parent
 
     def child_index(self, key: Key) -> int:
         """The index in `children` at which a child that begins with `key` stands, or would stand."""

@@ -151,22 +151,26 @@ class RadixTree:
     def lock(self, node: Node, at: int) -> Node:
         """Protect the whole path down to the place (node, at) from eviction. Returns the node that ends there."""
         locked = self.split_at(node, at)
-        for above in locked.path():
+        above: Node | None = locked
+        while above:
             above.locks += 1
             if above.locks > 1:
-                break  # everything further up is locked already
+                break  # the path further up is locked already
             self.num_locked += len(above.pages)
             self._update_rank(above)
+            above = above.parent
         return locked
 
     def unlock(self, node: Node) -> None:
         """Undo one `lock` of this node."""
-        for above in node.path():
+        above: Node | None = node
+        while above:
             above.locks -= 1
             if above.locks:
                 break
             self.num_locked -= len(above.pages)
             self._update_rank(above)
+            above = above.parent
 
     def move_lock(self, node: Node, target: Node, at: int) -> Node:
         """Lock the place (target, at), then unlock `node`. Returns the node that is locked now."""
