@@ -1,4 +1,4 @@
-"""What the course guide and its glossary say is so: every notebook is there, every file exists, every name is real."""
+"""The course guide and the glossary are right: every notebook is in the table, every file and every name exists."""
 
 import ast
 import re
