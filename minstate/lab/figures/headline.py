@@ -48,7 +48,7 @@ MECHANISM = {  # as a step of a waterfall
     "prompt lookup": LOOK["+ prompt lookup"],
     "grammar": LOOK["+ grammar"],
 }
-ATTRIBUTIONS = {  # three ways to ask what one of several mechanisms is worth
+ATTRIBUTIONS = {  # three questions about what one of several mechanisms is worth
     "alone": ("added to nothing", {"facecolor": INK}),
     "shapley": ("averaged over all orders (Shapley)", {"facecolor": GREY}),
     "last": ("added to all others", {"facecolor": YELLOW, "hatch": "//"}),
@@ -156,7 +156,7 @@ def fit_curves(turns: pd.DataFrame, fit: CostFit) -> Figure:
 
 
 def attribution_figure(saved: Mapping[str, pd.DataFrame]) -> Figure:
-    """The share of naive's seconds that each mechanism saves, in %, by three ways of asking.
+    """The share of naive's seconds that each mechanism saves, in %, by each of the three `ATTRIBUTIONS`.
 
     saved  by workload, a row for each mechanism, in %: `alone`, `shapley`, `last`, and `from`, `to` around `shapley`
     """

@@ -1,4 +1,4 @@
-"""Figures of pages: who owns which page of a pool, how a page table leads there, what a ragged batch is made of."""
+"""Figures of pages: the owners of a pool's pages, the way from page tables to pages, the parts of a ragged batch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
