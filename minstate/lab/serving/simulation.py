@@ -182,7 +182,7 @@ class Simulation:
             min(request.options.max_new_tokens - len(request.generated), -request.sequence.kv_len % page_size)
             for request in decoding
         )
-        if not most:
+        if most == 0 or self.now_s >= next_s:
             return
         for request in decoding:
             flops += config.flops(1, request.sequence.kv_len, 1)
@@ -196,6 +196,7 @@ class Simulation:
             request.sequence.table.commit()
             request.forwarded += steps
             self._take_output(request, steps)
+        decoding.sort(key=lambda request: request.number)  # the last of these steps takes them in order of arrival
         self.scheduler.steps += steps
         self.stats.steps += steps
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import tiny
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minstate import OutOfPages, Sampling
@@ -31,6 +31,7 @@ def served(mode, *, shape=SMALL, count=12, per_s=1.0, seed=0, fast_forward=True,
     token_budget=st.sampled_from([4, 64, 512]),
     per_s=st.sampled_from([0.3, 30.0]),
 )
+@example(13, PREFIX_REUSE, 100, 16, 512, 0.3)  # two turns end in one step, the later one of which began to decode first
 def test_fast_forwarding_changes_nothing(seed, mode, num_pages, page_size, token_budget, per_s):
     settings = {
         "shape": replace(SMALL, scale=SMALL.scale * 2),
@@ -48,7 +49,8 @@ def test_fast_forwarding_changes_nothing(seed, mode, num_pages, page_size, token
         [event for event in simulation.scheduler.timeline if event.what not in ("decode", "prefill")]
         for simulation in (fast, single)
     ]
-    assert decisions[0] == decisions[1], "which turn waits, is admitted, preempted or done, and at which step"
+    kept = min(map(len, decisions))  # a timeline forgets its oldest events, and single steps make more
+    assert decisions[0][-kept:] == decisions[1][-kept:], "which turn waits, is admitted, preempted or done, and when"
     trees = [
         [
             (node.start, bytes(node.key), node.pages, node.last_used, node.expected)
