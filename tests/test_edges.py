@@ -264,11 +264,11 @@ def test_a_run_of_pages_is_read_in_place():
     sequence.log = [5] * 9
     for count in (8, 1):  # the prompt's tokens read each other, and nothing from the pool; the next one reads them all
         batch = RaggedBatch.build([sequence.chunk(count)])
-        (span,) = TorchAttention(pool, batch).spans
+        (plan,) = TorchAttention(pool, batch).plans
         sequence.table.commit()
         start = sequence.table.pages[0] * pool.page_size
-        assert [(run.start, run.end) for run in span.runs] == ([] if count == 8 else [(start, start + 9)])
-        assert span.causal == (count == 8) and not span.gathered_tokens
+        assert [(run.start, run.end) for run in plan.runs] == ([] if count == 8 else [(start, start + 9)])
+        assert plan.causal == (count == 8) and not plan.gathered_tokens
 
 
 def test_stats_tell_lost_from_found():
