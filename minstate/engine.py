@@ -8,27 +8,20 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from minstate import persistence
 from minstate.arguments import require_positive, token_ids_of
+from minstate.chat.conversation import Chat, read_input
 from minstate.chat.grammar import Constraint, Grammars
-from minstate.chat.template import Chat, read_input
-from minstate.chat.tool_calls import Tools, call_opening
-from minstate.chat.transcript import Continuation, Transcript
+from minstate.chat.tool_calls import Tools
+from minstate.chat.transcript import Continuation, Options, Transcript
 from minstate.engine_core import EngineCore
-from minstate.errors import (
-    BadMessage,
-    BadValue,
-    BrokenInvariant,
-    ContextOverflow,
-    EngineMisuse,
-    UnsupportedModel,
-    UnsupportedSchema,
-)
+from minstate.errors import BadMessage, BadValue, ContextOverflow, EngineMisuse, UnsupportedModel, UnsupportedSchema
 from minstate.guard import Guard, entry
-from minstate.invariants import check_cache
+from minstate.invariants import check_engine
 from minstate.model import Model
 from minstate.model_runner import ModelRunner
 from minstate.output import OutputProcessor
@@ -109,22 +102,38 @@ class Engine:
     @cached_property
     def chat(self) -> Chat:
         """Messages to token ids. Raises `UnsupportedModel` where the tokenizer has no usable chat template."""
-        return Chat(self.tokenizer)
+        self.core.output.know(chat := Chat(self.tokenizer, self.eos_ids))
+        return chat
 
     @cached_property
     def grammars(self) -> Grammars:
         """Makes constraints for replies."""
-        return Grammars(self.tokenizer, self.model.config.vocab_size, self.eos_ids)
+        known: dict[str, Any] = {"eos_ids": self.eos_ids}
+        with suppress(UnsupportedModel):  # without a template, calls are written as Hermes does
+            known = {"eos_ids": self.chat.template.ends, "dialect": self.chat.dialect}
+        return Grammars(self.tokenizer, self.model.config.vocab_size, **known)
 
     @entry
-    def open(self, messages=(), tools=(), tenant: str = "default") -> Session:
+    def open(
+        self,
+        messages=(),
+        tools=(),
+        tenant: str = "default",
+        *,
+        template_options: Mapping[str, Any] | None = None,
+        content_may_control: bool = False,
+    ) -> Session:
         """A new session that begins with `messages` and knows `tools` (JSON schemas).
+
+        template_options     variables for the chat template, such as `{"enable_thinking": False}`
+        content_may_control  whether text that spells a control token becomes that token: who writes it has control
 
         Nothing is computed yet: they are part of the first turn's delta. K/V is shared with sessions of the same
         `tenant`, never with others. Raises `BadMessage`, `BadValue`.
         """
         empty = isinstance(messages, list | tuple) and not messages and not tools
-        transcript = Transcript() if empty else self.chat.new_transcript(messages, tools)
+        options = Options(dict(template_options or {}), content_may_control)
+        transcript = Transcript(options=options) if empty else self.chat.new_transcript(messages, tools, options)
         return self.new_session(tenant, self._new_sequence(tenant, transcript.tools), transcript)
 
     @entry
@@ -164,7 +173,7 @@ class Engine:
             self.grammars.prepare()
             if sequence.speculator:
                 for tool in tools:
-                    sequence.speculator.corpus.add_once(self.chat.encode(call_opening(tool)))
+                    sequence.speculator.corpus.add_once(self.chat.encode(self.chat.dialect.opening(tool)))
 
     def new_session(self, tenant: str, sequence: Sequence, transcript: Transcript, seeds=((), 0)) -> Session:
         """A session around `sequence`: for `open`, `load` and `Session.fork`."""
@@ -197,8 +206,8 @@ class Engine:
         session.require_idle()
         # 2. What the turn adds to the log, what its output must fit, and whether there could ever be room for it.
         tools = session.transcript.tools if options.tools is None else options.tools
-        constraint = self._constraint(options, tools)
         given = self.read_input(session.transcript, session.sequence.log, messages, token_ids)
+        constraint = self._constraint(options, tools, given.thinking)
         self._require_room(given, max_new_tokens)
         # 3. From here on the turn is under way.
         request = Request(
@@ -213,6 +222,7 @@ class Engine:
             tools=tools,
             session=session,
             transcript=given.transcript,
+            thinking=given.thinking,
             constraint=constraint,
             started_s=started_s,
             deadline=self.clock() + min(options.timeout_s, sys.float_info.max),
@@ -253,13 +263,7 @@ class Engine:
     @entry
     def check(self) -> None:
         """Recount everything. Raises `BrokenInvariant` if any bookkeeping contradicts itself."""
-        sessions = list(self._sessions)
-        for session in sessions:
-            session.check()
-        still_open = [session.sequence for session in sessions if not session.closed]
-        check_cache(self.cache, still_open, running=[request.sequence for request in self.scheduler.running])
-        if {session.running for session in sessions} - {None} != set(self.scheduler.requests):
-            raise BrokenInvariant("the turns of the sessions are not those of the scheduler")
+        check_engine(self.cache, list(self._sessions), self.scheduler.running, self.scheduler.requests)
 
     def read_input(self, transcript: Transcript, log: list[int], messages, ids: list[int] | None) -> Continuation:
         """What the turn does to the log. Costs nothing per old token, unless messages are pending."""
@@ -274,14 +278,16 @@ class Engine:
             replay = tuple(self.chat.encode_reply(replay))
         return tuple(token_ids_of("replay", replay, self.model.config.vocab_size))
 
-    def _constraint(self, options: TurnOptions, tools: Tools) -> Constraint | None:
+    def _constraint(self, options: TurnOptions, tools: Tools, thinking: bool) -> Constraint | None:
         """What the output must fit. A replayed output is not constrained, but the grammar may guess at it."""
-        wanted = tools, options.tool_choice, options.response_format
-        if options.replay is None:
-            return self.grammars.constraint(*wanted)
         speculation = self.scheduler.speculation
         guesses = speculation is not None and GRAMMAR in speculation.sources
-        return self.grammars.constraint_for_replay(*wanted) if guesses else None
+        if options.replay is not None and not guesses:
+            return None
+        with suppress(*(() if options.replay is None else (UnsupportedModel, UnsupportedSchema))):
+            how = {"parallel": options.parallel_tool_calls, "thinking": thinking}
+            return self.grammars.constraint(tools, options.tool_choice, options.response_format, **how)
+        return None
 
     def _require_room(self, given: Continuation, max_new_tokens: int) -> None:
         """Raises `ContextOverflow` or `OutOfPages` if the turn could not end even with the engine to itself."""

@@ -95,6 +95,7 @@ class EngineCore:
         sequence, length = request.sequence, request.prompt_length
         if sequence.speculator:  # other sessions may generate the like, behind the same last tokens
             sequence.speculator.corpus.add(sequence.log[max(0, length - NGRAM) :])
-        transcript = request.transcript.after_turn(sequence.log, length, turn.text, self.output.tokenizer)
+        chat = self.output.chat
+        transcript = chat.after_turn(request.transcript, sequence.log) if chat else request.transcript
         self.scheduler.end(request, len(sequence.log))
         request.end(turn, transcript)

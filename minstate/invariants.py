@@ -20,7 +20,19 @@ from minstate.errors import BrokenInvariant
 from minstate.prefix_cache import PrefixCache
 from minstate.radix_node import TOKEN_BYTES, EvictionRank, Node
 from minstate.radix_tree import RadixTree
+from minstate.request import Request
 from minstate.sequence import Sequence
+from minstate.session import Session
+
+
+def check_engine(cache: PrefixCache, sessions: list[Session], running: list[Request], requests: list[Request]) -> None:
+    """Recount all sessions and pages, given the running turns, and all that are under way. Raises `BrokenInvariant`."""
+    for session in sessions:
+        session.check()
+    still_open = [session.sequence for session in sessions if not session.closed]
+    check_cache(cache, still_open, running=[request.sequence for request in running])
+    if {session.running for session in sessions} - {None} != set(requests):
+        raise BrokenInvariant("the turns of the sessions are not those of the scheduler")
 
 
 def check_cache(cache: PrefixCache, sequences: Iterable[Sequence], running: Iterable[Sequence]) -> None:

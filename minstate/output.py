@@ -9,9 +9,11 @@ import time
 from collections import abc
 
 import torch
+from tokenizers.decoders import DecodeStream
 
+from minstate.chat.conversation import Chat, decode_reply, numbered
+from minstate.chat.dialect import HERMES
 from minstate.chat.grammar import Constraint
-from minstate.chat.tool_calls import parse_tool_calls
 from minstate.errors import BrokenInvariant
 from minstate.model_runner import Scores
 from minstate.request import Request
@@ -25,6 +27,11 @@ class OutputProcessor:
 
     def __init__(self, tokenizer, eos_ids: frozenset[int]):
         self.tokenizer, self.eos_ids = tokenizer, eos_ids
+        self.chat: Chat | None = None  # from the first message on
+
+    def know(self, chat: Chat) -> None:
+        """From now on replies are in the dialect of this chat, and also end as its template ends them."""
+        self.chat, self.eos_ids = chat, self.eos_ids | chat.template.ends
 
     def process(self, request: Request, scores: Scores, draft: abc.Sequence[Guess]) -> Turn | None:
         """Generate the accepted part of the draft, and one token more. Returns the turn if that ends it.
@@ -72,11 +79,20 @@ class OutputProcessor:
     def _append(self, request: Request, token: int) -> None:
         request.sequence.log.append(token)
         request.generated.append(token)
-        text = request.decoder.step(self.tokenizer.backend_tokenizer, token) or ""
+        text = self._decode(request, token)
         request.tokens.append(StreamedToken(token, text))
         request.text += text
         if len(request.tokens) == 1:
             request.first_token_s = time.perf_counter()
+
+    def _decode(self, request: Request, token: int) -> str:
+        """The text that a token completes."""
+        try:
+            return request.decoder.step(self.tokenizer.backend_tokenizer, token) or ""
+        except Exception:  # noqa: BLE001  bytes that make up no character, which the decoder gives up on
+            request.decoder = DecodeStream(skip_special_tokens=True)
+            whole = self.tokenizer.decode(request.generated, skip_special_tokens=True)
+            return whole[len(request.text) :]
 
     def _finish_reason(self, request: Request) -> str:
         """Why the turn ends with the last generated token; "" if it goes on."""
@@ -99,19 +115,29 @@ class OutputProcessor:
         return added.content if added and added.special else None
 
     def _finish(self, request: Request, reason: str) -> Turn:
-        text = self.tokenizer.decode(request.generated, skip_special_tokens=True)
+        log, tokenizer = request.sequence.log, self.tokenizer
+        dialect = self.chat.dialect if self.chat else HERMES
+        whole = decode_reply(tokenizer, log, request.prompt_length, self.eos_ids)
+        shown = decode_reply(tokenizer, log, request.prompt_length, frozenset(), skip_special=True)
         if reason == "stop":
-            hits = [text.find(stop) for stop in request.options.sampling.stop if isinstance(stop, str)]
-            text = text[: min((hit for hit in hits if hit >= 0), default=len(text))]
+            whole, shown = (_until_stop(text, request.options.sampling.stop) for text in (whole, shown))
+        reply = dialect.read(whole, request.tools, thinking=request.thinking)
         return Turn(
-            text=text,
+            text=dialect.read(shown, thinking=request.thinking).text,
             token_ids=tuple(request.generated),
-            tool_calls=parse_tool_calls(text, request.tools),
+            tool_calls=numbered(reply.calls, request.transcript, dialect),
             finish_reason=reason,
             stats=_stats(request),
             logprobs=tuple(request.logprobs) if request.options.logprobs else None,
+            reasoning=reply.reasoning,
             verdicts=tuple(request.verdicts),
         )
+
+
+def _until_stop(text: str, stops: tuple[int | str, ...]) -> str:
+    """The text up to the first stop string."""
+    hits = [text.find(stop) for stop in stops if isinstance(stop, str)]
+    return text[: min((hit for hit in hits if hit >= 0), default=len(text))]
 
 
 def _stats(request: Request) -> TurnStats:

@@ -16,12 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from minstate.chat.transcript import Transcript
+from minstate.chat.transcript import Options, Transcript
 from minstate.errors import UnreadableSession
 from minstate.model import Model
 from minstate.paged_kv import KVPool
 
-FORMAT = "minstate-session-2"
+FORMAT = "minstate-session-3"
 replace = Path.replace  # a name of this module, so that a test can put a function here that fails
 
 
@@ -36,7 +36,9 @@ def write(
     header = {
         "format": FORMAT,
         "model": model.fingerprint,
-        "transcript": json.dumps(vars(transcript)),
+        "transcript": json.dumps(
+            {**vars(transcript), "verbatim": sorted(transcript.verbatim), "options": vars(transcript.options)}
+        ),
         "seeds": json.dumps(seeds),
     }
     data = save(tensors, header | {"checksum": _checksum(tensors, header)})
@@ -84,6 +86,9 @@ def _transcript(values: dict[str, Any]) -> Transcript:
         tools=tuple(values["tools"]),
         in_log=values["in_log"],
         reply_start=values["reply_start"],
+        thinking=values["thinking"],
+        verbatim=frozenset(values["verbatim"]),
+        options=Options(**values["options"]),
     )
 
 

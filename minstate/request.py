@@ -31,6 +31,7 @@ class Request:
     tools: Tools = ()  # that the model may call
     session: Any = None  # the `Session` that it belongs to; None in a simulation
     transcript: Transcript = field(default_factory=Transcript)  # with the turn's input, without its answer
+    thinking: bool = False  # whether the answer begins inside the model's thoughts
     constraint: Constraint | None = None  # what the output must fit; of a replayed output, what it seems to fit
     started_s: float = 0.0  # by `time.perf_counter`
     deadline: float = math.inf  # by the engine's clock

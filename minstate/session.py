@@ -194,13 +194,14 @@ class Session:
         if self.running:
             self.engine.abort(self.running)
 
-    def add_answered(self, given: Continuation, turn: Turn, tokenizer) -> None:
+    def add_answered(self, given: Continuation, turn: Turn) -> None:
         """A turn is added whose answer is known already. Its K/V is computed with the next turn."""
         self._cut(given.keep)
-        log = self.sequence.log
-        log += [*given.ids, *turn.token_ids]
-        prompt_length = given.keep + len(given.ids)
-        self.transcript = given.transcript.after_turn(log, prompt_length, turn.text, tokenizer)
+        self.sequence.log += [*given.ids, *turn.token_ids]
+        known = given.transcript.messages is not None
+        self.transcript = (
+            self.engine.chat.after_turn(given.transcript, self.sequence.log) if known else given.transcript
+        )
 
     def require_idle(self) -> None:
         """Raises `SessionClosed` or `SessionBusy` unless a turn may begin."""
@@ -219,7 +220,8 @@ class Session:
             raise BrokenInvariant(f"a mark lies beyond the log's {len(self.sequence.log)} tokens")
 
     def _compare(self, messages, tools) -> tuple[Transcript, Drift]:
-        given = self.engine.chat.new_transcript(messages, self.transcript.tools if tools is None else tools)
+        tools, options = self.transcript.tools if tools is None else tools, self.transcript.options
+        given = self.engine.chat.new_transcript(messages, tools, options)
         return given, find_drift(self.engine.chat, self.sequence.log, self.transcript, given)
 
     def _cut(self, length: int) -> tuple[list[int], list[Mark]]:

@@ -27,6 +27,7 @@ class TurnOptions:
                      model is told of the tools that were passed to `open` or `Session.sync`
     tool_choice      "auto": text, and calls that fit their schemas; "required" or a tool's name: one such call, and
                      nothing else, unless `max_new_tokens` cuts it off; "none": no call; None: nothing is enforced
+    parallel_tool_calls  whether one answer may have several calls; None: it may where calls are not required
     response_format  instead of a call: a JSON schema that the whole answer fits
     logprobs         whether `Turn.logprobs` is wanted
     timeout_s        seconds after which the turn is given up between two steps; `send` then raises `TurnTimeout`
@@ -39,6 +40,7 @@ class TurnOptions:
     sampling: Sampling = GREEDY
     tools: Tools | None = None
     tool_choice: str | None = "auto"
+    parallel_tool_calls: bool | None = None
     response_format: Mapping[str, Any] | None = None
     logprobs: bool = False
     timeout_s: float = math.inf
@@ -115,19 +117,21 @@ class TurnStats:
 class Turn:
     """The model's answer."""
 
-    text: str
+    text: str  # without the thoughts in front of it
     token_ids: tuple[int, ...]
     tool_calls: tuple[ToolCall, ...]
     finish_reason: str  # "stop": end of reply or stop condition; "length": max_new_tokens; "replay": end of the replay
     stats: TurnStats
     logprobs: tuple[float, ...] | None  # natural log of each token's probability, before any sampling setting
+    reasoning: str  # the model's thoughts in front of its answer
     verdicts: tuple[Verdict, ...]  # of each forward pass that sampled: what was drafted, and what was sampled
 
 
 class StreamedToken(NamedTuple):
     """One new token, and the text that it completes: "" in the middle of a multi-byte character.
 
-    The texts of a turn make up `Turn.text`, except that a stop string is not cut off, nor a torn last character shown.
+    The texts of a turn make up `Turn.text`, with the thoughts in front of it, except that a stop string is not cut off,
+    nor a torn last character shown.
     """
 
     token_id: int

@@ -23,7 +23,7 @@ from minstate import (
     UnsupportedSchema,
 )
 from minstate.attention import TorchAttention
-from minstate.chat.tool_calls import parse_tool_calls
+from minstate.chat.dialect import HERMES
 from minstate.errors import BrokenInvariant
 from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
 from minstate.model import Model
@@ -131,7 +131,7 @@ def test_replay_ignores_stop_strings():
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000])
 def test_deeply_nested_calls_are_malformed_calls(text):
-    (call,) = parse_tool_calls(f"<tool_call>{text}</tool_call>")
+    (call,) = HERMES.read(f"<tool_call>{text}</tool_call>").calls
     assert call.error
 
 

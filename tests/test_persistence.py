@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny import IDS, SAMPLINGS, engine, hf_model
 
 from minstate import BadValue, Engine, OutOfPages, Sampling, SessionBusy, UnreadableSession, persistence
-from minstate.chat.tool_calls import call_opening
+from minstate.chat.dialect import HERMES
 from minstate.model import Model
 
 FREE = Sampling(ignore_eos=True)
@@ -166,7 +166,7 @@ def test_the_tools_of_a_loaded_or_synced_session_are_prepared_as_those_of_an_ope
     session = opened.open([{"role": "system", "content": "short"}], tools)
     session.send("hi", max_new_tokens=4, sampling=FREE)
     session.save(tmp_path / "s")
-    known = call_opening(tools[0])
+    known = HERMES.opening(tools[0])
 
     def guessable(e, one):
         tokens = one.sequence.speculator.corpus.tokens  # −1, which is not a token id, separates documents

@@ -7,9 +7,9 @@ it. There are few reasons for such a difference, and each has another cure, so t
 from contextlib import suppress
 from dataclasses import dataclass
 
-from minstate.chat.messages import Message, Messages
-from minstate.chat.template import Chat, common_prefix
-from minstate.chat.tool_calls import Tools, parse_tool_calls, text_before_calls, text_with_calls
+from minstate.chat.content import common_prefix, plain
+from minstate.chat.conversation import Chat
+from minstate.chat.messages import Message
 from minstate.chat.transcript import Transcript
 from minstate.errors import BadMessage
 
@@ -55,54 +55,51 @@ def find_drift(chat: Chat, log: list[int], transcript: Transcript, given: Transc
     """Compare the history `given` with a log and its transcript. Renders and tokenises the whole history."""
     messages = given.messages or ()
     reply = not messages or messages[-1]["role"] != "assistant"
-    text = chat.render(messages, given.tools, reply=reply)
+    own = frozenset(i for i in transcript.verbatim if messages[i : i + 1] == (transcript.messages or ())[i : i + 1])
+    text = chat.render(messages, given.tools, reply=reply, options=given.options, verbatim=own)
     ids = chat.encode(text)
     at = common_prefix(log, ids)
     dropped, rest = len(log) - at, len(ids) - at
     if not dropped:
         return Drift(at, 0, rest, "", None, "", "")
-    decode = chat.tokenizer.decode
-    reason, message = _first_change(transcript, given)
-    differs_in = _message_at(chat, messages, given.tools, position=len(decode(ids[:at])))
+    decode, text = chat.tokenizer.decode, plain(text)
+    reason, message = _first_change(chat, transcript, given)
+    differs_in = _message_at(chat, given, position=len(decode(ids[:at])))
     if not reason or (message is not None and message > differs_in):  # tokens differ before messages do
         message = min(differs_in, len(messages) - 1)
-        same_text = text.startswith(decode(log[: at + 1]))
-        verbatim = same_text or _is_verbatim(transcript.messages or (), message, text)
-        reason = "retokenised" if verbatim else "template"
+        same_text = any(text.startswith(decode(log[: at + more])) for more in range(1, 5))  # a token may be torn
+        reason = "retokenised" if same_text else "template"
     return Drift(at, dropped, rest, reason, message, decode(log[at : at + 8]), decode(ids[at : at + 8]))
 
 
-def _first_change(transcript: Transcript, given: Transcript) -> tuple[str, int | None]:
+def _first_change(chat: Chat, transcript: Transcript, given: Transcript) -> tuple[str, int | None]:
     """The first change between the messages: a reason, and the index of the message; `("", None)` if they agree."""
     if transcript.messages is None:
         return "edited", None
-    if given.tools != transcript.tools:
+    if (given.tools, given.options) != (transcript.tools, transcript.options):
         return "tools", 0
     old, new = transcript.messages, given.messages or ()
     for index, (before, now) in enumerate(zip(old, new, strict=False)):
-        if _meaning(before) != _meaning(now):
+        if _meaning(chat, before) != _meaning(chat, now):
             return "system" if "system" in (before["role"], now["role"]) else "edited", index
     return ("shorter", len(new)) if len(new) < len(old) else ("", None)
 
 
-def _meaning(message: Message) -> tuple:
+def _meaning(chat: Chat, message: Message) -> tuple:
     """The content of a message, however its tool calls and the space around its text are written."""
-    text = text_with_calls(message)
-    calls = [(call.name, call.arguments, call.raw if call.error else "") for call in parse_tool_calls(text)]
-    return message["role"], text_before_calls(text).strip(), calls
+    if message["role"] != "assistant":
+        return message["role"], message["content"].strip(), []
+    reply = chat.dialect.read(chat.dialect.write_message(message))
+    calls = [(call.name, call.arguments, call.raw if call.error else "") for call in reply.calls]
+    return "assistant", reply.content.strip(), calls
 
 
-def _message_at(chat: Chat, messages: Messages, tools: Tools, position: int) -> int:
+def _message_at(chat: Chat, given: Transcript, position: int) -> int:
     """The index of the message whose rendering holds the character at `position`; behind all, how many there are."""
+    messages = given.messages or ()
     for index in range(len(messages)):
         with suppress(BadMessage):  # a template may refuse a conversation that stops here
-            if len(chat.render(messages[: index + 1], tools, reply=False)) > position:
+            text = chat.render(messages[: index + 1], given.tools, reply=False, options=given.options)
+            if len(plain(text)) > position:
                 return index
     return len(messages)
-
-
-def _is_verbatim(messages: tuple[Message, ...], index: int, text: str) -> bool:
-    """Whether a message is a reply that the rendered `text` holds as the model wrote it, so far as text can tell."""
-    if index >= len(messages) or messages[index]["role"] != "assistant":
-        return False
-    return text_with_calls(messages[index]) in text

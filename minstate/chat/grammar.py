@@ -8,23 +8,21 @@ in the order of the schema, and no other white space. So a call has the same tex
 template renders it again, and whatever is cached or looked up behind it still fits.
 """
 
-import json
-import re
 from collections.abc import Mapping
-from contextlib import suppress
-from functools import cache, lru_cache
-from typing import Any
+from functools import cache, cached_property, lru_cache
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 
-from minstate.chat.tool_calls import AFTER_ARGUMENTS, BEFORE_ARGUMENTS, BEFORE_NAME, CLOSE, OPEN, Tools, function_of
+from minstate.chat.call_grammar import TEXT, CallGrammar
+from minstate.chat.content import ControlTokens
+from minstate.chat.dialect import HERMES, Dialect
+from minstate.chat.schema import arguments
+from minstate.chat.tool_calls import Tools, function_of
 from minstate.errors import BadValue, BrokenInvariant, UnsupportedModel, UnsupportedSchema
 
-SPELLING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 CHOICES = ("auto", "required", "none")
-TEXT, QUOTE = r"/(?s:.*)/", '"'
 
 
 class Constraint:
@@ -63,7 +61,8 @@ class Constraint:
         if self._matcher.is_stopped():  # only the end of the reply was missing, of which the parser knows nothing
             self.forced, self.ended = (), True
             return
-        self._matcher.try_consume_tokens([token])
+        if self._matcher.try_consume_tokens([token]) != 1:
+            raise BrokenInvariant(f"the parser does not move on by the forced token {token}")
         self.forced = self.forced[1:]
         if not self.forced:
             self._find_forced()
@@ -93,34 +92,73 @@ class Grammars:
 
     vocab_size  of the model, which may have more rows than the tokenizer has tokens
     eos_ids     tokens that end a reply
+    dialect     in which the model writes calls and thoughts
     """
 
-    def __init__(self, tokenizer, vocab_size: int, eos_ids: frozenset[int]):
+    def __init__(self, tokenizer, vocab_size: int, eos_ids: frozenset[int], dialect: Dialect = HERMES):
         own = tokenizer.eos_token_id
         self._end = own if own in eos_ids else min(eos_ids, default=None)
         self._read_tokenizer = cache(lambda: _read_tokenizer(tokenizer, vocab_size, sorted(eos_ids) or own))
         self._compiled = lru_cache(maxsize=64)(self._compile)
+        self._control, self._eos_ids, self._dialect = ControlTokens(tokenizer), eos_ids, dialect
 
     def prepare(self) -> None:
         """Let llguidance read the tokenizer now, which takes most of a second. Raises `UnsupportedModel`."""
         self._read_tokenizer()
 
-    def constraint(self, tools: Tools, tool_choice: str | None, response_format: Mapping | None) -> Constraint | None:
+    def constraint(
+        self,
+        tools: Tools,
+        choice: str | None,
+        response_format: Mapping | None,
+        *,
+        parallel: bool | None = None,
+        thinking: bool = False,
+    ) -> Constraint | None:
         """What a turn's reply must fit, from public schemas alone; None if the reply is free.
+
+        choice, response_format, parallel  as in `TurnOptions`
+        thinking                           whether the reply begins inside the model's thoughts
 
         Raises `BadValue` if there is no such choice, `UnsupportedSchema` if a schema cannot be enforced, and
         `UnsupportedModel` if llguidance cannot read the tokenizer.
         """
-        grammar = grammar_of(tools, tool_choice, response_format)
+        grammar = self._grammar(tools, choice, response_format, parallel, thinking)
         return None if grammar is None else Constraint(self._compiled(grammar).deep_copy(), self._end)
 
-    def constraint_for_replay(
-        self, tools: Tools, tool_choice: str | None, response_format: Mapping | None
-    ) -> Constraint | None:
-        """As `constraint`, for an output that is given. It need not fit: the grammar only guesses at it, if it can."""
-        with suppress(UnsupportedModel, UnsupportedSchema):
-            return self.constraint(tools, tool_choice, response_format)
-        return None
+    def _grammar(
+        self, tools: Tools, choice: str | None, schema: Mapping | None, parallel: bool | None, thinking: bool
+    ) -> str | None:
+        """What a turn's reply must fit, in llguidance's dialect of Lark; None if the reply is free."""
+        functions = _functions(tools, choice)
+        if schema is not None:
+            if choice not in (None, "auto", "none"):
+                raise BadValue(f"a reply is either a call (tool_choice={choice!r}) or fits response_format")
+            if not isinstance(schema, Mapping):
+                raise BadValue(f"response_format must be a JSON schema, not {type(schema).__name__}")
+            return self._writer.value(schema, thinking=thinking)
+        if choice == "none":
+            return self._writer.none(thinking=thinking)
+        if choice == "required" and not functions:
+            raise BadValue("tool_choice='required' needs tools")
+        if not functions:
+            return None
+        write = self._writer.free if choice == "auto" else self._writer.required
+        ends = [text for text, token in self._writer.atoms.items() if token in self._eos_ids]
+        if hidden := [end for end in ends if end in self._dialect.calls]:
+            raise UnsupportedModel(f"this model's calls hold {hidden[0]!r}, which ends a reply: pass tool_choice=None")
+        calls = {name: arguments(schema) for name, schema in functions.items()}
+        return write(calls, thinking=thinking, parallel=parallel)
+
+    @cached_property
+    def _writer(self) -> CallGrammar:
+        """Writes grammars. A control token that llguidance takes for its text is written as text."""
+        anything = LLMatcher(
+            self._read_tokenizer(), LLMatcher.grammar_from_lark(f"start: TEXT\nTEXT: {TEXT}"), log_level=0
+        )
+        atoms = {text: i for text, i in self._control.ids.items() if not anything.validate_tokens([i])}
+        spoken = {i for text, i in atoms.items() if text in self._dialect.spelling or not self._control.is_special(i)}
+        return CallGrammar(self._dialect, atoms, frozenset(spoken - self._eos_ids))
 
     def _compile(self, lark: str) -> LLMatcher:
         matcher = LLMatcher(self._read_tokenizer(), LLMatcher.grammar_from_lark(lark), log_level=0)
@@ -138,40 +176,11 @@ def _read_tokenizer(tokenizer, vocab_size: int, eos_ids: list[int] | int) -> LLT
         ) from error
 
 
-def grammar_of(tools: Tools, choice: str | None, response_format: Mapping | None) -> str | None:
-    """What a turn's reply must fit, in llguidance's dialect of Lark; None if the reply is free.
+def _functions(tools: Tools, choice: str | None) -> dict[str, Mapping]:
+    """Names and schemas of the tools that a reply may call if `choice` is made.
 
     Raises `BadValue` if there is no such choice, `UnsupportedSchema` if a tool has no name or schema.
     """
-    functions = _functions(tools, choice)
-    if response_format is not None:
-        if choice not in (None, "auto", "none"):
-            raise BadValue(f"a reply is either a call (tool_choice={choice!r}) or fits response_format")
-        if not isinstance(response_format, Mapping):
-            raise BadValue(f"response_format must be a JSON schema, not {type(response_format).__name__}")
-        return f"start: {_value(response_format)}"
-    if choice == "none":
-        return f"start: TEXT\nTEXT: {TEXT} & ~/(?s:.*){re.escape(OPEN)}(?s:.*)/"
-    if choice == "required" and not functions:
-        raise BadValue("tool_choice='required' needs tools")
-    if not functions:
-        return None
-    # A name's opening quote belongs to what all calls have in common.
-    calls = [
-        f"call_{i}: {_json(_json(name)[1:] + BEFORE_ARGUMENTS)} {_value(_closed(schema))}"
-        for i, (name, schema) in enumerate(functions.items())
-    ]
-    which = " | ".join(f"call_{i}" for i in range(len(calls)))
-    body = f"{_json(BEFORE_NAME + QUOTE)} ({which}) {_json(AFTER_ARGUMENTS + CLOSE)}"
-    if choice == "auto":
-        start = f"start: (begun {body})* TEXT\nbegun[lazy]: TEXT {_json(OPEN)}\nTEXT: {TEXT}"
-    else:
-        start = f"start: {_json(OPEN)} {body}"
-    return "\n".join([start, *calls])
-
-
-def _functions(tools: Tools, choice: str | None) -> dict[str, Mapping]:
-    """Names and schemas of the tools that a reply may call if `choice` is made. Raises as `grammar_of` does."""
     if choice is not None and not isinstance(choice, str):
         raise BadValue(f"tool_choice must be None or a string, not {choice!r:.200}")
     if choice in (None, "none"):
@@ -185,22 +194,3 @@ def _functions(tools: Tools, choice: str | None) -> dict[str, Mapping]:
             f"tool_choice must be None, one of {', '.join(CHOICES)}, or a tool's name ({known}), not {choice!r}"
         )
     return {choice: functions[choice]}
-
-
-def _closed(parameters: Mapping) -> Mapping:
-    """A call names the parameters that its tool lists, and invents none, unless the schema says that it may."""
-    listed = "properties" in parameters and "patternProperties" not in parameters
-    return {"additionalProperties": False, **parameters} if listed else parameters
-
-
-def _value(schema: Mapping) -> str:
-    return f"%json {_json({**schema, 'x-guidance': SPELLING})}"
-
-
-def _json(value: Any) -> str:
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-        text.encode()  # raises on a lone surrogate, which is not valid text
-        return text
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BadValue(f"a schema must be JSON: {error}") from error

@@ -1,215 +1,267 @@
-"""From messages to token ids, a delta at a time, through the model's own chat template.
+"""A model's own chat template: what it can write, and the text that it writes of messages.
 
-The token ids of a conversation only ever grow, so a turn does not render the conversation again. It takes the text that
-the template writes *behind* a reply, up to the opening of the next reply. It cuts this text at the special token that
-ends a reply, because no tokenizer merges anything there. The log keeps the tokens that the model saw, even where the
-template would now write an earlier message differently.
-
-Most templates write the same text behind a reply, whatever the history. A short stand-in then takes the place of the
-history, and a turn costs nothing per old message. `Chat` tries its template on probes to find out. Some templates look
-back for this text, for example at the first message, which they repeat in the last one. Such a template is given the
-whole history at every turn.
-
-Text that spells a special token becomes that token, as it does in transformers. So check text that strangers wrote for
-`<|im_start|>` and the like before you pass it on.
+Templates are programs of their models' makers, and no two families agree on what they take. `Template` tries its
+template on *probes* when it is made. What the template cannot write, `render` writes into messages that it can: tools
+into the system message, results into a user's message, calls and thoughts into the text of a reply.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Iterable, Mapping
+from itertools import groupby
 from typing import Any
 
-from minstate.chat.messages import Message, Messages, normalise, normalise_tools
-from minstate.chat.tool_calls import Tools, signatures, text_with_calls, tool_response, tools_prompt
-from minstate.chat.transcript import Continuation, Transcript
+from minstate.chat.content import ControlTokens
+from minstate.chat.messages import Message, Messages
+from minstate.chat.probing import PROBE_TOOLS, find_dialect
+from minstate.chat.tool_calls import Tools, signatures
+from minstate.chat.transcript import NO_OPTIONS, Options
 from minstate.errors import BadMessage, UnsupportedModel
 
 REPLY = "\ue000reply\ue000"  # takes the place of a reply, to find the text that the template writes behind it
 STAND_IN = ({"role": "user", "content": "stand-in"},)  # takes the place of a history
-TOOL = {"type": "function", "function": {"name": "probe_tool", "parameters": {"type": "object", "properties": {}}}}
-CALL = {"role": "assistant", "content": "", "tool_calls": [{"name": "probe_call", "arguments": {}}]}
-RESULT = {"role": "tool", "name": "probe_call", "content": "probe result", "tool_call_id": "call00000"}
-_TALK = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "<think>\nwell\n</think>\n\nanswer"}]
-_MORE = [{"role": "user", "content": "another question"}]
-PROBES = [
-    (history, new)
-    for history in (
-        _MORE,
-        [{"role": "system", "content": "system text"}, *_MORE],
-        [*_TALK, *_MORE],
-        [{"role": "system", "content": "system text"}, *_TALK, *_TALK, *_MORE, _TALK[1], RESULT],
-    )
-    for new in (_MORE, [RESULT], [RESULT, RESULT], [RESULT, *_MORE], [CALL, RESULT])
-]
+CALL = {"name": PROBE_TOOLS[0]["function"]["name"], "arguments": {"alpha": "a", "beta": 1}}
+RESULT = {"role": "tool", "content": "probe result"}
+STAND_IN_REPLY = {"role": "assistant", "content": "stand-in"}
+THOUGHT = {"role": "assistant", "content": "answer", "reasoning_content": "probe thought"}
 
 
-class Chat:
-    """A tokenizer's chat template. Raises `UnsupportedModel` if it has none, or none that can be used."""
+class Template:
+    """The chat template of a tokenizer. Raises `UnsupportedModel` if it has none, or none that can be used.
 
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
-        if not getattr(tokenizer, "chat_template", None):
+    eos_ids  tokens that end a reply, besides those that the template writes behind one
+    """
+
+    def __init__(self, tokenizer, eos_ids: frozenset[int] = frozenset()):
+        self.tokenizer, self.control = tokenizer, ControlTokens(tokenizer)
+        source = getattr(tokenizer, "chat_template", None)
+        if not source:
             raise UnsupportedModel("the tokenizer has no chat template: send token_ids")
         user = STAND_IN[0]
-        self._knows_tools = self._shows([user], "probe_tool", tools=[TOOL])
-        self._knows_calls = self._shows([user, CALL, user], "probe_call")
-        self._knows_results = self._shows([user, {"role": "assistant", "content": REPLY}, RESULT], "probe result")
+        self.wants_parts = not self._shows([user], "stand-in") and self._shows([_in_parts(user)], "stand-in")
+        self.knows_tools = self._shows([user], "probe_tool_a", PROBE_TOOLS)
+        self.knows_system = self._shows([{"role": "system", "content": "probe system"}, user], "probe system")
+        self.knows_developer = self._shows([{"role": "developer", "content": "probe system"}, user], "probe system")
+        self.knows_thoughts = self._shows([user, THOUGHT], "probe thought")
+        spelt = tuple(token for token, i in self.control.ids.items() if i in eos_ids)
+        reply_end = self._raw([user, {"role": "assistant", "content": REPLY}]).partition(REPLY)[2]
+        text = source if isinstance(source, str) else "\n".join(source.values())
+        self.dialect, self.writes_calls = find_dialect(self._probe, text, self.control.ids, spelt, reply_end)
+        self._marks = frozenset(token for token in self.control.ids if token in self.dialect.spelling)
+        self.knows_results = True
+        self.knows_results = any(
+            self._shows(self._for_template([user, reply, RESULT], NO_OPTIONS, frozenset()), "probe result", PROBE_TOOLS)
+            for reply in ({"role": "assistant", "content": "", "tool_calls": [CALL]}, STAND_IN_REPLY)
+        )
+        self.closing = self.encode(self.behind_reply(STAND_IN))
         try:
-            closing = self.encode(self._behind_reply(STAND_IN, (), ()))
-        except BadMessage as error:
-            raise UnsupportedModel(f"the chat template refuses a plain conversation: {error}") from error
-        # A tokenizer cuts added tokens out of a text before it does anything else, so ids may be joined at one.
-        self._atoms = frozenset(tokenizer.added_tokens_decoder)
-        self.end_of_reply = closing[0] if closing and closing[0] in self._atoms else None
-        self.looks_back = any(not self._same_behind_stand_in(*probe) for probe in PROBES)
+            self.closing_of_calls = self.encode(self.behind_reply(STAND_IN, [CALL]))
+        except (BadMessage, UnsupportedModel):
+            self.closing_of_calls = self.closing
+        # Both end with the first control token behind a reply, if there is one.
+        atoms = frozenset(self.control.ids.values())
+        self.end, self.end_of_calls = (
+            next((token for token in ids if token in atoms), None) for ids in (self.closing, self.closing_of_calls)
+        )
+        self.ends = eos_ids | {end for end in (self.end, self.end_of_calls) if end is not None}
 
-    def render(self, messages: Messages, tools: Tools = (), *, reply: bool) -> str:
-        """The template's text of normalised messages; with the opening of a reply, if `reply`. Raises `BadMessage`."""
-        if tools and not self._knows_tools:
-            messages, tools = _with_tools_in_system_message(messages, tools), ()
+    def render(
+        self,
+        messages: Messages,
+        tools: Tools = (),
+        *,
+        reply: bool,
+        options: Options = NO_OPTIONS,
+        verbatim: frozenset[int] = frozenset(),
+    ) -> str:
+        """The template's text of normalised messages; with the opening of a reply, if `reply`. Raises `BadMessage`.
+
+        What others wrote is protected in it: `encode` makes token ids of it.
+
+        verbatim  indices of replies whose control tokens are the model's own
+        """
+        written = self._for_template(messages, options, verbatim)
+        safe = tools if options.content_may_control else self.control.protect(tools)
+        if safe and not self.knows_tools:
+            written, safe = self._with_system_text(written, self._tools_prompt(safe)), ()
+        if self.wants_parts:
+            written = [_in_parts(message) for message in written]
         try:
             return self.tokenizer.apply_chat_template(
-                [self._adapt(message) for message in messages],
-                tools=list(tools) or None,
-                tokenize=False,
-                add_generation_prompt=reply,
+                written, tools=list(safe) or None, tokenize=False, add_generation_prompt=reply, **options.variables
             )
         except Exception as error:  # a template may raise anything
             raise BadMessage(f"the chat template refuses these messages: {error}") from error
 
     def encode(self, text: str) -> list[int]:
         """Token ids of rendered text. Raises `BadMessage` if it is not valid text."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise BadMessage(f"a message or tool holds a lone surrogate, which is not valid text: {error}") from error
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return self.control.encode(text)
 
-    def new_transcript(self, messages, tools) -> Transcript:
-        """A conversation that begins with `messages` and `tools`, all of them pending. Raises `BadMessage`."""
-        empty = isinstance(messages, list | tuple) and not messages
-        transcript = Transcript(() if empty else normalise(messages), normalise_tools(tools))
-        # Rendering and encoding show here what cannot be sent, and not in the first turn.
-        if transcript.messages:
-            self.encode(self.render(transcript.messages, transcript.tools, reply=False))
-        elif transcript.tools:  # many templates refuse to render without any message
-            self.encode(signatures(transcript.tools))
-        return transcript
+    def behind_reply(
+        self,
+        history: Messages,
+        calls: Iterable[Mapping[str, Any]] = (),
+        messages: Messages = (),
+        tools: Tools = (),
+        options: Options = NO_OPTIONS,
+    ) -> str:
+        """The template's text behind a reply to `history`: the end of the reply, or up to the reply to `messages`.
 
-    def read_messages(self, transcript: Transcript, log: list[int], messages) -> Continuation:
-        """The input of a turn of messages; `[]` lets the model answer pending ones. Raises `BadMessage`."""
-        empty = isinstance(messages, list | tuple) and not messages
-        new = () if empty and transcript.has_pending else normalise(messages)
-        if log and not transcript.has_pending:
-            ids, keep = self.delta(transcript, new, log[-1]), len(log)
-        else:
-            whole = self.prompt(transcript, new)
-            keep = common_prefix(log, whole)
-            ids = whole[keep:]
-        return Continuation(keep, ids, transcript.with_messages(new, reply_start=keep + len(ids)))
-
-    def read_ids(self, transcript: Transcript, log: list[int], ids: list[int]) -> Continuation:
-        """The input of a turn of raw ids behind pending messages. Raises `BadMessage`."""
-        whole = self.encode(self.render(transcript.messages or (), transcript.tools, reply=False)) + ids
-        keep = common_prefix(log, whole)
-        return Continuation(keep, whole[keep:], transcript.with_raw_ids())
-
-    def prompt(self, transcript: Transcript, messages: Messages) -> list[int]:
-        """Token ids of the whole conversation, of `messages`, and of the opening of a reply, rendered as one text."""
-        conversation = (*(transcript.messages or ()), *messages)
-        return self.encode(self.render(conversation, transcript.tools, reply=True))
-
-    def delta(self, transcript: Transcript, messages: Messages, last_token: int) -> list[int]:
-        """The token ids behind a log that ends inside a reply: its end, `messages`, and the opening of the next reply.
-
-        last_token  of the log
+        calls  of this reply, because templates may end it differently, and look for the calls that results belong to
         """
-        history = transcript.messages[:-1] if self.looks_back and transcript.messages else STAND_IN
-        tools = transcript.tools if self.looks_back else ()
-        ids = self.encode(self._behind_reply(history, messages, tools))
-        # If the model ended its reply itself, the log has the end already; a reply that was cut off lacks it.
-        return ids[1:] if ids[:1] == [last_token] and last_token in self._atoms else ids
-
-    def encode_reply(self, message: str | Message) -> list[int]:
-        """Token ids of an assistant's message, as text or with tool calls, and of its end. Raises `BadMessage`."""
-        (message,) = normalise({"role": "assistant", "content": message} if isinstance(message, str) else message)
-        if message["role"] != "assistant":
-            raise BadMessage(f"a reply must have the role 'assistant', not {message['role']!r}")
-        ids = self.encode(text_with_calls(message))
-        return ids if self.end_of_reply is None else [*ids, self.end_of_reply]
-
-    def _behind_reply(self, history: Messages, messages: Messages, tools: Tools) -> str:
-        """The template's text behind a reply to `history`: the end of the reply, or up to the reply to `messages`."""
-        conversation = [*history, {"role": "assistant", "content": REPLY}, *messages]
-        _, found, behind = self.render(conversation, tools, reply=bool(messages)).partition(REPLY)
+        reply, seen = {"role": "assistant", "content": REPLY}, REPLY
+        numbered = [
+            {"id": self.call_id(call, i), **call, "arguments": {"reply": REPLY}} for i, call in enumerate(calls)
+        ]
+        waiting, messages = numbered, list(messages)
+        for place, message in enumerate(messages):
+            if message["role"] != "tool":
+                break
+            messages[place], waiting = _answer(message, waiting)
+        if self.writes_calls and numbered:
+            reply = {"role": "assistant", "content": "", "tool_calls": numbered}
+            seen = self.dialect.write(
+                numbered if options.content_may_control else self.control.protect(numbered, self._marks)
+            )
+        text = self.render([*history, reply, *messages], tools, reply=bool(messages), options=options)
+        _, found, behind = text.rpartition(seen)
+        if not found and seen != REPLY:  # a template that writes calls in another way than the model does
+            return text.rpartition(REPLY)[2].partition("}")[2]
         if not found:
             raise UnsupportedModel("the chat template leaves out the assistant's replies: send token_ids")
         return behind
 
-    def _same_behind_stand_in(self, history: Messages, messages: Messages) -> bool:
-        """Whether the template writes `messages` behind the stand-in as it does behind `history`."""
-        try:
-            behind = self._behind_reply(history, messages, [TOOL] if self._knows_tools else ())
-        except BadMessage:
-            return True  # the template will refuse such a conversation anyway
-        try:
-            return behind == self._behind_reply(STAND_IN, messages, ())
-        except BadMessage:
-            return False
+    def _for_template(self, messages: Messages, options: Options, verbatim: frozenset[int]) -> list[dict[str, Any]]:
+        """Messages as the template takes them, in which nobody but the template can write control tokens."""
+        written, waiting, count = [], [], 0
+        for index, message in enumerate(messages):
+            safe = message if options.content_may_control or index in verbatim else self._protected(message)
+            calls = []
+            for call in safe.get("tool_calls", ()):
+                calls.append({"id": self.call_id(call, count), **call})
+                count += 1
+            if safe["role"] == "tool":
+                safe, waiting = _answer(safe, waiting)
+            else:
+                waiting = calls
+            written.append(self._adapted(safe, calls))
+        return _with_merged_results(_in_order_of_calls(written))
 
-    def _shows(self, messages: list[Message], text: str, tools: Tools = ()) -> bool:
+    def _protected(self, message: Message) -> Message:
+        """The message with its control tokens broken up, but for the marks that a reply may have."""
+        allowed = self._marks if message["role"] == "assistant" else frozenset()
+        return {key: value if key == "role" else self.control.protect(value, allowed) for key, value in message.items()}
+
+    def call_id(self, call: Mapping[str, Any], index: int) -> str:
+        """The id of a call, which is number `index` of its conversation if it has none."""
+        return call.get("id") or self.dialect.ids.format(name=call["name"], index=index)
+
+    def _adapted(self, message: Message, calls: list[dict[str, Any]]) -> dict[str, Any]:
+        """One message. What the template cannot write becomes text."""
+        role, content, thought = message["role"], message["content"], message.get("reasoning_content")
+        if role == "tool" and not self.knows_results:
+            return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>", "is_result": True}
+        if role == "developer" and not self.knows_developer:
+            return {**message, "role": "system"}
+        if thought and not self.knows_thoughts and self.dialect.think:
+            opens, closes = self.dialect.think
+            content = f"{opens}\n{thought.strip()}\n{closes}\n\n{content}"
+        if not calls:
+            return {**message, "content": content}
+        if not self.writes_calls:
+            return {"role": role, "content": self.dialect.write_message({"content": content, "tool_calls": calls})}
+        wanted = [
+            {
+                "id": call["id"],
+                "type": "function",
+                "function": {
+                    "name": call["name"],
+                    "arguments": json.dumps(call["arguments"], ensure_ascii=False)
+                    if self.dialect.text_arguments
+                    else dict(call["arguments"]),
+                },
+            }
+            for call in calls
+        ]
+        return {**message, "content": content or (None if self.dialect.none_content else ""), "tool_calls": wanted}
+
+    def _tools_prompt(self, tools: Tools) -> str:
+        """The part of a system message that describes tools. Raises `BadMessage`."""
+        opens, closes = self.dialect.marks
+        how = (
+            f"its name and arguments as a JSON object between {opens} and {closes}"
+            if closes
+            else "exactly in this form"
+        )
+        return f"""\
+You may call functions. Their signatures, one JSON object a line, are between <tools> and </tools>:
+<tools>
+{signatures(tools)}
+</tools>
+To call one, write {how}:
+{self.dialect.write([{"name": "the function", "arguments": {"parameter": "value"}}])}"""
+
+    def _with_system_text(self, messages: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+        """The messages with this text at the end of their system message, or before the first question."""
+        first = messages[0] if messages else {"role": ""}
+        if first["role"] in ("system", "developer"):
+            return [{**first, "content": f"{first['content']}\n\n{text}"}, *messages[1:]]
+        if first["role"] == "user" and not self.knows_system:
+            return [{**first, "content": f"{text}\n\n{first['content']}"}, *messages[1:]]
+        return [{"role": "system", "content": text}, *messages]
+
+    def _shows(self, messages: Messages, text: str, tools: Tools = ()) -> bool:
         """Whether `text` is in what the template writes of these messages, which are passed to it unchanged."""
-        messages = [_for_template(message) for message in messages]
+        return text in self._raw(messages, tools)
+
+    def _raw(self, messages: Messages, tools: Tools = ()) -> str:
+        """What the template writes of messages that are passed to it unchanged; "" if it refuses them."""
         try:
-            return text in self.tokenizer.apply_chat_template(messages, tools=list(tools) or None, tokenize=False)
-        except Exception:  # noqa: BLE001  a template may raise anything
-            return False
+            return self._probe(messages, tools)
+        except ValueError:
+            return ""
 
-    def _adapt(self, message: Message) -> Message:
-        """The message for the template. Calls and results that the template cannot write become text."""
-        if message["role"] == "tool" and not self._knows_results:
-            return {"role": "user", "content": tool_response(message["content"])}
-        if message.get("tool_calls") and not self._knows_calls:
-            return {"role": message["role"], "content": text_with_calls(message)}
-        return _for_template(message)
-
-
-def read_input(
-    chat: Callable[[], Chat], transcript: Transcript, log: list[int], messages, token_ids: list[int] | None
-) -> Continuation:
-    """What a turn's input, messages or raw ids, does to the log.
-
-    Costs nothing per old token, unless messages are pending. `chat` is called only if a template is needed: raw ids
-    alone need none. Raises `BadMessage`, and what `chat` raises.
-    """
-    if (messages is None) == (token_ids is None):
-        raise BadMessage("send either messages or token_ids")
-    if token_ids is None:
-        return chat().read_messages(transcript, log, messages)
-    if transcript.has_pending:
-        return chat().read_ids(transcript, log, token_ids)
-    if not log and not token_ids:
-        raise BadMessage("the first turn needs at least one token")
-    continues_reply = not token_ids and transcript.messages
-    return Continuation(len(log), token_ids, transcript if continues_reply else transcript.with_raw_ids())
+    def _probe(self, messages: Messages, tools: Tools = (), *, reply: bool = False) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=reply
+            )
+        except Exception as error:  # a template may raise anything
+            raise ValueError(str(error)) from error
 
 
-def _for_template(message: Message) -> Message:
-    """Tool calls in the shape that templates read, which is OpenAI's with the arguments as an object."""
-    if not message.get("tool_calls"):
-        return message
-    calls = [{"id": "call00000", "type": "function", "function": dict(call)} for call in message["tool_calls"]]
-    return {**message, "tool_calls": calls}
+def _in_parts(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message with its content as a list of parts."""
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
 
 
-def _with_tools_in_system_message(messages: Messages, tools: Tools) -> list[Message]:
-    """Describe `tools` at the end of the system message, for a template that cannot do it."""
-    prompt = tools_prompt(tools)
-    if messages and messages[0]["role"] == "system":
-        return [{"role": "system", "content": f"{messages[0]['content']}\n\n{prompt}"}, *messages[1:]]
-    return [{"role": "system", "content": prompt}, *messages]
+def _with_merged_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results that have become user messages, joined with what follows on them: roles often have to alternate."""
+    merged: list[dict[str, Any]] = []
+    for message in messages:
+        if merged and message["role"] == "user" and merged[-1].get("is_result"):
+            merged[-1]["content"] += "\n" + message["content"]
+        else:
+            merged.append(dict(message))
+    return [{key: value for key, value in message.items() if key != "is_result"} for message in merged]
 
 
-def common_prefix(a: list[Any], b: list[Any]) -> int:
-    """How many items two lists have in common at their beginning."""
-    if a[: len(b)] == b[: len(a)]:
-        return min(len(a), len(b))
-    return next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+def _answer(result: Message, waiting: list[dict[str, Any]]) -> tuple[Message, list[dict[str, Any]]]:
+    """A result with the id and the name of the call that it answers, and the calls that still wait for one."""
+    asked = result.get("tool_call_id")
+    call = next((call for call in waiting if asked in (None, call["id"])), None)
+    if call is None:
+        return result, waiting
+    named = {**result, "tool_call_id": call["id"], "name": result.get("name") or call["name"]}
+    return named, [other for other in waiting if other is not call]
+
+
+def _in_order_of_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results that follow on each other in the order of their calls: many templates do not write ids."""
+    order = {call["id"]: place for message in messages for place, call in enumerate(message.get("tool_calls", ()))}
+    ordered, at = list(messages), 0
+    for is_result, run in groupby(messages, key=lambda message: message["role"] == "tool"):
+        results = list(run)
+        if is_result:
+            ordered[at : at + len(results)] = sorted(results, key=lambda one: order.get(one.get("tool_call_id"), 0))
+        at += len(results)
+    return ordered

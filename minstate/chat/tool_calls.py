@@ -1,19 +1,8 @@
-"""The tool-call syntax: how a model is told of tools, how a call is written, and how a call is read back.
-
-A call in the style of [Hermes](https://github.com/NousResearch/Hermes-Function-Calling), which Qwen's models use too,
-is one JSON object between two marks:
-
-    <tool_call>
-    {"name": "read_file", "arguments": {"path": "setup.py"}}
-    </tool_call>
-
-Whatever depends on this syntax is in this file. `grammar` builds its rules from the pieces of text below. `template`
-writes calls, results and tools in this syntax where a model's own chat template cannot.
-"""
+"""Tools and the calls of them: what a call is, what is wrong with it, and how a tool's schema is found."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -24,10 +13,6 @@ from minstate.errors import BadMessage, UnsupportedSchema
 Tool = Mapping[str, Any]  # a JSON schema, bare or inside OpenAI's `{"type": "function", "function": ...}`
 Tools = Sequence[Tool]
 
-# A call is OPEN, BEFORE_NAME, the name as JSON, BEFORE_ARGUMENTS, the arguments as JSON, AFTER_ARGUMENTS, CLOSE.
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
-BEFORE_NAME, BEFORE_ARGUMENTS, AFTER_ARGUMENTS = '\n{"name": ', ', "arguments": ', "}\n"
-
 
 @dataclass(frozen=True)
 class ToolCall:
@@ -35,64 +20,19 @@ class ToolCall:
 
     name: str
     arguments: dict[str, Any]
-    raw: str  # the text between its marks
+    raw: str  # its text, without the marks around it
     error: str = ""
+    id: str = ""  # by which a result names it
+
+    def __str__(self) -> str:
+        if self.error:
+            return f"{self.name or 'a call'}: {self.error}"
+        return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.arguments.items())})"
 
 
-# ---- Reading
-
-
-def parse_tool_calls(text: str, tools: Tools = ()) -> tuple[ToolCall, ...]:
-    """The tool calls in an assistant's text, in order, malformed and unfinished ones included.
-
-    If `tools` are given, a call is checked against the schema of its tool.
-    """
-    calls = []
-    while OPEN in text:
-        text = text.partition(OPEN)[2]
-        end = _json_end(text)  # a string in the JSON may hold anything, the marks of calls included
-        raw, closed, rest = text[end:].partition(CLOSE)
-        if not end and OPEN in raw:  # no JSON, and not closed: the call ends where the next one begins
-            raw, closed = raw.partition(OPEN)[0], ""
-            rest = text[len(raw) :]
-        call = _parse_call((text[:end] + raw).strip(), bool(closed))
-        calls.append(replace(call, error=_schema_error(call, tools)) if tools and not call.error else call)
-        text = rest
-    return tuple(calls)
-
-
-def text_before_calls(text: str) -> str:
-    """An assistant's text up to its first tool call."""
-    return text.partition(OPEN)[0]
-
-
-def _json_end(text: str) -> int:
-    """Where the JSON value ends with which a text begins; 0 if the text begins with none."""
-    stripped = text.lstrip()
-    try:
-        _, end = json.JSONDecoder().raw_decode(stripped)
-    except (ValueError, RecursionError):
-        return 0
-    return len(text) - len(stripped) + end
-
-
-def _parse_call(raw: str, closed: bool) -> ToolCall:
-    if not closed:
-        return ToolCall("", {}, raw, f"cut off before {CLOSE}")
-    try:
-        call = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        return ToolCall("", {}, raw, f"not JSON: {error}")
-    name, arguments = (call.get("name"), call.get("arguments", {})) if isinstance(call, dict) else (None, None)
-    if not isinstance(name, str) or not isinstance(arguments, dict):
-        return ToolCall("", {}, raw, 'not of the form {"name": string, "arguments": object}')
-    return ToolCall(name, arguments, raw)
-
-
-def _schema_error(call: ToolCall, tools: Tools) -> str:
+def schema_error(call: ToolCall, tools: Tools) -> str:
     """What is wrong with a call of one of `tools`; "" if the call fits its schema."""
-    functions = [tool.get("function", tool) for tool in tools]
-    schemas = {function.get("name"): function.get("parameters") or {} for function in functions}
+    schemas = schemas_of(tools)
     if call.name not in schemas:
         return f"no tool of the name {call.name!r}"
     try:
@@ -102,61 +42,16 @@ def _schema_error(call: ToolCall, tools: Tools) -> str:
     return f"arguments do not fit the schema: {error.message} at {error.json_path}" if error else ""
 
 
-# ---- Writing
-
-
-def text_with_calls(message: Mapping[str, Any]) -> str:
-    """The text of a normalised message, followed by its tool calls."""
-    blocks = [message["content"]] if message["content"] else []
-    calls = message.get("tool_calls", ())
-    blocks += [_before_arguments(call["name"]) + _json(call["arguments"]) + AFTER_ARGUMENTS + CLOSE for call in calls]
-    return "\n".join(blocks)
-
-
-def call_opening(tool: Tool) -> str:
-    """How a call of the tool begins: up to its first value if its first argument is required, else up to the arguments.
-
-    Raises `UnsupportedSchema`.
-    """
-    name, parameters = function_of(tool)
-    first = next(iter(parameters.get("properties", {})), None)
-    opening = _before_arguments(name) + "{"
-    return f"{opening}{_json(first)}: " if first in parameters.get("required", ()) else opening
-
-
-def tool_response(content: str) -> str:
-    """A tool's result inside a user's message, for a template that has no role for tools."""
-    return f"<tool_response>\n{content}\n</tool_response>"
-
-
-def tools_prompt(tools: Tools) -> str:
-    """The part of a system message that describes tools, for a template that cannot do it. Raises `BadMessage`."""
-    return f"""\
-You may call functions. Their signatures, one JSON object a line, are between <tools> and </tools>:
-<tools>
-{signatures(tools)}
-</tools>
-To call one, write its name and arguments as a JSON object between {OPEN} and {CLOSE}:
-{OPEN}
-{{"name": "the function", "arguments": {{"parameter": "value"}}}}
-{CLOSE}"""
-
-
-def _before_arguments(name: str) -> str:
-    return OPEN + BEFORE_NAME + _json(name) + BEFORE_ARGUMENTS
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-# ---- Tools
+def schemas_of(tools: Tools) -> dict[str, Mapping[str, Any]]:
+    """The schema of each tool's arguments by the tool's name, whatever they are."""
+    functions = [tool.get("function", tool) for tool in tools]
+    return {function.get("name"): function.get("parameters") or {} for function in functions}
 
 
 def signatures(tools: Tools) -> str:
     """Tools as JSON, one a line. Raises `BadMessage`."""
     try:
-        return "\n".join(_json(tool) for tool in tools)
+        return "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
     except (TypeError, ValueError, RecursionError) as error:
         raise BadMessage(f"tools must be a list of JSON schemas: {error}") from error
 

@@ -1,10 +1,26 @@
 """The conversation as messages, beside the log of token ids that the model saw."""
 
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from minstate.chat.messages import Message, Messages
 from minstate.chat.tool_calls import Tool
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a conversation asks of the chat template.
+
+    variables            passed to the template by name, such as `enable_thinking` or `reasoning_effort`
+    content_may_control  whether control tokens that a message spells become control tokens
+    """
+
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    content_may_control: bool = False
+
+
+NO_OPTIONS = Options()
 
 
 @dataclass(frozen=True)
@@ -16,12 +32,17 @@ class Transcript:
     in_log       how many of the messages are in the log. Messages beyond are *pending*: the next turn then renders the
                  conversation as a whole
     reply_start  position in the log at which the last reply begins
+    thinking     whether the prompt of the last reply has begun the model's thoughts
+    verbatim     indices of replies in which the model wrote control tokens itself
     """
 
     messages: tuple[Message, ...] | None = ()
     tools: tuple[Tool, ...] = ()
     in_log: int = 0
     reply_start: int = 0
+    thinking: bool = False
+    verbatim: frozenset[int] = frozenset()
+    options: Options = NO_OPTIONS
 
     @property
     def has_pending(self) -> bool:
@@ -30,29 +51,23 @@ class Transcript:
             return False
         return self.in_log < len(self.messages) or (self.in_log == 0 and bool(self.tools))
 
-    def with_messages(self, messages: Messages, reply_start: int) -> "Transcript":
+    def with_messages(self, messages: Messages, reply_start: int, *, thinking: bool = False) -> "Transcript":
         """With new messages. The reply to them begins at `reply_start`."""
         known = None if self.messages is None else (*self.messages, *messages)
-        return replace(self, messages=known, reply_start=reply_start)
+        return replace(self, messages=known, reply_start=reply_start, thinking=thinking)
 
     def with_raw_ids(self) -> "Transcript":
         """With raw token ids: which messages these are is unknown."""
-        return replace(self, messages=None)
+        return replace(self, messages=None, thinking=False)
 
-    def with_reply(self, text: str) -> "Transcript":
+    def with_reply(self, reply: str | Message, *, verbatim: bool = False) -> "Transcript":
         """With the model's reply. A reply that was cut off, and that this one continues, is replaced by it."""
         earlier = self.messages or ()
         if self.in_log == len(earlier):  # no new message: the last one is the reply so far
             earlier = earlier[:-1]
-        messages = (*earlier, {"role": "assistant", "content": text})
-        return replace(self, messages=messages, in_log=len(messages))
-
-    def after_turn(self, log: list[int], prompt_length: int, text: str, tokenizer) -> "Transcript":
-        """With the reply that `text` completes: `log[:prompt_length]` holds its beginning if it was cut off before."""
-        if self.messages is None:  # then it is also unknown where the reply began
-            return self
-        begun = tokenizer.decode(log[self.reply_start : prompt_length], skip_special_tokens=True)
-        return self.with_reply(begun + text)
+        message = {"role": "assistant", "content": reply} if isinstance(reply, str) else reply
+        own = self.verbatim | {len(earlier)} if verbatim else self.verbatim - {len(earlier)}
+        return replace(self, messages=(*earlier, message), in_log=len(earlier) + 1, verbatim=own)
 
 
 class Continuation(NamedTuple):
@@ -61,3 +76,4 @@ class Continuation(NamedTuple):
     keep: int  # tokens of the log that stay
     ids: list[int]  # token ids that follow
     transcript: Transcript  # with the turn's input
+    thinking: bool = False  # whether the reply begins inside the model's thoughts

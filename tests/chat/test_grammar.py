@@ -12,8 +12,8 @@ from jsonschema import Draft202012Validator
 from tiny import VOCABULARY, drafting, engine, tokenizer
 
 from minstate import BadMessage, BadValue, BrokenInvariant, Engine, Sampling, UnsupportedModel, UnsupportedSchema
+from minstate.chat.dialect import HERMES
 from minstate.chat.grammar import Grammars
-from minstate.chat.tool_calls import call_opening, parse_tool_calls
 from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
 from minstate.sampling import choose
 
@@ -170,11 +170,11 @@ def test_what_is_forced_is_what_alone_is_allowed(choice, text, grammars):
 def test_a_call_s_opening_is_forced_up_to_the_first_choice(grammars):
     constraint = grammars.constraint(TOOLS, "look", None)
     assert bytes(token_bytes(constraint.forced)).decode() == '<tool_call>\n{"name": "look", "arguments": {"path": "'
-    assert call_opening(LOOK) == '<tool_call>\n{"name": "look", "arguments": {"path": '
-    assert taken(grammars.constraint(TOOLS, "required", None), call_opening(SORT))[0] == call_opening(SORT)
-    assert call_opening(WAIT) == '<tool_call>\n{"name": "wait", "arguments": {'
+    assert HERMES.opening(LOOK) == '<tool_call>\n{"name": "look", "arguments": {"path": '
+    assert taken(grammars.constraint(TOOLS, "required", None), HERMES.opening(SORT))[0] == HERMES.opening(SORT)
+    assert HERMES.opening(WAIT) == '<tool_call>\n{"name": "wait", "arguments": {'
     optional = {"name": "x", "parameters": {"properties": {"a": {}, "b": {}}, "required": ["b"]}}
-    assert call_opening(optional).endswith('"arguments": {')
+    assert HERMES.opening(optional).endswith('"arguments": {')
     several = grammars.constraint(TOOLS, "required", None)
     assert bytes(token_bytes(several.forced)).decode() == '<tool_call>\n{"name": "'
 
@@ -337,7 +337,7 @@ def test_calls_of_a_random_model_are_valid_and_can_be_read(choice):
     for seed in range(12):
         turn = reply(e, choice, seed)
         e.check()
-        parsed = parse_tool_calls(turn.text, TOOLS)
+        parsed = HERMES.read(turn.text, TOOLS).calls
         finished += turn.finish_reason == "stop"
         if turn.finish_reason == "stop":
             assert turn.token_ids[-1] == END
@@ -362,7 +362,7 @@ def test_a_model_that_begins_a_call_has_to_go_on_with_it(choice):
         allowed = [token for token in range(VOCABULARY) if constraint.allows(token)]
         tokens.append(END if END in allowed else draw.choice(allowed))
         constraint.advance(tokens[-1])
-    (one,) = parse_tool_calls(tokenizer().decode(tokens, skip_special_tokens=True), TOOLS)
+    (one,) = HERMES.read(tokenizer().decode(tokens, skip_special_tokens=True), TOOLS).calls
     assert constraint.ended and one.error == "" and one.name in ("look", "wait", SORT["name"])
 
 

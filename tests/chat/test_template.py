@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minstate import BadMessage, UnsupportedModel
+from minstate.chat.conversation import Chat, read_input
+from minstate.chat.dialect import HERMES
 from minstate.chat.messages import normalise
-from minstate.chat.template import Chat, read_input
-from minstate.chat.tool_calls import ToolCall, parse_tool_calls
+from minstate.chat.template import Template
+from minstate.chat.tool_calls import ToolCall
 from minstate.chat.transcript import Transcript
 from minstate.lab.engines.small_engine import byte_tokenizer, small_engine
 from minstate.lab.engines.template_styles import STYLES
@@ -86,13 +88,13 @@ def test_the_log_of_the_real_tokenizer_is_the_whole_rendering(system):
 def test_only_a_template_that_looks_back_is_given_the_whole_history(monkeypatch):
     assert {style for style in templates.STYLES if Chat(templates.tokenizer(style)).looks_back} == {"mistral"}
     sizes = []
-    render = Chat.render
+    render = Template.render
 
     def counted(self, messages, *args, **options):
         sizes.append(len(messages))
         return render(self, messages, *args, **options)
 
-    monkeypatch.setattr(Chat, "render", counted)
+    monkeypatch.setattr(Template, "render", counted)
     for style in ("qwen3", "mistral"):
         chat = Chat(templates.tokenizer(style))
         sizes.clear()
@@ -159,7 +161,7 @@ def test_tool_calls_are_written_as_they_are_read(style, call):
     rendered = chat.render(normalise([USER, message]), reply=False)
     for text in (rendered, chat.tokenizer.decode(chat.encode_reply(message))):
         assert "Let me look.\n<tool_call>\n" in text
-        (parsed,) = parse_tool_calls(text)
+        (parsed,) = HERMES.read(text).calls
         assert (parsed.name, parsed.arguments, parsed.error) == ("ls", {"path": "é"}, "")
 
 
@@ -217,8 +219,9 @@ def no_chat():
 
 def test_raw_ids_need_no_template_unless_messages_are_pending():
     known = Transcript((USER, {"role": "assistant", "content": "x"}), in_log=2)
-    assert read_input(no_chat, known, [5, 6], None, [7]) == (2, [7], known.with_raw_ids())
-    assert read_input(no_chat, known, [5, 6], None, []) == (2, [], known), "the reply goes on"
+    assert read_input(no_chat, known, [5, 6], None, [7]) == (2, [7], known.with_raw_ids(), False)
+    goes_on = read_input(lambda: Chat(tiny.tokenizer()), known, [5, 6], None, [])
+    assert goes_on == (2, [], known, False)
     with pytest.raises(UnsupportedModel):
         read_input(no_chat, Transcript((USER,)), [], None, [7])
     with pytest.raises(UnsupportedModel):
@@ -232,6 +235,6 @@ def test_raw_ids_need_no_template_unless_messages_are_pending():
 
 def test_raw_ids_follow_on_pending_messages():
     chat = Chat(tiny.tokenizer())
-    keep, ids, transcript = read_input(lambda: chat, Transcript((USER,)), [], None, [7])
+    keep, ids, transcript, _ = read_input(lambda: chat, Transcript((USER,)), [], None, [7])
     assert (keep, transcript.messages) == (0, None)
     assert ids == [*chat.encode(chat.render([USER], reply=False)), 7]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
-from minstate.chat.template import common_prefix
+from minstate.chat.content import common_prefix
 from minstate.draft_budget import CostTable
 from minstate.lab.figures.palette import (
     BLUE,

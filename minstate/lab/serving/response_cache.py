@@ -54,7 +54,7 @@ class ResponseCache:
             return turn
         self.hits += 1
         self._turns[key] = turn
-        session.add_answered(given, turn, self.engine.tokenizer)
+        session.add_answered(given, turn)
         context, prompt_length = max(0, given.keep - 1), given.keep + len(given.ids)
         counts = {"context": context, "delta": prompt_length - context, "reused": prompt_length}
         total_s = time.perf_counter() - started_s

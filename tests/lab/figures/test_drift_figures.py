@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from minstate import BadMessage
-from minstate.chat.template import Chat
+from minstate.chat.conversation import Chat
 from minstate.lab.engines.template_styles import STYLES, in_style
 from minstate.lab.figures.drift import (
     LINE,

@@ -1,0 +1,1 @@
+"""What minstate makes of published chat templates."""
