@@ -165,6 +165,16 @@ def test_tool_calls_are_written_as_they_are_read(style, call):
         assert (parsed.name, parsed.arguments, parsed.error) == ("ls", {"path": "é"}, "")
 
 
+def test_a_template_gets_the_id_of_a_call_and_one_in_its_place_where_there_is_none():
+    template = "{% for m in messages %}{{ m.content }}<|im_end|>{{ (m.tool_calls or []) | tojson }}{% endfor %}"
+    chat = Chat(templates.byte_tokenizer(template, templates.CHATML_TOKENS))
+    calls = [{"id": "c1", "function": {"name": "ls"}}, {"name": "ls"}]
+    rendered = chat.render(normalise({"role": "assistant", "content": "x", "tool_calls": calls}), reply=False)
+    function = {"name": "ls", "arguments": {}}
+    given = [{"id": number, "type": "function", "function": function} for number in ("c1", "call00000")]
+    assert json.loads(rendered.partition("<|im_end|>")[2]) == given
+
+
 def test_a_tool_may_return_nothing():
     chat = Chat(tiny.tokenizer())
     assert "<|im_start|>tool\n<|im_end|>" in chat.render(normalise({"role": "tool", "content": ""}), reply=False)
