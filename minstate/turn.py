@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from minstate.arguments import require_positive, whole_numbers
-from minstate.chat.messages import Message, normalise_tools
+from minstate.chat.messages import Message, normalise_choice, normalise_format, normalise_tools
 from minstate.chat.tool_calls import ToolCall, Tools
 from minstate.errors import BadMessage, BadValue
 from minstate.sampling import Sampling
@@ -26,9 +26,11 @@ class TurnOptions:
     tools            JSON schemas of the tools that may be called, the session's if None. They constrain the answer; the
                      model is told of the tools that were passed to `open` or `Session.sync`
     tool_choice      "auto": text, and calls that fit their schemas; "required" or a tool's name: one such call, and
-                     nothing else, unless `max_new_tokens` cuts it off; "none": no call; None: nothing is enforced
-    parallel_tool_calls  whether one answer may have several calls; None: it may where calls are not required
-    response_format  instead of a call: a JSON schema that the whole answer fits
+                     nothing else, unless `max_new_tokens` cuts it off; "none": no call; None: nothing is enforced.
+                     May be an object as in OpenAI's or Anthropic's API
+    parallel_tool_calls
+                     whether one answer may have several calls; None: it may where calls are not required
+    response_format  instead of a call: a JSON schema that the whole answer fits, or an object around it as in OpenAI's
     logprobs         whether `Turn.logprobs` is wanted
     timeout_s        seconds after which the turn is given up between two steps; `send` then raises `TurnTimeout`
 
@@ -39,7 +41,7 @@ class TurnOptions:
     max_new_tokens: int = 256
     sampling: Sampling = GREEDY
     tools: Tools | None = None
-    tool_choice: str | None = "auto"
+    tool_choice: Any = "auto"  # a string or None, once it is checked
     parallel_tool_calls: bool | None = None
     response_format: Mapping[str, Any] | None = None
     logprobs: bool = False
@@ -58,6 +60,8 @@ class TurnOptions:
             raise BadValue(f"timeout_s must be a number of seconds above 0, not {self.timeout_s!r}")
         if self.tools is not None:
             object.__setattr__(self, "tools", normalise_tools(self.tools))
+        object.__setattr__(self, "tool_choice", normalise_choice(self.tool_choice))
+        object.__setattr__(self, "response_format", normalise_format(self.response_format))
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,14 @@ def test_what_may_be_answered_otherwise_is_no_repeat(other):
     assert cache.send(second, **{**ASK, **other}).stats.steps and cache.hits == 0
 
 
+def test_a_repeat_in_the_form_of_another_api_is_an_exact_one():
+    cache, first, second = two_sessions()
+    schema = {"type": "boolean"}
+    cache.send(first, **ASK, response_format=schema)
+    cache.send(second, **ASK, response_format={"type": "json_schema", "json_schema": {"name": "b", "schema": schema}})
+    assert cache.hits == 1
+
+
 def test_sessions_with_other_tools_are_answered_apart_though_none_are_named():
     e = engine()
     cache, free = ResponseCache(e), {**ASK, "tools": None, "max_new_tokens": 8}
