@@ -32,7 +32,7 @@ from minstate.scheduler import Scheduler
 from minstate.sequence import Sequence
 from minstate.session import Session
 from minstate.speculation import GRAMMAR, Speculation, Speculator
-from minstate.turn import TurnOptions
+from minstate.turn import TurnOptions, takes_turn_options
 from minstate.weights import load_model
 
 
@@ -183,6 +183,7 @@ class Engine:
         return session
 
     @entry
+    @takes_turn_options
     def submit(self, session: Session, messages=None, *, token_ids: Iterable[int] | None = None, **options) -> Request:
         """Begin a turn; `step` or `run` moves it on.
 
@@ -200,7 +201,7 @@ class Engine:
             raise EngineMisuse("the session belongs to another engine: submit it there")
         # 1. Read what was passed before the session is looked at: an iterable may run any code, even a turn of it.
         token_ids = None if token_ids is None else token_ids_of("token_ids", token_ids, self.model.config.vocab_size)
-        options = TurnOptions(**options)
+        options = TurnOptions.of(options)
         replay = self._read_replay(options)
         max_new_tokens = options.max_new_tokens if replay is None else len(replay)
         session.require_idle()

@@ -1,7 +1,7 @@
 """One growing conversation, as its user sees it: a log that only grows, turns, and marks to go back to."""
 
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from minstate.errors import BadValue, BrokenInvariant, SessionBusy, SessionClose
 from minstate.guard import entry
 from minstate.request import Request
 from minstate.sequence import Sequence
-from minstate.turn import StreamedToken, Turn
+from minstate.turn import StreamedToken, Turn, takes_turn_options
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,23 +68,25 @@ class Session:
         """Whether the session takes no more calls."""
         return not self._open.alive
 
-    def send(self, messages=None, **options) -> Turn:
+    @takes_turn_options
+    def send(self, messages=None, *, token_ids: Iterable[int] | None = None, **options) -> Turn:
         """Add `messages` and return the model's answer. Takes what `Engine.submit` takes, and raises what it raises."""
         with self._aborting():
-            request = self.engine.submit(self, messages, **options)
+            request = self.engine.submit(self, messages, token_ids=token_ids, **options)
             while not request.done:
                 self.engine.step()
         if request.error:
             raise request.error
         return request.turn
 
-    def stream(self, messages=None, **options) -> "TokenStream":
+    @takes_turn_options
+    def stream(self, messages=None, *, token_ids: Iterable[int] | None = None, **options) -> "TokenStream":
         """As `send`, one token at a time.
 
         A stream that is closed, left as a `with` block, or dropped aborts the turn: the session is as before it.
         """
         with self._aborting():
-            return TokenStream(self.engine, self.engine.submit(self, messages, **options))
+            return TokenStream(self.engine, self.engine.submit(self, messages, token_ids=token_ids, **options))
 
     def mark(self) -> Mark:
         """Remember the present end of the log."""

@@ -1,9 +1,11 @@
 """One turn: what may be asked of it, what it costs, and what it answers."""
 
+import inspect
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any, NamedTuple, TypeVar, cast
 
 from minstate.arguments import require_positive, whole_numbers
 from minstate.chat.messages import Message, normalise_choice, normalise_format, normalise_tools
@@ -12,7 +14,13 @@ from minstate.errors import BadMessage, BadValue
 from minstate.sampling import Sampling
 from minstate.speculation import Verdict
 
+F = TypeVar("F", bound=Callable)
 GREEDY = Sampling()
+OTHER_NAMES = {  # what other APIs call an option of a turn, or of its `Sampling`
+    "max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "max_output_tokens": "max_new_tokens",
+    "timeout": "timeout_s", "format": "response_format", "functions": "tools", "function_call": "tool_choice",
+    "top_logprobs": "logprobs", "stop_sequences": "stop", "stop_token_ids": "stop",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,30 @@ class TurnOptions:
             object.__setattr__(self, "tools", normalise_tools(self.tools))
         object.__setattr__(self, "tool_choice", normalise_choice(self.tool_choice))
         object.__setattr__(self, "response_format", normalise_format(self.response_format))
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "TurnOptions":
+        """The options by name. Raises `TypeError`, which says what may be meant, for a name that is unknown."""
+        own = {each.name: each.name for each in fields(cls)}
+        unknown = next((name for name in options if name not in own), None)
+        if unknown is None:
+            return cls(**options)
+        known = {each.name: f"sampling=Sampling({each.name}=...)" for each in fields(Sampling)}
+        known |= {**own, "token_ids": "token_ids"}
+        known |= {other: known[name] for other, name in OTHER_NAMES.items()}
+        close = get_close_matches(unknown, known, n=1)
+        hint = f"did you mean {known[close[0]]}?" if close else f"there are {', '.join(own)}"
+        raise TypeError(f"a turn has no option {unknown}: {hint}")
+
+
+def takes_turn_options(function: F) -> F:
+    """Let `help` and completion show the options of a turn by name, though `function` takes them as `**options`."""
+    signature = inspect.signature(function)
+    own = [each for each in signature.parameters.values() if each.kind != each.VAR_KEYWORD]
+    options = inspect.signature(TurnOptions).parameters.values()
+    named = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in options]
+    cast("Any", function).__signature__ = signature.replace(parameters=own + named)
+    return function
 
 
 @dataclass(frozen=True)

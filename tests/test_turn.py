@@ -1,10 +1,56 @@
-"""What may be asked of a turn."""
+"""What may be asked of a turn can be looked up, a wrong name is answered with the right one."""
 
+import inspect
+from dataclasses import MISSING, fields
+
+import pytest
 from tiny import LOOK, engine
 
-from minstate import Sampling
+from minstate import Engine, Sampling, Session
 from minstate.chat.grammar import grammar_of
 from minstate.turn import TurnOptions
+
+
+@pytest.mark.parametrize("method", [Session.send, Session.stream, Engine.submit])
+def test_a_turns_options_are_in_the_signature_with_their_defaults(method):
+    shown = inspect.signature(method).parameters
+    defaults = {each.name: each.default for each in fields(TurnOptions)}
+    assert MISSING not in defaults.values() and "token_ids" in shown and "options" not in shown
+    assert {name: shown[name].default for name in defaults} == defaults
+    assert all(shown[name].kind is inspect.Parameter.KEYWORD_ONLY for name in defaults)
+
+
+@pytest.mark.parametrize(
+    "name, meant",
+    [
+        ("max_tokens", "max_new_tokens"),
+        ("max_completion_tokens", "max_new_tokens"),
+        ("max_new_token", "max_new_tokens"),
+        ("temperature", "sampling=Sampling(temperature=...)"),
+        ("top_p", "sampling=Sampling(top_p=...)"),
+        ("seed", "sampling=Sampling(seed=...)"),
+        ("stop", "sampling=Sampling(stop=...)"),
+        ("stop_sequences", "sampling=Sampling(stop=...)"),
+        ("timeout", "timeout_s"),
+        ("format", "response_format"),
+        ("function_call", "tool_choice"),
+        ("token_id", "token_ids"),
+    ],
+)
+def test_an_unknown_option_is_answered_with_the_one_that_is_meant(name, meant):
+    e = engine()
+    session = e.open()
+    for take in (session.send, session.stream, lambda *ask, **options: e.submit(session, *ask, **options)):
+        with pytest.raises(TypeError) as raised:
+            take("hi", **{name: 1})
+        assert str(raised.value) == f"a turn has no option {name}: did you mean {meant}?"
+    assert session.token_ids == [] and not e.scheduler.requests
+    e.check()
+
+
+def test_an_option_like_no_other_is_answered_with_all_there_are():
+    with pytest.raises(TypeError, match=r"no option wibble: there are replay, max_new_tokens, sampling, .*timeout_s$"):
+        engine().open().send("hi", wibble=1)
 
 
 def test_options_in_the_form_of_another_api_are_the_same_options():

@@ -34,7 +34,7 @@ class ResponseCache:
     def send(self, session: Session, messages=None, *, token_ids=None, **options) -> Turn:
         """As `session.send`, or the answer that it gave before; then `stats` say that nothing was forwarded."""
         started_s = time.perf_counter()
-        asked = TurnOptions(**options)
+        asked = TurnOptions.of(options)
         session.require_idle()
         ids = None if token_ids is None else list(token_ids)
         if asked.replay is not None:

@@ -74,6 +74,12 @@ def test_a_repeat_in_the_form_of_another_api_is_an_exact_one():
     assert cache.hits == 1
 
 
+def test_a_name_that_is_no_option_is_answered_as_by_a_session():
+    cache, session, _ = two_sessions()
+    with pytest.raises(TypeError, match="did you mean max_new_tokens"):
+        cache.send(session, token_ids=[5], max_tokens=5)
+
+
 def test_sessions_with_other_tools_are_answered_apart_though_none_are_named():
     e = engine()
     cache, free = ResponseCache(e), {**ASK, "tools": None, "max_new_tokens": 8}
