@@ -162,6 +162,18 @@ class Turn:
     reasoning: str  # the model's thoughts in front of its answer
     verdicts: tuple[Verdict, ...]  # of each forward pass that sampled: what was drafted, and what was sampled
 
+    def __repr__(self) -> str:
+        """Text, calls and the most important counts: what fits into a notebook's cell."""
+        stats, lines = self.stats, [f"Turn: {_shortened(repr(self.text))}"]
+        for call in self.tool_calls:
+            arguments = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
+            shown = f"{call.name}({arguments})" if call.name else repr(call.raw)
+            lines.append(f"call: {_shortened(shown)}" + (f": {_shortened(call.error)}" if call.error else ""))
+        lines.append(f"ended by: {self.finish_reason}, {stats.total_s:.2f} s, {stats.steps:,} steps")
+        lines.append(f"prompt: {stats.context:,} in context, Δ {stats.delta:,}, {stats.prefilled:,} prefilled")
+        lines.append(f"answer: {stats.generated:,} generated, {stats.accepted:,} of {stats.drafted:,} guesses accepted")
+        return "\n  ".join(lines)
+
 
 class StreamedToken(NamedTuple):
     """One new token, and the text that it completes: "" in the middle of a multi-byte character.
@@ -172,3 +184,7 @@ class StreamedToken(NamedTuple):
 
     token_id: int
     text: str
+
+
+def _shortened(text: str, most: int = 100) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -1,4 +1,4 @@
-"""What may be asked of a turn can be looked up, a wrong name is answered with the right one."""
+"""What may be asked of a turn can be looked up, a wrong name is answered with the right one, and a turn can be read."""
 
 import inspect
 from dataclasses import MISSING, fields
@@ -9,6 +9,8 @@ from tiny import LOOK, engine
 from minstate import Engine, Sampling, Session
 from minstate.chat.grammar import grammar_of
 from minstate.turn import TurnOptions
+
+CALL = '<tool_call>\n{"name": "look", "arguments": {"path": "a", "deep": true}}\n</tool_call>'
 
 
 @pytest.mark.parametrize("method", [Session.send, Session.stream, Engine.submit])
@@ -82,3 +84,23 @@ def test_a_session_knows_tools_in_any_form_as_the_same_tools():
     wrapped = [{"type": "function", "function": LOOK}]
     assert session.drift(session.messages, tools=wrapped).reason == session.drift(session.messages).reason != "tools"
     assert session.drift(session.messages, tools=[{**LOOK, "name": "ls"}]).reason == "tools"
+
+
+def test_a_turn_is_shown_as_text_calls_and_counts():
+    e = engine(positions=4096, num_pages=600)
+    turn = e.open(tools=[LOOK]).send("look", replay=CALL)
+    first, call, end, prompt, answer = repr(turn).splitlines()
+    assert str(turn) == repr(turn)
+    assert first == f"Turn: {CALL!r}" and call == "  call: look(path='a', deep=True)"
+    assert end.startswith("  ended by: replay, ") and end.endswith(f" s, {turn.stats.steps} steps")
+    delta = turn.stats.delta
+    assert prompt == f"  prompt: 0 in context, Δ {delta}, {delta} prefilled"
+    assert answer == f"  answer: {turn.stats.generated} generated, 0 of 0 guesses accepted"
+
+
+def test_a_long_turn_is_shown_in_a_few_short_lines_and_a_malformed_call_as_it_is():
+    session = engine(positions=4096, num_pages=600).open(tools=[LOOK])
+    shown = repr(session.send("look", replay="word " * 200 + "<tool_call>" + "x" * 200)).splitlines()
+    assert len(shown) == 5 and max(map(len, shown)) < 240
+    assert shown[0].startswith("Turn: 'word word") and shown[0].endswith("…")
+    assert shown[1].startswith("  call: 'xxx") and shown[1].endswith("…: cut off before </tool_call>")
