@@ -81,11 +81,12 @@ class Engine:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path | None = None, *, dtype: str | None = None, device: str = "cpu", **settings
+        cls, name: str | Path | None = None, *, dtype: str | torch.dtype | None = None, device: str = "cpu", **settings
     ) -> "Engine":
         """Load a model: a Hugging Face folder, a Hub id, or by default `MINSTATE_MODEL` or the fetched SmolLM2.
 
-        dtype     "float32", "bfloat16", or on a CPU "float64"; by default float32 on a CPU, bfloat16 on a GPU
+        dtype     "float32", "bfloat16", or on a CPU "float64", as a string or torch's own; None or "auto": float32 on a
+                  CPU, bfloat16 on a GPU
         device    "cpu", or "cuda": model and K/V are on the GPU, and the kernels in `minstate/kernels/` compute
         settings  page_size, num_pages, token_budget, prefix_cache, speculation, as for `Engine`
 

@@ -104,22 +104,24 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def load_model(
-    name: str | Path | None, dtype: str | None, device: str
+    name: str | Path | None, dtype: str | torch.dtype | None, device: str
 ) -> tuple[Model, PreTrainedTokenizerFast, list[int]]:
     """A model, its tokenizer, and its end-of-sequence ids.
 
     name   as `find_model` takes it
-    dtype  "float32", "bfloat16" or "float64"; None: float32 on a CPU, bfloat16 on a GPU
+    dtype  "float32", "bfloat16" or "float64", or torch's own; None or "auto": float32 on a CPU, bfloat16 on a GPU
 
     Raises `ModelNotFound`, `UnsupportedModel`, `DamagedWeights`, `BadValue`.
     """
     if device not in ("cpu", "cuda"):
         raise BadValue(f"device must be 'cpu' or 'cuda', not {device!r}")
+    dtype = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
     if device == "cuda" and dtype == "float64":
         raise BadValue("device='cuda' computes in float32 or bfloat16, not in float64: its kernels sum in float32")
     if device == "cuda" and not torch.cuda.is_available():
         raise BadValue("device='cuda' needs an NVIDIA GPU, and a torch built for it; torch finds no GPU here")
-    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    if dtype is None or dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise BadValue(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     folder = find_model(name)

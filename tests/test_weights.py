@@ -24,6 +24,16 @@ def test_a_folder_loads_and_generates(folder):
     assert engine.eos_ids == {2} and engine.model.dtype == torch.float64
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16"])
+def test_a_precision_may_be_torchs_own(folder, dtype):
+    assert Engine.from_pretrained(folder, dtype=dtype, num_pages=8).model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [None, "auto"])
+def test_by_default_a_cpu_computes_in_float32(folder, dtype):
+    assert Engine.from_pretrained(folder, dtype=dtype, num_pages=8).model.dtype == torch.float32
+
+
 def test_end_of_sequence_ids_come_from_the_generation_config_where_there_is_one(folder):
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2]}))
     assert Engine.from_pretrained(folder).eos_ids == {0, 2}
@@ -110,7 +120,11 @@ def test_a_configuration_of_another_shape_is_refused(folder):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"dtype": "int8"}, {"page_size": 0}, {"num_pages": -1}, {"token_budget": 0}, {"num_pages": 1.5}]
+    "settings",
+    [
+        *({"dtype": dtype} for dtype in ("int8", "", torch.float16, float)),
+        *({"page_size": 0}, {"num_pages": -1}, {"token_budget": 0}, {"num_pages": 1.5}),
+    ],
 )
 def test_absurd_settings_are_refused(folder, settings):
     with pytest.raises(BadValue) as caught:
