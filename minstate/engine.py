@@ -85,8 +85,7 @@ class Engine:
     ) -> "Engine":
         """Load a model: a Hugging Face folder, a Hub id, or by default `MINSTATE_MODEL` or the fetched SmolLM2.
 
-        dtype     "float32", "bfloat16", or on a CPU "float64", as a string or torch's own; None or "auto": float32 on a
-                  CPU, bfloat16 on a GPU
+        dtype     "float32", "bfloat16", or on a CPU "float64"; None or "auto": float32 on a CPU, bfloat16 on a GPU
         device    "cpu", or "cuda": model and K/V are on the GPU, and the kernels in `minstate/kernels/` compute
         settings  page_size, num_pages, token_budget, prefix_cache, speculation, as for `Engine`
 
@@ -109,10 +108,10 @@ class Engine:
     @cached_property
     def grammars(self) -> Grammars:
         """Makes constraints for replies."""
-        known: dict[str, Any] = {"eos_ids": self.eos_ids}
+        known: dict[str, Any] = {}
         with suppress(UnsupportedModel):  # without a template, calls are written as Hermes does
-            known = {"eos_ids": self.chat.template.ends, "dialect": self.chat.dialect}
-        return Grammars(self.tokenizer, self.model.config.vocab_size, **known)
+            known["dialect"] = self.chat.dialect
+        return Grammars(self.tokenizer, self.model.config.vocab_size, self.core.output.eos_ids, **known)
 
     @entry
     def open(
@@ -127,14 +126,14 @@ class Engine:
         """A new session that begins with `messages` and knows `tools` (JSON schemas).
 
         template_options     variables for the chat template, such as `{"enable_thinking": False}`
-        content_may_control  whether text that spells a control token becomes that token: who writes it has control
+        content_may_control  whether text that spells a control token becomes it: then whoever writes it has control
 
         Nothing is computed yet: they are part of the first turn's delta. K/V is shared with sessions of the same
         `tenant`, never with others. Raises `BadMessage`, `BadValue`.
         """
-        empty = isinstance(messages, list | tuple) and not messages and not tools
-        options = Options(dict(template_options or {}), content_may_control)
-        transcript = Transcript(options=options) if empty else self.chat.new_transcript(messages, tools, options)
+        transcript = Transcript(options=Options(dict(template_options or {}), content_may_control))
+        if messages or tools or not isinstance(messages, list | tuple):
+            transcript = self.chat.new_transcript(messages, tools, transcript.options)
         return self.new_session(tenant, self._new_sequence(tenant, transcript.tools), transcript)
 
     @entry
@@ -283,8 +282,7 @@ class Engine:
     def _constraint(self, options: TurnOptions, tools: Tools, thinking: bool) -> Constraint | None:
         """What the output must fit. A replayed output is not constrained, but the grammar may guess at it."""
         speculation = self.scheduler.speculation
-        guesses = speculation is not None and GRAMMAR in speculation.sources
-        if options.replay is not None and not guesses:
+        if options.replay is not None and not (speculation and GRAMMAR in speculation.sources):
             return None
         with suppress(*(() if options.replay is None else (UnsupportedModel, UnsupportedSchema))):
             how = {"parallel": options.parallel_tool_calls, "thinking": thinking}

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from minstate.chat.dialect import ID, INDEX, NEXT_ID, Dialect
-from minstate.chat.schema import as_grammar
+from minstate.chat.schema import TYPES, any_object, arguments_grammar, value_grammar
 from minstate.chat.spelling import Literals, Tagged
 from minstate.errors import UnsupportedSchema
 
 TEXT = r"/(?s:.*)/"
+Calls = Mapping[str, Mapping[str, Any] | None]  # schemas by the names of tools; None leaves a tool's arguments free
 IDS = {ID: "CALL_ID", NEXT_ID: "CALL_ID", INDEX: "NUMBER"}
 
 
@@ -35,7 +36,7 @@ class CallGrammar:
         self.mark = first[0] if first else mark[0] if mark else ""  # by which a call is known
         self._opens_with_atom = self.mark in atoms
 
-    def free(self, calls: Mapping[str, Mapping[str, Any]], *, thinking: bool, parallel: bool | None) -> str:
+    def free(self, calls: Calls, *, thinking: bool, parallel: bool | None) -> str:
         """Text in which calls that begin must be calls of these tools."""
         rest, following = self.dialect.open.lstrip()[len(self.mark) :], self.dialect.next or ""
         # Where another call may follow on text, calls that follow on each other are no other case.
@@ -52,10 +53,20 @@ class CallGrammar:
             start = f"{between}opened {body} | text" if parallel is False else f"({between}opened {body})* text"
         return self._grammar(f"({start})", calls, thinking)
 
-    def required(self, calls: Mapping[str, Mapping[str, Any]], *, thinking: bool, parallel: bool | None) -> str:
+    def required(self, calls: Calls, *, thinking: bool, parallel: bool | None) -> str:
         """Nothing but a call of one of these tools; or several, if `parallel`."""
         body = self._body(calls, bool(parallel))
         return self._grammar(f"{self._literal(self.dialect.open.lstrip())} {body}", calls, thinking)
+
+    def problem_with(self, name: str, schema: Mapping[str, Any]) -> str:
+        """Why the arguments of a tool cannot be enforced; "" if they can."""
+        try:
+            arguments_grammar(name, schema)
+            self._call("call", name, schema)
+        except UnsupportedSchema as error:
+            named = f"tool {name!r}"
+            return str(error) if named in str(error) else f"{named} cannot be enforced: {error}"
+        return ""
 
     def none(self, *, thinking: bool) -> str:
         """Text without calls."""
@@ -63,9 +74,9 @@ class CallGrammar:
 
     def value(self, schema: Mapping[str, Any], *, thinking: bool) -> str:
         """A JSON value that fits a schema."""
-        return self._grammar(as_grammar(schema), {}, thinking)
+        return self._grammar(value_grammar(schema), {}, thinking)
 
-    def _grammar(self, start: str, calls: Mapping[str, Mapping[str, Any]], thinking: bool) -> str:
+    def _grammar(self, start: str, calls: Calls, thinking: bool) -> str:
         rules = {"start": start, "TEXT": TEXT, "text": "TEXT (other TEXT)*", "other": self._others()}
         rules["opened[lazy]"] = f"TEXT {_quoted(self.mark)}"
         rules["CALL_ID"], rules["NUMBER"] = "/[A-Za-z0-9]{9}/", "/[0-9]{1,3}/"
@@ -88,24 +99,31 @@ class CallGrammar:
             rules |= self._call(f"call_{place}", name, schema)
         return "\n".join(f"{name}: {rule}" for name, rule in _reachable(rules).items())
 
-    def _body(self, calls: Mapping[str, Mapping[str, Any]], several: bool) -> str:
+    def _body(self, calls: Calls, several: bool) -> str:
         """From the first name to the end of the last call."""
         which = "(" + " | ".join(f"call_{place}" for place in range(len(calls))) + ")"
         if several and self.dialect.next is not None:
             which = f"{which} ({self._literal(self.dialect.next)} {which})*"
         return f"{which} {self._literal(self.dialect.close)}"
 
-    def _call(self, rule: str, name: str, schema: Mapping[str, Any]) -> dict[str, str]:
+    def _call(self, rule: str, name: str, schema: Mapping[str, Any] | None) -> dict[str, str]:
         """The rules for a name and its arguments."""
         arguments = self.dialect.arguments
         if isinstance(arguments, Tagged):
             return self._tagged(rule, name, schema, arguments)
         spelt = json.dumps(name, ensure_ascii=False)[1:-1] if arguments.begins is not None else name
-        spelling = None if arguments.indent else arguments.separators
-        return {rule: f"{self._literal(spelt + arguments.before)} {as_grammar(schema, spelling)}"}
+        separators = None if arguments.indent else arguments.separators
+        value = any_object(separators) if schema is None else arguments_grammar(name, schema, separators)
+        return {rule: f"{self._literal(spelt + arguments.before)} {value}"}
 
-    def _tagged(self, rule: str, name: str, schema: Mapping[str, Any], tagged: Tagged) -> dict[str, str]:
+    def _tagged(self, rule: str, name: str, schema: Mapping[str, Any] | None, tagged: Tagged) -> dict[str, str]:
         """Arguments one after the other, in the order of the schema; what need not be there may be left out."""
+        if schema is None:
+            name_of_key = {f"{rule.upper()}_KEY": r"/[\w.-]+/"}
+            value = self._tagged_values(f"{rule}_value", {}, {}, tagged)
+            some = f"{rule.upper()}_KEY {rule}_value"
+            both = f"{self._literal(tagged.first)} {some} ({self._literal(tagged.separator)} {some})*"
+            return {rule: f"{self._literal(name)} ({both} | {self._literal(tagged.none)})", **name_of_key, **value}
         properties, required = list(schema.get("properties", {}).items()), schema.get("required", ())
         rules = {rule: f"{self._literal(name)} {rule}_0"}
         rules[f"{rule}_{len(properties)}"] = self._literal(tagged.none)
@@ -123,12 +141,17 @@ class CallGrammar:
     def _tagged_values(self, rule: str, value: Any, root: Mapping[str, Any], tagged: Tagged) -> dict[str, str]:
         """The rules for a value with the marks around it: one rule for each type that it may have."""
         rules, choices = {}, []
+        definitions = {key: root[key] for key in ("$defs", "definitions") if key in root}
         for place, schema in enumerate(alternatives(value, root)):
             kind = schema.get("type", "string")
             if "const" in schema and isinstance(schema["const"], str) and not tagged.literals:
                 choices.append(self._literal(tagged.to_text + schema["const"] + tagged.after_text))
             elif "const" in schema or kind != "string" or (tagged.literals and tagged.literals.escapes):
-                spelt = literal_grammar(schema, tagged.literals) if tagged.literals else as_grammar({**root, **schema})
+                spelt = (
+                    literal_grammar(schema, tagged.literals)
+                    if tagged.literals
+                    else value_grammar({**definitions, **schema})
+                )
                 choices.append(f"{self._literal(tagged.to_other)} {spelt} {self._literal(tagged.after_other)}")
             else:
                 require_plain_string(schema)
@@ -217,7 +240,8 @@ def alternatives(value: Any, root: Mapping[str, Any], depth: int = 0) -> list[Ma
     if "enum" in value or "const" in value:
         return [{"const": each} for each in value.get("enum", [value.get("const")])]
     kinds = value.get("type", "string")
-    return [{**value, "type": kind} for kind in ([kinds] if isinstance(kinds, str) else kinds)]
+    kinds = [TYPES.get(kind.lower(), kind) for kind in ([kinds] if isinstance(kinds, str) else kinds)]
+    return [{**value, "type": kind or "string"} for kind in kinds]
 
 
 def require_plain_string(schema: Mapping[str, Any]) -> None:
@@ -240,4 +264,4 @@ def literal_grammar(schema: Mapping[str, Any], literals: Literals) -> str:
         return f'"[" ({item} ({comma} {item})*)? "]"'
     if kind in ("array", "object") or (kind == "string" and not literals.escapes):
         raise UnsupportedSchema(f"this model writes arguments as literals, so a nested {kind} cannot be enforced")
-    return as_grammar(schema)
+    return value_grammar(schema)

@@ -132,8 +132,9 @@ class Dialect:
         for i, call in enumerate(calls):
             between = _filled(self.close + self.open if self.next is None else self.next, ids[i - 1], i, ids[i])
             name = json.dumps(call["name"], ensure_ascii=False)[1:-1] if self._is_json else call["name"]
-            text += (between if i else _filled(self.open, ids[i], i)) + name
-            text += _filled(self.arguments.write(call["arguments"]), ids[i], i)
+            before = self.arguments.before if isinstance(self.arguments, Json) else ""
+            arguments = self.arguments.write(call["arguments"])[len(before) :]
+            text += (between if i else _filled(self.open, ids[i], i)) + name + _filled(before, ids[i], i) + arguments
         return text + _filled(self.close, ids[-1], len(calls) - 1) if calls else ""
 
     def write_message(self, message: Mapping[str, Any]) -> str:

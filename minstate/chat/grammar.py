@@ -8,6 +8,7 @@ in the order of the schema, and no other white space. So a call has the same tex
 template renders it again, and whatever is cached or looked up behind it still fits.
 """
 
+import warnings
 from collections.abc import Mapping
 from functools import cache, cached_property, lru_cache
 
@@ -15,10 +16,9 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 
-from minstate.chat.call_grammar import TEXT, CallGrammar
+from minstate.chat.call_grammar import TEXT, CallGrammar, Calls
 from minstate.chat.content import ControlTokens
 from minstate.chat.dialect import HERMES, Dialect
-from minstate.chat.schema import arguments
 from minstate.chat.tool_calls import Tools, function_of
 from minstate.errors import BadValue, BrokenInvariant, UnsupportedModel, UnsupportedSchema
 
@@ -100,6 +100,7 @@ class Grammars:
         self._end = own if own in eos_ids else min(eos_ids, default=None)
         self._read_tokenizer = cache(lambda: _read_tokenizer(tokenizer, vocab_size, sorted(eos_ids) or own))
         self._compiled = lru_cache(maxsize=64)(self._compile)
+        self._warned: set[str] = set()
         self._control, self._eos_ids, self._dialect = ControlTokens(tokenizer), eos_ids, dialect
 
     def prepare(self) -> None:
@@ -143,12 +144,25 @@ class Grammars:
             raise BadValue("tool_choice='required' needs tools")
         if not functions:
             return None
-        write = self._writer.free if choice == "auto" else self._writer.required
+        how = {"parallel": parallel, "thinking": thinking}
+        calls = self._enforceable(functions, must_be=choice != "auto")
+        return self._writer.free(calls, **how) if choice == "auto" else self._writer.required(calls, **how)
+
+    def _enforceable(self, functions: Mapping[str, Mapping], *, must_be: bool) -> Calls:
+        """The schemas of tools, and None for a schema that cannot be enforced, unless all of them must be."""
         ends = [text for text, token in self._writer.atoms.items() if token in self._eos_ids]
         if hidden := [end for end in ends if end in self._dialect.calls]:
             raise UnsupportedModel(f"this model's calls hold {hidden[0]!r}, which ends a reply: pass tool_choice=None")
-        calls = {name: arguments(schema) for name, schema in functions.items()}
-        return write(calls, thinking=thinking, parallel=parallel)
+        calls: dict[str, Mapping | None] = dict(functions)
+        for name, schema in functions.items():
+            if problem := self._writer.problem_with(name, schema):
+                if must_be:
+                    raise UnsupportedSchema(f"{problem}; or pass tool_choice='auto', which leaves its arguments free")
+                if problem not in self._warned:
+                    warnings.warn(f"a call's arguments are left free: {problem}", stacklevel=7)
+                self._warned.add(problem)
+                calls[name] = None
+        return calls
 
     @cached_property
     def _writer(self) -> CallGrammar:

@@ -171,7 +171,7 @@ def test_a_template_gets_the_id_of_a_call_and_one_in_its_place_where_there_is_no
     calls = [{"id": "c1", "function": {"name": "ls"}}, {"name": "ls"}]
     rendered = chat.render(normalise({"role": "assistant", "content": "x", "tool_calls": calls}), reply=False)
     function = {"name": "ls", "arguments": {}}
-    given = [{"id": number, "type": "function", "function": function} for number in ("c1", "call00000")]
+    given = [{"id": number, "type": "function", "function": function} for number in ("c1", "call00001")]
     assert json.loads(rendered.partition("<|im_end|>")[2]) == given
 
 
