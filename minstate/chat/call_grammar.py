@@ -144,9 +144,9 @@ class CallGrammar:
         definitions = {key: root[key] for key in ("$defs", "definitions") if key in root}
         for place, schema in enumerate(alternatives(value, root)):
             kind = schema.get("type", "string")
-            if "const" in schema and isinstance(schema["const"], str) and not tagged.literals:
-                choices.append(self._literal(tagged.to_text + schema["const"] + tagged.after_text))
-            elif "const" in schema or kind != "string" or (tagged.literals and tagged.literals.escapes):
+            if "const" in schema:
+                choices.append(self._literal(tagged.write_value(schema["const"])))
+            elif kind != "string" or (tagged.literals and tagged.literals.escapes):
                 spelt = (
                     literal_grammar(schema, tagged.literals)
                     if tagged.literals
@@ -253,7 +253,7 @@ def require_plain_string(schema: Mapping[str, Any]) -> None:
 def literal_grammar(schema: Mapping[str, Any], literals: Literals) -> str:
     """A value as a literal. Raises `UnsupportedSchema` for objects."""
     kind = schema.get("type")
-    if "const" in schema:
+    if "const" in schema and literals.escapes:
         return _quoted(literals.write(schema["const"]))
     if kind in ("boolean", "null"):
         meant = (True, False) if kind == "boolean" else (None,)

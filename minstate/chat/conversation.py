@@ -67,6 +67,11 @@ class Chat:
         """The token that ends a reply, if the template writes one."""
         return self.template.end
 
+    def describe(self) -> str:
+        """How the model's conversations are written: one line for each part."""
+        looks_back = "the whole history" if self.looks_back else "nothing of the history"
+        return f"{self.template.describe()}\n{'a turn renders':16}  {looks_back}"
+
     def new_transcript(self, messages, tools, options: Options = NO_OPTIONS) -> Transcript:
         """A conversation that begins with `messages` and `tools`, all of them pending. Raises `BadMessage`."""
         empty = isinstance(messages, list | tuple) and not messages
@@ -97,7 +102,7 @@ class Chat:
         if not new and not transcript.has_pending:
             raise BadMessage("the beginning of a reply needs a message in front of it, to which it replies")
         behind = bool(log) and not transcript.has_pending
-        text = self._behind_reply(transcript, new) if behind else self._rendered(transcript, new, reply=True)
+        text = self.behind_reply(transcript, new) if behind else self._rendered(transcript, new, reply=True)
         whole = self.encode(text + begun)
         prompt_length = common_prefix(whole, self.encode(text)) if begun else len(whole)
         if behind:
@@ -107,7 +112,7 @@ class Chat:
         else:
             keep, reply_start = common_prefix(log, whole), prompt_length
             ids = whole[keep:]
-        known = transcript.with_messages(new, reply_start, thinking=self._begins_thoughts(text))
+        known = transcript.with_messages(new, reply_start, thinking=self.begins_thoughts(text))
         return Continuation(keep, ids, known, self.is_thinking(begun, known.thinking))
 
     def read_ids(self, transcript: Transcript, log: list[int], ids: list[int]) -> Continuation:
@@ -125,7 +130,7 @@ class Chat:
 
         last_token  of the log
         """
-        return self._without_end(transcript, self.encode(self._behind_reply(transcript, messages)), last_token)
+        return self._without_end(transcript, self.encode(self.behind_reply(transcript, messages)), last_token)
 
     def encode_reply(self, message: str | Message) -> list[int]:
         """Token ids of an assistant's message, as text or with tool calls, and of its end. Raises `BadMessage`."""
@@ -165,7 +170,8 @@ class Chat:
         opens, closes = (mark.strip() for mark in self.dialect.think)
         return (thinking or begun.lstrip().startswith(opens)) and closes not in begun
 
-    def _begins_thoughts(self, text: str) -> bool:
+    def begins_thoughts(self, text: str) -> bool:
+        """Whether a prompt ends with the beginning of the model's thoughts."""
         return self.dialect.think is not None and text.rstrip().endswith(self.dialect.think[0].strip())
 
     def _rendered(self, transcript: Transcript, messages: Messages = (), *, reply: bool) -> str:
@@ -174,7 +180,7 @@ class Chat:
             conversation, transcript.tools, reply=reply, options=transcript.options, verbatim=transcript.verbatim
         )
 
-    def _behind_reply(self, transcript: Transcript, messages: Messages) -> str:
+    def behind_reply(self, transcript: Transcript, messages: Messages) -> str:
         """The template's text behind the last reply in the log, up to the reply to `messages`."""
         said = transcript.messages if self.looks_back else ()
         history = said[:-1] if said else STAND_IN

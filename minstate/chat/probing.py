@@ -50,7 +50,9 @@ def find_dialect(
             learnt = Probe(render, think, ends, reply_end, variant).dialect()
         except ValueError:
             continue
-        return replace(learnt, think=think), True
+        pieces = (learnt.open, learnt.next, learnt.close, learnt.arguments)
+        is_hermes = pieces == (HERMES.open, HERMES.next, HERMES.close, HERMES.arguments)
+        return replace(learnt, think=think, name=HERMES.name if is_hermes else learnt.name), True
     return replace(named or HERMES, think=think), False
 
 

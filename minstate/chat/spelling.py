@@ -110,10 +110,11 @@ class Tagged:
 
     def write(self, arguments: Mapping[str, Any]) -> str:
         """Arguments with all that stands around them, from the end of the name on."""
-        parts = [key + self._write_value(value) for key, value in arguments.items()]
+        parts = [key + self.write_value(value) for key, value in arguments.items()]
         return self.first + self.separator.join(parts) if parts else self.none
 
-    def _write_value(self, value: Any) -> str:
+    def write_value(self, value: Any) -> str:
+        """A value with the marks around it."""
         if self.literals:
             return self.to_other + self.literals.write(value) + self.after_other
         if isinstance(value, str):
@@ -150,7 +151,8 @@ class Tagged:
     def _key(self, text: str, at: int) -> re.Match[str] | None:
         """The key at a position, and the mark between it and its value."""
         marks = sorted({self.to_text.rstrip(), self.to_other.rstrip()}, key=len, reverse=True)
-        return re.compile(rf"\s*([^<>\n]+?)\s*({'|'.join(map(re.escape, marks))})").match(text, at)
+        name = r"[\w.-]" if self.literals else r"[^<>\n]"
+        return re.compile(rf"\s*({name}+?)\s*({'|'.join(map(re.escape, marks))})").match(text, at)
 
     def _read_value(self, text: str, key: re.Match[str], schema: Mapping[str, Any]) -> tuple[str, Any, int]:
         """A key, its value, and where the value ends."""

@@ -96,6 +96,24 @@ class Template:
         """Token ids of rendered text. Raises `BadMessage` if it is not valid text."""
         return self.control.encode(text)
 
+    def describe(self) -> str:
+        """What was learnt of the template: how it writes each part of a conversation, and what it cannot write."""
+        dialect, call = self.dialect, {"name": "f", "arguments": {"text": "a", "number": 1}}
+        by_us = {True: "by the template", False: "by minstate, as text"}
+        show = self.tokenizer.decode
+        lines = {
+            "system message": by_us[True] if self.knows_system else "refused",
+            "tools": by_us[self.knows_tools] + ("" if self.knows_tools else " of the system message"),
+            "calls": f"{by_us[self.writes_calls]}, {dialect.name}: {dialect.write([{'id': 'call00000', **call}])!r}",
+            "calls in a reply": "one" if dialect.next is None else "any number",
+            "results": by_us[self.knows_results] + ("" if self.knows_results else " of a user's message"),
+            "thoughts": "none" if dialect.think is None else f"between {dialect.think[0]!r} and {dialect.think[1]!r}",
+            "end of a reply": repr(show(self.closing)) if self.closing else "nothing",
+            "end of a call": repr(show(self.closing_of_calls)) if self.closing_of_calls else "nothing",
+            "ends a turn": ", ".join(sorted(repr(show([end])) for end in self.ends)) or "nothing",
+        }
+        return "\n".join(f"{name:16}  {text}" for name, text in lines.items())
+
     def behind_reply(
         self,
         history: Messages,

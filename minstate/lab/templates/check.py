@@ -121,7 +121,7 @@ def deltas(chat: Chat, opening: list, turns: list[tuple[list, dict]]) -> str:
             last = (transcript.messages or ())[-1]
             calls = list(last.get("tool_calls", ()))
             whole = chat.template.behind_reply(history, calls, new, transcript.tools)
-            delta = chat._behind_reply(transcript, new)
+            delta = chat.behind_reply(transcript, new)
             if delta != whole:
                 return f"behind a reply comes {whole[-60:]!r}, and not {delta[-60:]!r}"
         (said,) = normalise(reply)
@@ -142,7 +142,7 @@ def read_back(chat: Chat, calls: list[dict[str, Any]]) -> str:
     for end in chat.template.ends:
         at = rest.find(chat.tokenizer.decode([end]), rest.rfind(last) + len(last))
         rest = rest[:at] if at >= 0 else rest
-    reply = chat.dialect.read(rest, thinking=text.startswith(head) and chat._begins_thoughts(head))
+    reply = chat.dialect.read(rest, thinking=text.startswith(head) and chat.begins_thoughts(head))
     written = chat.dialect.read(chat.dialect.write(calls))
     for read in (reply, written) if chat.dialect.name != "Harmony" else (written,):
         got = [(call.name, call.arguments, call.error) for call in read.calls]

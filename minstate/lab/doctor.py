@@ -1,0 +1,96 @@
+"""Look at what minstate makes of what others made: `python -m minstate.lab.doctor template PATH…`.
+
+`template` checks chat templates. Each path is a Jinja file, a folder of such files, or a folder with a tokenizer, and
+the promise is checked that every turn's delta is what the template writes, that calls, thoughts and results can be read
+back, and that content cannot write a control token. A template without its tokenizer gets one of bytes, with what looks
+like a control token in it as a control token.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from minstate.lab.engines.small_engine import byte_tokenizer
+from minstate.lab.templates.check import CHECKS, Verdict, check_template, control_tokens_in
+from minstate.weights import read_config, read_tokenizer
+
+# Tokens that end a reply in one family or another. A configuration would tell; a template alone does not.
+ENDS = (
+    "</s>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|call|>", "<|return|>", "<|END_OF_TURN_TOKEN|>",
+    "<end_of_turn>", "<turn|>", "<|tool_response>", "<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>",
+    "<seed:eos>", "<|observation|>",
+)  # fmt: skip
+
+
+def tokenizers(paths: list[Path]) -> Iterator[tuple[str, object, frozenset[int]]]:
+    """The name, the tokenizer and the end tokens of each template that the paths lead to."""
+    for path in paths:
+        if (path / "tokenizer.json").is_file():
+            eos = read_config(path).get("eos_token_id") if (path / "config.json").is_file() else None
+            yield path.name, read_tokenizer(path), frozenset(eos if isinstance(eos, list) else [eos] if eos else [])
+            continue
+        for file in sorted(path.glob("**/*.jinja")) if path.is_dir() else [path]:
+            template = file.read_bytes().decode()
+            special = control_tokens_in(template)
+            tokenizer = byte_tokenizer(template, special)
+            tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
+            yield file.stem, tokenizer, frozenset(special.index(end) for end in ENDS if end in special)
+
+
+def table(verdicts: list[Verdict]) -> str:
+    """A row for each template, what is wrong or refused below, and how many came out how."""
+    width = max((len(verdict.name) for verdict in verdicts), default=0)
+    marks = {"": "·", "r": "r", "w": "✗"}
+    lines = [f"{'template':{width}}  {'calls':10}  " + "  ".join(CHECKS)]
+    for verdict in verdicts:
+        cells = []
+        for check in CHECKS:
+            problem = verdict.found.get(check)
+            mark = (
+                " " if problem is None else marks["" if not problem else "r" if problem.startswith("refused") else "w"]
+            )
+            cells.append(f"{mark:^{len(check)}}")
+        calls = verdict.dialect if verdict.writes_calls else f"({verdict.dialect})" if verdict.dialect else "–"
+        lines.append(f"{verdict.name:{width}}  {calls:10}  " + "  ".join(cells))
+    for verdict in verdicts:
+        lines += [f"{verdict.name}: {check}: {problem}" for check, problem in verdict.found.items() if problem]
+    counts = Counter(verdict.outcome for verdict in verdicts)
+    counted = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("exact", "wrong", "refused"))
+    return "\n".join([*lines, f"{len(verdicts)} templates: {counted}. · right, r refused with a reason, ✗ wrong"])
+
+
+def as_row(verdict: Verdict) -> dict:
+    """Name and outcomes, without what the template says."""
+    checks = {
+        check: "ok" if not problem else "refused" if problem.startswith("refused") else "wrong"
+        for check, problem in verdict.found.items()
+    }
+    about = {"dialect": verdict.dialect, "template_writes_calls": verdict.writes_calls}
+    return {"name": verdict.name, "outcome": verdict.outcome, **about, "checks": checks}
+
+
+def main() -> None:
+    """Check what the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m minstate.lab.doctor", description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    template = commands.add_parser("template", help="check chat templates")
+    template.add_argument("paths", nargs="+", type=Path, help="a Jinja file, a folder of them, or a tokenizer's folder")
+    template.add_argument("--json", type=Path, help="also write names and outcomes into this file")
+    arguments = parser.parse_args()
+    missing = [str(path) for path in arguments.paths if not path.exists()]
+    if missing:
+        parser.error(f"there is no {', '.join(missing)}")
+    found = [check_template(*each) for each in tqdm(tokenizers(arguments.paths), unit="template", file=sys.stderr)]
+    print(table(found))
+    if arguments.json:
+        rows = [as_row(verdict) for verdict in found]
+        arguments.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
