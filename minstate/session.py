@@ -128,17 +128,23 @@ class Session:
 
         `tools` are the session's own if not given. Raises `BadMessage`.
         """
-        return self._compare(messages, tools)[1]
+        return find_drift(self.engine.chat, self.sequence.log, self.transcript, self._given(messages, tools))
 
     @entry
     def sync(self, messages, tools=None) -> Drift:
         """Make `messages` the session's history with the least work, and return how it differs from the log.
 
-        The log is cut where the two part, and marks beyond become stale. The rest of the messages is forwarded with the
-        next turn: `send([])` answers them. Raises `BadMessage`, and what `rollback` raises.
+        A history that goes on from the session's own messages keeps the log, however the template would write them now.
+        Any other cuts the log where the two part, and marks beyond become stale. The rest of the messages is forwarded
+        with the next turn: `send([])` answers them. Raises `BadMessage`, and what `rollback` raises.
         """
         self.require_idle()
-        given, drift = self._compare(messages, tools)
+        given, log = self._given(messages, tools), self.sequence.log
+        if log and (known := self.engine.chat.continued(self.transcript, given)):
+            rest = len(self.engine.chat.read_messages(known, log, []).ids) if known.has_pending else 0
+            self.transcript = known
+            return Drift(len(log), 0, rest, "", None, "", "")
+        drift = find_drift(self.engine.chat, log, self.transcript, given)
         self.engine.prepare_tools(self.sequence, given.tools)
         self._cut(drift.at)
         self.transcript = given
@@ -221,10 +227,10 @@ class Session:
         if any(mark.length > len(self.sequence.log) for mark in self._marks):
             raise BrokenInvariant(f"a mark lies beyond the log's {len(self.sequence.log)} tokens")
 
-    def _compare(self, messages, tools) -> tuple[Transcript, Drift]:
-        tools, options = self.transcript.tools if tools is None else tools, self.transcript.options
-        given = self.engine.chat.new_transcript(messages, tools, options)
-        return given, find_drift(self.engine.chat, self.sequence.log, self.transcript, given)
+    def _given(self, messages, tools) -> Transcript:
+        """A history that is given as messages, for this session's tools unless others are given."""
+        tools = self.transcript.tools if tools is None else tools
+        return self.engine.chat.new_transcript(messages, tools, self.transcript.options)
 
     def _cut(self, length: int) -> tuple[list[int], list[Mark]]:
         """Forget the log from `length` on, and marks beyond. Returns the tokens cut off, and the marks as they were."""

@@ -11,12 +11,15 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_example_runs():
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    example, agent = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names = {}
     exec(example, names)
     assert names["turn"].stats.prefilled == names["turn"].stats.delta
     assert names["child"].token_ids != names["session"].token_ids
     assert names["other"].token_ids
+    exec(agent, names := {})
+    names["engine"].check()
+    assert len(names["agent"].messages) >= 2
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)\)", README))))

@@ -101,7 +101,7 @@ class Chat:
             new, begun = new[:-1], self.dialect.write_message(new[-1])
         if not new and not transcript.has_pending:
             raise BadMessage("the beginning of a reply needs a message in front of it, to which it replies")
-        behind = bool(log) and not transcript.has_pending
+        behind = bool(log) and (transcript.in_log > 0 or not transcript.has_pending)
         text = self.behind_reply(transcript, new) if behind else self._rendered(transcript, new, reply=True)
         whole = self.encode(text + begun)
         prompt_length = common_prefix(whole, self.encode(text)) if begun else len(whole)
@@ -114,6 +114,13 @@ class Chat:
             ids = whole[keep:]
         known = transcript.with_messages(new, reply_start, thinking=self.begins_thoughts(text))
         return Continuation(keep, ids, known, self.is_thinking(begun, known.thinking))
+
+    def continued(self, transcript: Transcript, given: Transcript) -> Transcript | None:
+        """A transcript with the messages of a history that goes on from it; None if the history does not."""
+        said = (transcript.messages or ())[: transcript.in_log]
+        same = (given.tools, given.options) == (transcript.tools, transcript.options)
+        goes_on = same and said and (given.messages or ())[: len(said)] == said
+        return replace(transcript, messages=given.messages) if goes_on else None
 
     def read_ids(self, transcript: Transcript, log: list[int], ids: list[int]) -> Continuation:
         """The input of a turn of raw ids behind pending messages. Raises `BadMessage`."""
@@ -182,8 +189,9 @@ class Chat:
 
     def behind_reply(self, transcript: Transcript, messages: Messages) -> str:
         """The template's text behind the last reply in the log, up to the reply to `messages`."""
-        said = transcript.messages if self.looks_back else ()
-        history = said[:-1] if said else STAND_IN
+        said = (transcript.messages or ())[: transcript.in_log]
+        messages = (*(transcript.messages or ())[transcript.in_log :], *messages)
+        history = said[:-1] if said and self.looks_back else STAND_IN
         tools = transcript.tools if self.looks_back else ()
         return self.template.behind_reply(history, self._last_calls(transcript), messages, tools, transcript.options)
 

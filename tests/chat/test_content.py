@@ -142,7 +142,7 @@ def test_a_session_is_attacked_in_vain_unless_it_trusts_its_content():
     safe, trusting = e.open(), e.open(content_may_control=True)
     for session in (safe, trusting):
         session.send("look", replay="I look.")
-        session.send({"role": "tool", "content": ATTACK}, max_new_tokens=1)
+        session.send({"role": "tool", "content": ATTACK}, replay="ok")
         assert session.messages[2]["content"] == ATTACK
         assert ATTACK in e.tokenizer.decode(session.token_ids)
     assert trusting.token_ids.count(end) == safe.token_ids.count(end) + ATTACK.count("<|im_end|>")

@@ -222,3 +222,18 @@ def test_replay_takes_text_ids_or_a_message():
     assert outputs[0] == outputs[1] == outputs[2]
     with pytest.raises(BadMessage, match="assistant"):
         engine().open().send("q", replay={"role": "user", "content": "yes"})
+
+
+def test_a_history_that_goes_on_keeps_the_log_however_it_would_be_written_now():
+    """A call in the model's own spelling, and a thought that the template strips: `drift` sees them, `sync` keeps them."""
+    for style, reply in [("qwen2.5", "let me look\n" + CALL), ("qwen3", "<think>\nhm\n</think>\n\nyes")]:
+        session = talk(styled(style), reply, "no")
+        before, history = session.token_ids, [*session.messages, {"role": "user", "content": "and?"}]
+        assert session.drift(history).reason == "template"
+        drift = session.sync(history)
+        assert drift.extends and session.token_ids == before and session.messages == history
+        turn = session.send([], max_new_tokens=2)
+        assert turn.stats.prefilled == turn.stats.delta == drift.rest + 1
+        assert session.token_ids[: len(before)] == before
+        session.engine.check()
+    assert session.sync(session.messages).rest == 0
