@@ -136,7 +136,7 @@ def test_results_say_how_they_were_measured():
     for path in (ROOT / "data" / "results").glob("*.json"):
         record = json.loads(path.read_text())
         assert {"command", "date", "machine", "rows"} <= record.keys(), path.name
-        assert record["command"].startswith("python -m minstate.lab.bench ") and "thread" in record["machine"]
+        assert record["command"].startswith("python -m minstate.lab.") and "thread" in record["machine"]
 
 
 def test_what_is_searched_for_is_found():

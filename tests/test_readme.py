@@ -49,3 +49,13 @@ def test_figures_are_the_measured_ones():
     parts = zip(turns["configuration"], turns["turn"], turns["reused"], turns["n"], strict=True)
     share = [100 * reused / n for name, turn, reused, n in parts if name == "stateful" and turn > 1]
     assert f"{min(share):.0f} % to {max(share):.0f} % of each prompt after the first" in text
+
+
+def test_the_templates_are_counted():
+    rows = json.loads((ROOT / "data" / "results" / "templates.json").read_text())["rows"]
+    outcomes = [row["outcome"] for row in rows]
+    exact, refused, wrong = (outcomes.count(outcome) for outcome in ("exact", "refused", "wrong"))
+    counted = (
+        f"of the {len(outcomes)} that we found published, {exact} keep them all, {refused} are refused for a reason"
+    )
+    assert f"{counted}, and {wrong} do not keep one" in " ".join(README.split())

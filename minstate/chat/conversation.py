@@ -135,9 +135,11 @@ class Chat:
     def delta(self, transcript: Transcript, messages: Messages, last_token: int) -> list[int]:
         """The token ids behind a log that ends inside a reply: its end, `messages`, and the opening of the next reply.
 
+        transcript  all of whose messages are in the log
         last_token  of the log
         """
-        return self._without_end(transcript, self.encode(self.behind_reply(transcript, messages)), last_token)
+        said = replace(transcript, in_log=len(transcript.messages or ()))
+        return self._without_end(said, self.encode(self.behind_reply(said, messages)), last_token)
 
     def encode_reply(self, message: str | Message) -> list[int]:
         """Token ids of an assistant's message, as text or with tool calls, and of its end. Raises `BadMessage`."""

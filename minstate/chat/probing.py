@@ -37,10 +37,7 @@ def find_dialect(
     ends       those that end a reply
     reply_end  what the template writes behind a reply
     """
-    think = next(
-        (marks for marks in THOUGHTS if marks[1] in template and marks[0].strip() in template + marks[1]), None
-    )
-    think = think or next((marks for marks in THOUGHTS if marks[1] in template and marks[1] != "<|end|>"), None)
+    think = next((marks for marks in THOUGHTS[:-1] if marks[1] in template), None)  # the last one is Harmony's
     known = template + "\n".join(tokens)
     named = next((dialect for evidence, dialect in NAMED if all(text in known for text in evidence)), None)
     if named is HARMONY:

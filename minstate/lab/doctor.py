@@ -7,6 +7,7 @@ like a control token in it as a control token.
 """
 
 import argparse
+import datetime
 import json
 import sys
 from collections import Counter
@@ -16,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from minstate.lab.engines.small_engine import byte_tokenizer
+from minstate.lab.measure import machine
 from minstate.lab.templates.check import CHECKS, Verdict, check_template, control_tokens_in
 from minstate.weights import read_config, read_tokenizer
 
@@ -88,8 +90,13 @@ def main() -> None:
     found = [check_template(*each) for each in tqdm(tokenizers(arguments.paths), unit="template", file=sys.stderr)]
     print(table(found))
     if arguments.json:
-        rows = [as_row(verdict) for verdict in found]
-        arguments.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        rows = ",\n  ".join(json.dumps(as_row(verdict), ensure_ascii=False) for verdict in found)
+        about = {
+            "command": f"python -m minstate.lab.doctor {' '.join(sys.argv[1:])}",
+            "date": datetime.date.today().isoformat(),
+            "machine": machine(),
+        }
+        arguments.json.write_text(f'{json.dumps(about)[:-1]}, "rows": [\n  {rows}\n]}}\n')
 
 
 if __name__ == "__main__":

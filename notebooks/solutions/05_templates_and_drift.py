@@ -39,3 +39,9 @@ def price_of_a_clock(opening: int, position: int, turns: list[tuple[int, int]]) 
         prompt += generated
         known = position
     return forwarded
+
+
+# %% n809: who may speak
+# A stranger's text may spell what it likes. Only what the template writes is counted.
+def control_tokens(parts: list[tuple[str, str]], tokens: list[str]) -> int:
+    return sum(text.count(token) for author, text in parts if author == "template" for token in tokens)

@@ -225,7 +225,7 @@ def test_replay_takes_text_ids_or_a_message():
 
 
 def test_a_history_that_goes_on_keeps_the_log_however_it_would_be_written_now():
-    """A call in the model's own spelling, and a thought that the template strips: `drift` sees them, `sync` keeps them."""
+    """A call in the model's own spelling, a thought that the template strips: `drift` sees them, `sync` keeps them."""
     for style, reply in [("qwen2.5", "let me look\n" + CALL), ("qwen3", "<think>\nhm\n</think>\n\nyes")]:
         session = talk(styled(style), reply, "no")
         before, history = session.token_ids, [*session.messages, {"role": "user", "content": "and?"}]

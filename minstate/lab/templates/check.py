@@ -7,7 +7,7 @@ transformers refuses it too.
 import itertools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -121,7 +121,8 @@ def deltas(chat: Chat, opening: list, turns: list[tuple[list, dict]]) -> str:
             last = (transcript.messages or ())[-1]
             calls = list(last.get("tool_calls", ()))
             whole = chat.template.behind_reply(history, calls, new, transcript.tools)
-            delta = chat.behind_reply(transcript, new)
+            said = replace(transcript, in_log=len(transcript.messages or ()))
+            delta = chat.behind_reply(said, new)
             if delta != whole:
                 return f"behind a reply comes {whole[-60:]!r}, and not {delta[-60:]!r}"
         (said,) = normalise(reply)
