@@ -122,8 +122,10 @@ class OutputProcessor:
         if reason == "stop":
             whole, shown = (_until_stop(text, request.options.sampling.stop) for text in (whole, shown))
         reply = dialect.read(whole, request.tools, thinking=request.thinking)
+        if self.chat and (reply.reasoning or dialect.frame):  # their marks may be special tokens themselves
+            shown = self.chat.template.control.without_special(reply.text)
         return Turn(
-            text=dialect.read(shown, thinking=request.thinking).text,
+            text=shown,
             token_ids=tuple(request.generated),
             tool_calls=numbered(reply.calls, request.transcript, dialect),
             finish_reason=reason,

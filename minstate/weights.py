@@ -106,7 +106,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def load_model(
     name: str | Path | None, dtype: str | torch.dtype | None, device: str
 ) -> tuple[Model, PreTrainedTokenizerFast, list[int]]:
-    """A model, its tokenizer, and its end-of-sequence ids.
+    """A model, its tokenizer, and its end-of-sequence ids: the configuration's, or else the tokenizer's.
 
     name   as `find_model` takes it
     dtype  "float32", "bfloat16" or "float64", or torch's own; None or "auto": float32 on a CPU, bfloat16 on a GPU
@@ -128,10 +128,6 @@ def load_model(
     raw = read_config(folder)
     tensors = {name: tensor.to(device) for name, tensor in read_tensors(folder, DTYPES[dtype]).items()}
     model = Model(ModelConfig.from_hf(raw), tensors)
-    return model, read_tokenizer(folder), _as_list(raw.get("eos_token_id"))
-
-
-def _as_list(ids: int | list[int] | None) -> list[int]:
-    if ids is None:
-        return []
-    return ids if isinstance(ids, list) else [ids]
+    tokenizer = read_tokenizer(folder)
+    eos = raw.get("eos_token_id", tokenizer.eos_token_id)
+    return model, tokenizer, eos if isinstance(eos, list) else [eos] if eos is not None else []

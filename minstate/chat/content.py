@@ -43,6 +43,10 @@ class ControlTokens:
         self._names = {name for token in by_length for name in (token[1:-1], token[2:-1]) if len(name) > 1}
         self._key = secrets.token_hex(8)
 
+    def without_special(self, text: str) -> str:
+        """The text without the special tokens that it spells."""
+        return "".join(piece for piece, token in self.split(text) if token is None or not self.is_special(token))
+
     def is_special(self, token: int) -> bool:
         """Whether an added token is left out where special ones are skipped."""
         return self.tokenizer.added_tokens_decoder[token].special
