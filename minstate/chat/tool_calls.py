@@ -24,11 +24,6 @@ class ToolCall:
     error: str = ""
     id: str = ""  # by which a result names it
 
-    def __str__(self) -> str:
-        if self.error:
-            return f"{self.name or 'a call'}: {self.error}"
-        return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.arguments.items())})"
-
 
 def schema_error(call: ToolCall, tools: Tools) -> str:
     """What is wrong with a call of one of `tools`; "" if the call fits its schema."""
