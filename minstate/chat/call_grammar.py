@@ -87,8 +87,8 @@ class CallGrammar:
         rules["PLAIN"] = TEXT if self._opens_with_atom or not mark else f"{TEXT} & ~/{before}{mark}(?s:.*)/"
         if not rules["other"]:
             rules |= {"text": "TEXT", "plain": "PLAIN"}
-        if frame := self.dialect.frame and not self.dialect.open.strip():
-            rules["plain"] = f"{_quoted(self.dialect.frame[0])} text" if frame else rules["plain"]
+        if self.dialect.frame and not self.dialect.open.strip():  # what is no call begins with this
+            rules["plain"] = f"{_quoted(self.dialect.frame[0])} text"
         if thoughts := self._thoughts(thinking):
             rules["start"] = f"{thoughts} {start}"
             inside = self._tokens(self.spoken - {self.atoms.get(self._think()[1])})

@@ -29,8 +29,8 @@ class Transcript:
 
     messages     None: unknown, because raw token ids were sent
     tools        JSON schemas, of which the model is told
-    in_log       how many of the messages are in the log. Messages beyond are *pending*: they go with the next turn, which
-                 renders the conversation as a whole if no message is in the log
+    in_log       how many of the messages are in the log. Messages beyond are *pending*: they go with the next turn. If
+                 no message is in the log, that turn renders the conversation as a whole
     reply_start  position in the log at which the last reply begins
     thinking     whether the prompt of the last reply has begun the model's thoughts
     verbatim     indices of replies in which the model wrote control tokens itself
