@@ -55,17 +55,9 @@ class Chat:
             raise UnsupportedModel(f"the chat template refuses a plain conversation: {error}") from error
         self.tokenizer = tokenizer
         self.render, self.encode = self.template.render, self.template.encode
+        self.dialect: Dialect = self.template.dialect  # how the model writes tool calls and thoughts
+        self.end_of_reply: int | None = self.template.end  # the token that ends a reply, if the template writes one
         self.looks_back = any(not self._same_behind_stand_in(*probe) for probe in PROBES)
-
-    @property
-    def dialect(self) -> Dialect:
-        """How the model writes tool calls and thoughts."""
-        return self.template.dialect
-
-    @property
-    def end_of_reply(self) -> int | None:
-        """The token that ends a reply, if the template writes one."""
-        return self.template.end
 
     def describe(self) -> str:
         """How the model's conversations are written: one line for each part."""

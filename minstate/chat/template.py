@@ -6,6 +6,7 @@ into the system message, results into a user's message, calls and thoughts into 
 """
 
 import json
+import secrets
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
@@ -17,7 +18,9 @@ from minstate.chat.tool_calls import Tools, signatures
 from minstate.chat.transcript import NO_OPTIONS, Options
 from minstate.errors import BadMessage, UnsupportedModel
 
-REPLY = "\ue000reply\ue000"  # takes the place of a reply, to find the text that the template writes behind it
+# Takes the place of a reply, to find the text that the template writes behind it. Letters, because templates may escape
+# others; and random, so that no message holds it.
+REPLY = f"reply{secrets.token_hex(8)}"
 STAND_IN = ({"role": "user", "content": "stand-in"},)  # takes the place of a history
 CALL = {"name": PROBE_TOOLS[0]["function"]["name"], "arguments": {"alpha": "a", "beta": 1}}
 RESULT = {"role": "tool", "content": "probe result"}
@@ -52,13 +55,17 @@ class Template:
             self._shows(self._for_template([user, reply, RESULT], NO_OPTIONS, frozenset()), "probe result", PROBE_TOOLS)
             for reply in ({"role": "assistant", "content": "", "tool_calls": [CALL]}, STAND_IN_REPLY)
         )
-        self.closing = self.encode(self.behind_reply(STAND_IN))
+        atoms = frozenset(self.control.ids.values())
+        try:
+            self.closing = self.encode(self.behind_reply(STAND_IN))
+        except (BadMessage, UnsupportedModel):  # a template for which a reply is never the last message
+            behind = self.encode(self.behind_reply(STAND_IN, messages=STAND_IN))
+            self.closing = behind[: next((place + 1 for place, token in enumerate(behind) if token in atoms), 0)]
         try:
             self.closing_of_calls = self.encode(self.behind_reply(STAND_IN, [CALL]))
         except (BadMessage, UnsupportedModel):
             self.closing_of_calls = self.closing
         # Both end with the first control token behind a reply, if there is one.
-        atoms = frozenset(self.control.ids.values())
         self.end, self.end_of_calls = (
             next((token for token in ids if token in atoms), None) for ids in (self.closing, self.closing_of_calls)
         )
@@ -143,7 +150,8 @@ class Template:
         text = self.render([*history, reply, *messages], tools, reply=bool(messages), options=options)
         _, found, behind = text.rpartition(seen)
         if not found and seen != REPLY:  # a template that writes calls in another way than the model does
-            return text.rpartition(REPLY)[2].partition("}")[2]
+            _, found, behind = text.rpartition(REPLY)
+            behind = behind.partition("}")[2]
         if not found:
             raise UnsupportedModel("the chat template leaves out the assistant's replies: send token_ids")
         return behind

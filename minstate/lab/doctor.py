@@ -41,7 +41,8 @@ def tokenizers(paths: list[Path]) -> Iterator[tuple[str, object, frozenset[int]]
             special = control_tokens_in(template)
             tokenizer = byte_tokenizer(template, special)
             tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
-            yield file.stem, tokenizer, frozenset(special.index(end) for end in ENDS if end in special)
+            ends = [*ENDS, "<|end|>"] if "<|channel|>" not in special else ENDS  # which ends one channel of several
+            yield file.stem, tokenizer, frozenset(special.index(end) for end in ends if end in special)
 
 
 def table(verdicts: list[Verdict]) -> str:

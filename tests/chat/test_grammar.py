@@ -285,6 +285,8 @@ def test_a_schema_that_cannot_be_enforced_is_refused_before_anything_happens(sch
         ({"tools": [{"name": "x", "parameters": ["a"]}]}, UnsupportedSchema),
         ({"tools": [{"function": "x"}]}, BadMessage),
         ({"tool_choice": {"type": "function"}}, BadValue),
+        ({"tool_choice": {"type": "function", "function": {"name": "no such tool"}}}, BadValue),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "no schema"}}}, BadValue),
         ({"tool_choice": ["look"]}, BadValue),
         ({"response_format": {"enum": ["\ud800"]}}, (BadValue, UnsupportedSchema)),
     ],

@@ -97,12 +97,12 @@ def check_template(name: str, tokenizer, eos_ids: frozenset[int]) -> Verdict:
 
 
 def renders(tokenizer, messages: Sequence[dict[str, Any]], tools=None) -> bool:
-    """Whether transformers renders a conversation."""
+    """Whether transformers renders a conversation, with all that was said in it."""
     try:
-        tokenizer.apply_chat_template(list(messages), tools=tools, tokenize=False)
+        text = tokenizer.apply_chat_template(list(messages), tools=tools, tokenize=False)
     except Exception:  # noqa: BLE001  a template may raise anything
         return False
-    return True
+    return all(message["content"].splitlines()[0] in text for message in messages)
 
 
 def called(calls: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from minstate.chat.dialect import Reply
 from minstate.lab.doctor import as_row, table, tokenizers
 from minstate.lab.engines.template_styles import STYLES
 from minstate.lab.templates.check import check_template, control_tokens_in
@@ -33,11 +34,11 @@ def folder(tmp_path):
 def test_each_template_gets_its_verdict(folder):
     found = verdicts(folder)
     assert {name for name, each in found.items() if each.outcome == "exact"} == set(STYLES)
-    assert found["drops"].outcome == "wrong" and "leaves out" in found["drops"].found["conversation"]
+    assert found["drops"].outcome == "refused" and "leaves out" in found["drops"].found["conversation"]
     assert found["refuses"].outcome == "refused" and "never" in found["refuses"].found["conversation"]
     assert found["qwen2.5"].writes_calls and not found["chatml"].writes_calls
     shown = table(list(found.values()))
-    assert f"{len(STYLES)} exact, 1 wrong, 1 refused" in shown and "drops: conversation: wrong" in shown
+    assert f"{len(STYLES)} exact, 0 wrong, 2 refused" in shown and "drops: conversation: refused" in shown
     assert set(as_row(found["qwen3"])["checks"].values()) == {"ok"}
 
 
@@ -55,3 +56,15 @@ def test_the_command_prints_a_table_and_writes_outcomes(folder, tmp_path):
     assert row["name"] == "qwen3" and row["outcome"] == "exact"
     missing = subprocess.run([*command[:4], "no such file"], capture_output=True, text=True, timeout=300)
     assert missing.returncode == 2 and "no such file" in missing.stderr
+
+
+def test_a_reply_that_is_read_wrongly_is_found(folder, monkeypatch):
+    monkeypatch.setattr("minstate.chat.dialect.Dialect.read", lambda self, text, *_, **__: Reply("", text, (), text))
+    verdict = verdicts(folder)["qwen2.5"]
+    assert verdict.outcome == "wrong" and "it reads []" in verdict.found["calls"]
+
+
+def test_content_that_controls_is_found(folder, monkeypatch):
+    monkeypatch.setattr("minstate.chat.content.ControlTokens.protect", lambda self, content, allowed=None: content)
+    verdict = verdicts(folder)["chatml"]
+    assert verdict.outcome == "wrong" and "control tokens" in verdict.found["hostile content"]
