@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from minstate.chat.dialect import ID, INDEX, NEXT_ID, Dialect
-from minstate.chat.schema import TYPES, any_object, arguments_grammar, value_grammar
+from minstate.chat.keywords import TYPES
+from minstate.chat.schema import any_object, arguments_grammar, value_grammar
 from minstate.chat.spelling import Literals, Tagged
 from minstate.errors import UnsupportedSchema
 

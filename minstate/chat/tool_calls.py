@@ -8,6 +8,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
+from minstate.chat.schema import with_own_types
 from minstate.errors import BadMessage, UnsupportedSchema
 
 Tool = Mapping[str, Any]  # a JSON schema, bare or inside OpenAI's `{"type": "function", "function": ...}`
@@ -31,7 +32,7 @@ def schema_error(call: ToolCall, tools: Tools) -> str:
     if call.name not in schemas:
         return f"no tool of the name {call.name!r}"
     try:
-        error = best_match(Draft202012Validator(schemas[call.name]).iter_errors(call.arguments))
+        error = best_match(Draft202012Validator(with_own_types(schemas[call.name])).iter_errors(call.arguments))
     except Exception as broken:  # noqa: BLE001  a schema may be wrong in any way
         return f"the tool's schema cannot be applied: {broken}"
     return f"arguments do not fit the schema: {error.message} at {error.json_path}" if error else ""

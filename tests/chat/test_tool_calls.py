@@ -71,3 +71,12 @@ def test_a_call_that_was_cut_off_ends_where_the_next_one_begins():
 def test_a_tool_may_stand_in_its_wrapper_or_not(tool):
     assert function_of(tool) == ("look", LOOK["parameters"])
     assert function_of({"name": "wait"}) == ("wait", {"type": "object", "properties": {}})
+
+
+def test_a_call_fits_a_schema_with_types_from_elsewhere():
+    """As the Berkeley Function-Calling Leaderboard publishes them."""
+    parameters = {"type": "dict", "properties": {"x": {"type": "float"}}, "required": ["x"]}
+    for value, error in ((1.5, ""), ("a", "is not of type 'number'")):
+        text = HERMES.write([{"name": "f", "arguments": {"x": value}}])
+        (call,) = HERMES.read(text, [{"name": "f", "parameters": parameters}]).calls
+        assert error in call.error and bool(error) == bool(call.error)
