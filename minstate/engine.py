@@ -126,7 +126,7 @@ class Engine:
         """A new session that begins with `messages` and knows `tools` (JSON schemas).
 
         template_options     variables for the chat template, such as `{"enable_thinking": False}`
-        content_may_control  whether text that spells a control token becomes it: then whoever writes it has control
+        content_may_control  whether text that spells a control token becomes one: its author can then act as the system
 
         Nothing is computed yet: they are part of the first turn's delta. K/V is shared with sessions of the same
         `tenant`, never with others. Raises `BadMessage`, `BadValue`.
@@ -281,13 +281,13 @@ class Engine:
 
     def _constraint(self, options: TurnOptions, tools: Tools, thinking: bool) -> Constraint | None:
         """What the output must fit. A replayed output is not constrained, but the grammar may guess at it."""
+        wanted = tools, options.tool_choice, options.response_format
+        how = {"parallel": options.parallel_tool_calls, "thinking": thinking}
+        if options.replay is None:
+            return self.grammars.constraint(*wanted, **how)
         speculation = self.scheduler.speculation
-        if options.replay is not None and not (speculation and GRAMMAR in speculation.sources):
-            return None
-        with suppress(*(() if options.replay is None else (UnsupportedModel, UnsupportedSchema))):
-            how = {"parallel": options.parallel_tool_calls, "thinking": thinking}
-            return self.grammars.constraint(tools, options.tool_choice, options.response_format, **how)
-        return None
+        guesses = speculation is not None and GRAMMAR in speculation.sources
+        return self.grammars.constraint_for_replay(*wanted, **how) if guesses else None
 
     def _require_room(self, given: Continuation, max_new_tokens: int) -> None:
         """Raises `ContextOverflow` or `OutOfPages` if the turn could not end even with the engine to itself."""

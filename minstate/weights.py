@@ -129,5 +129,6 @@ def load_model(
     tensors = {name: tensor.to(device) for name, tensor in read_tensors(folder, DTYPES[dtype]).items()}
     model = Model(ModelConfig.from_hf(raw), tensors)
     tokenizer = read_tokenizer(folder)
-    eos = raw.get("eos_token_id", tokenizer.eos_token_id)
+    eos = raw.get("eos_token_id")
+    eos = tokenizer.eos_token_id if eos is None else eos
     return model, tokenizer, eos if isinstance(eos, list) else [eos] if eos is not None else []

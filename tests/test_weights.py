@@ -42,6 +42,16 @@ def test_end_of_sequence_ids_come_from_the_generation_config_where_there_is_one(
         Engine.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("says", [{"eos_token_id": None}, {}])
+def test_where_the_configuration_has_no_end_the_tokenizer_s_ends_a_turn(folder, says):
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("eos_token_id", None)
+    (folder / "config.json").write_text(json.dumps(config | says))
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    engine = Engine.from_pretrained(folder, num_pages=8)
+    assert engine.eos_ids == {engine.tokenizer.eos_token_id} != {None}
+
+
 def test_the_environment_variable_names_the_default(folder, monkeypatch):
     monkeypatch.setenv("MINSTATE_MODEL", str(folder))
     assert find_model() == folder

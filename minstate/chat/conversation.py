@@ -91,6 +91,8 @@ class Chat:
         begun = ""
         if new and new[-1]["role"] == "assistant":
             new, begun = new[:-1], self.dialect.write_message(new[-1])
+            if not transcript.options.content_may_control:
+                begun = self.template.control.protect(begun, self.template.marks)
         if not new and not transcript.has_pending:
             raise BadMessage("the beginning of a reply needs a message in front of it, to which it replies")
         behind = bool(log) and (transcript.in_log > 0 or not transcript.has_pending)
@@ -158,8 +160,14 @@ class Chat:
             message["tool_calls"] = [{"id": c.id, "name": c.name, "arguments": c.arguments} for c in calls]
         if reply.reasoning:
             message["reasoning_content"] = reply.reasoning
-        own = set(log[transcript.reply_start :]) & set(self.template.control.ids.values()) - self.template.ends
-        return transcript.with_reply(message, verbatim=bool(own))
+        return transcript.with_reply(message, verbatim=self._holds_control(log[transcript.reply_start :]))
+
+    def _holds_control(self, ids: list[int]) -> bool:
+        """Whether the model wrote control tokens of others into its reply, and none of them in letters."""
+        while ids and ids[-1] in self.template.ends:
+            ids = ids[:-1]
+        others = {i for token, i in self.template.control.ids.items() if token not in self.template.marks}
+        return not others.isdisjoint(ids) and self.encode(self.tokenizer.decode(ids)) == ids
 
     def is_thinking(self, begun: str, thinking: bool) -> bool:
         """Whether a reply that has begun like this is inside the model's thoughts.

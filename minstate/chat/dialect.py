@@ -8,7 +8,7 @@ The calls of a reply are written as pieces of text around names and arguments:
     DeepSeek V3.1  <｜tool▁calls▁begin｜>…      …<｜tool▁sep｜>{…}      <｜tool▁call▁end｜><｜tool▁calls▁end｜>
     Qwen3-Coder    <tool_call>⏎<function=       …><parameter=path>…    ⏎</function>⏎</tool_call>
 
-`families.py` finds the pieces by looking at what a model's chat template writes. Writing is then exact, and so is the
+`probing.py` finds the pieces by looking at what a model's chat template writes. Writing is then exact, and so is the
 grammar that a reply is held to. Reading is generous: white space may differ, and where a call is one JSON object, its
 keys may stand in any order. A call that cannot be read is reported with its text, and what is wrong with it.
 """

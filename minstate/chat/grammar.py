@@ -10,6 +10,7 @@ template renders it again, and whatever is cached or looked up behind it still f
 
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache, cached_property, lru_cache
 
 import numpy as np
@@ -126,6 +127,12 @@ class Grammars:
         """
         grammar = self._grammar(tools, choice, response_format, parallel, thinking)
         return None if grammar is None else Constraint(self._compiled(grammar).deep_copy(), self._end)
+
+    def constraint_for_replay(self, *wanted, **how) -> Constraint | None:
+        """As `constraint`, for an output that is given. It need not fit: the grammar only guesses at it, if it can."""
+        with suppress(UnsupportedModel, UnsupportedSchema):
+            return self.constraint(*wanted, **how)
+        return None
 
     def _grammar(
         self, tools: Tools, choice: str | None, schema: Mapping | None, parallel: bool | None, thinking: bool

@@ -8,6 +8,7 @@ out, or write in another form than the model does.
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -40,8 +41,9 @@ def find_dialect(
     think = next((marks for marks in THOUGHTS[:-1] if marks[1] in template), None)  # the last one is Harmony's
     known = template + "\n".join(tokens)
     named = next((dialect for evidence, dialect in NAMED if all(text in known for text in evidence)), None)
-    if named is HARMONY:
-        return replace(HARMONY, think=THOUGHTS[-1]), True
+    if named is HARMONY:  # its templates write calls in another way than its models do
+        asked = Probe(render, None, ends, reply_end, LEARNT)
+        return replace(HARMONY, think=THOUGHTS[-1]), asked.is_answered()
     for variant in VARIANTS:
         try:
             learnt = Probe(render, think, ends, reply_end, variant).dialect()
@@ -90,14 +92,17 @@ class Probe:
         one = self._calls([(A, FIRST)])
         opens, at = self._opening(one)
         two = self._two_calls()
-        json_arguments = self._json(one, at)
-        if json_arguments:
-            dialect = self._with_json(opens, one, two, at, json_arguments)
-        else:
-            dialect = self._tagged(opens, one, two)
+        found = self._json(one, at)
+        dialect = self._with_json(opens, one, two, at, found) if found else self._tagged(opens, one, two)
         dialect = replace(dialect, behind_content=self._behind_content(opens))
         self._verify(dialect, one, two)
         return dialect
+
+    def is_answered(self) -> bool:
+        """Whether the template writes calls at all."""
+        with suppress(ValueError):
+            return bool(self._calls([(A, FIRST)]))
+        return False
 
     def _call(self, index: int, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         plain = self.variant.ids == HERMES.ids
@@ -131,10 +136,9 @@ class Probe:
         return text[tag if tag >= 0 and ">" not in text[tag:begin] else begin :]
 
     def _rendered(self, messages) -> str:
-        try:
+        with suppress(ValueError):
             return self.render(messages, PROBE_TOOLS, reply=False)
-        except ValueError:
-            return ""
+        return ""
 
     def _end(self, text: str, behind: int) -> int | None:
         """Where the reply ends behind a position; None if nothing shows it."""
@@ -151,10 +155,9 @@ class Probe:
 
     def _two_calls(self) -> str:
         """What is written for two calls; "" if the template cannot write two in one reply."""
-        try:
+        two = ""
+        with suppress(ValueError):
             two = self._calls([(A, FIRST), (B, FIRST)])
-        except ValueError:
-            return ""
         between = two[two.index(A) : two.index(B)] if A in two else self.heads[0]
         return "" if any(end in between for end in (self.reply_end, *self.ends) if end) else two
 
@@ -242,11 +245,8 @@ class Probe:
     def _verify(self, dialect: Dialect, one: str, two: str) -> None:
         """Raises ValueError unless the dialect writes what the template writes, and reads it back."""
         hard = {"alpha": HARD, "beta": NUMBER}
-        for text, calls in [
-            (one, [(A, FIRST)]),
-            (two, [(A, FIRST), (B, FIRST)]),
-            (self._calls([(A, hard)]), [(A, hard)]),
-        ]:
+        cases = [(one, [(A, FIRST)]), (two, [(A, FIRST), (B, FIRST)]), (self._calls([(A, hard)]), [(A, hard)])]
+        for text, calls in cases:
             if not text:
                 continue
             wanted = [{"id": self._call(i, name, args)["id"], "name": name, "arguments": args}

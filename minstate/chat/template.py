@@ -49,7 +49,10 @@ class Template:
         reply_end = self._raw([user, {"role": "assistant", "content": REPLY}]).partition(REPLY)[2]
         text = source if isinstance(source, str) else "\n".join(source.values())
         self.dialect, self.writes_calls = find_dialect(self._probe, text, self.control.ids, spelt, reply_end)
-        self._marks = frozenset(token for token in self.control.ids if token in self.dialect.spelling)
+        # What a reply may spell: marks of calls and thoughts, but nothing that ends it, or is between messages.
+        marks, ends = "".join(self.dialect.think or ()) + self.dialect.calls, (reply_end, *spelt)
+        own = (token for token in self.control.ids if token in marks)
+        self.marks = frozenset(token for token in own if not any(token in end for end in ends))
         self.knows_results = True
         self.knows_results = any(
             self._shows(self._for_template([user, reply, RESULT], NO_OPTIONS, frozenset()), "probe result", PROBE_TOOLS)
@@ -145,7 +148,7 @@ class Template:
         if self.writes_calls and numbered:
             reply = {"role": "assistant", "content": "", "tool_calls": numbered}
             seen = self.dialect.write(
-                numbered if options.content_may_control else self.control.protect(numbered, self._marks)
+                numbered if options.content_may_control else self.control.protect(numbered, self.marks)
             )
         text = self.render([*history, reply, *messages], tools, reply=bool(messages), options=options)
         _, found, behind = text.rpartition(seen)
@@ -174,7 +177,7 @@ class Template:
 
     def _protected(self, message: Message) -> Message:
         """The message with its control tokens broken up, but for the marks that a reply may have."""
-        allowed = self._marks if message["role"] == "assistant" else frozenset()
+        allowed = self.marks if message["role"] == "assistant" else frozenset()
         return {key: value if key == "role" else self.control.protect(value, allowed) for key, value in message.items()}
 
     def call_id(self, call: Mapping[str, Any], index: int) -> str:
