@@ -10,8 +10,10 @@ log-sum-exp of its scores, which is the part's weight when the outputs are merge
     runs of adjacent pages      are slices of the pool, `kv[layer, 0, :, start:end]`: one part each, nothing is copied
     short runs, if several      are gathered into one buffer first, because every part costs a call of its own
     the batch's own tokens      are read from k and v with a causal mask; so no other part needs a mask
+    a sliding window            is gathered whole, and read with a mask that moves from query to query
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -28,6 +30,25 @@ FEW_QUERIES = 16
 # Returns softmax(q kᵀ / √D) v `[B, H, queries, D]`, and the log-sum-exp of the scores `[B, H, queries]`. The public
 # F.scaled_dot_product_attention computes the log-sum-exp too, but does not return it.
 flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+def plain_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    is_causal: bool = False,
+    attn_mask: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same by its definition, on any device: for models whose attention the GPU's kernels do not compute."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    scores = q.to(dtype) @ k.to(dtype).mT * (scale or q.shape[-1] ** -0.5)
+    if is_causal:
+        attn_mask = torch.full(scores.shape[-2:], -torch.inf, device=q.device).triu(1)
+    if attn_mask is not None:
+        scores = scores + attn_mask
+    return (scores.softmax(-1) @ v.to(dtype)).to(q.dtype), scores.logsumexp(-1)
 
 
 class Run(NamedTuple):
@@ -56,53 +77,85 @@ class KeyPlan:
 
     queries: slice  # the sequence's rows among the batch's query tokens
     runs: list[Run]
-    gathered_pages: torch.Tensor  # [P] int32: the pages of short runs
+    gathered_pages: torch.Tensor  # [P] int32: the pages of short runs, or of a window
     gathered_tokens: int
     causal: bool  # the query tokens also read each other; a single one finds its own key in the pool
+    lead: int = 0  # tokens of the first gathered page that lie before the window
+    mask: torch.Tensor | None = None  # [queries, gathered tokens] in a window: −inf where a query may not read a key
 
 
 class TorchAttention:
     """Attention of one ragged batch over the pages of a pool.
 
     The query heads of a group share one KV head ([GQA](https://arxiv.org/abs/2305.13245)).
+
+    windows  how many keys a query reads at most, in each layer; None: all; no windows at all if not given
+    scale    of the scores q · k; None: 1 / √D
     """
 
-    def __init__(self, pool: KVPool, batch: RaggedBatch):
-        self.pool, self.slots = pool, batch.slots
-        self.plans = [
-            _plan_keys(slice(*rows), context, pages, pool.page_size)
+    def __init__(
+        self, pool: KVPool, batch: RaggedBatch, windows: Sequence[int | None] = (), scale: float | None = None
+    ):
+        self.pool, self.slots = pool, batch.slots.to(pool.kv.device)
+        self.windows, self.scale = windows, scale
+        self.attention = flash_attention if pool.kv.is_cpu else plain_attention
+        sequences = [
+            (slice(*rows), context, pages)
             for rows, context, pages in zip(
                 pairwise(batch.query_start.tolist()), batch.context_len.tolist(), batch.page_table, strict=True
             )
         ]
+        self.plans = [_plan_keys(*sequence, pool.page_size) for sequence in sequences]  # of layers without a window
+        self.windowed = {
+            window: [_plan_window(*sequence, pool.page_size, window) for sequence in sequences]
+            for window in set(windows)
+            if window is not None
+        }
         _, _, kv_heads, _, head_dim = pool.kv.shape
-        most_pages = max(len(plan.gathered_pages) for plan in self.plans)
+        most_pages = max(len(plan.gathered_pages) for plan in sum(self.windowed.values(), self.plans))
         self.gather_buffer = pool.kv.new_empty(2, kv_heads, most_pages, pool.page_size, head_dim)
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Store k, v `[T, H_kv, D]` in the batch's slots; return softmax(q kᵀ / √D) v `[T, H, D]` of q `[T, H, D]`."""
+        """Store k, v `[T, H_kv, D]` in their slots; return softmax(q kᵀ · scale) v `[T, H, D]` of q `[T, H, D]`."""
         kv = self.pool.kv[layer]  # [2, H_kv, slots, D]
         kv[0].index_copy_(1, self.slots, k.transpose(0, 1))
         kv[1].index_copy_(1, self.slots, v.transpose(0, 1))
         out = torch.empty_like(q)
-        for plan in self.plans:
+        window = self.windows[layer] if self.windows else None
+        for plan in self.plans if window is None else self.windowed[window]:
             # A KV head serves a group of query heads: [queries, H, D] → [H_kv, group, queries, D].
             queries = q[plan.queries].unflatten(1, (k.shape[1], -1)).permute(1, 2, 0, 3)
             rows = queries.flatten(1, 2)
-            parts = [_attend(rows, kv[:, :, start:end], cuts) for start, end, cuts in plan.runs]
-            if plan.gathered_tokens:
-                parts.append(_attend(rows, self._gather(kv, plan)))
+            parts = [self._attend(rows, kv[:, :, start:end], cuts) for start, end, cuts in plan.runs]
+            if plan.mask is not None:
+                parts.append(self._attend_masked(queries, *self._gather(kv, plan), plan.mask.to(q)))
+            elif plan.gathered_tokens:
+                parts.append(self._attend(rows, self._gather(kv, plan)))
             if plan.causal:
                 new_k, new_v = k[plan.queries].transpose(0, 1), v[plan.queries].transpose(0, 1)
-                parts.append(_attend_causally(queries, new_k, new_v))
+                parts.append(self._attend_masked(queries, new_k, new_v))
             out[plan.queries] = merge(parts).view(queries.shape).permute(2, 0, 1, 3).flatten(1, 2)
         return out
 
     def _gather(self, kv: torch.Tensor, plan: KeyPlan) -> torch.Tensor:
-        """Copy short runs together, `[2, H_kv, tokens, D]`, into a buffer that all layers use in turn."""
+        """Copy pages together, `[2, H_kv, tokens, D]`, into a buffer that all layers use in turn."""
         buffer = self.gather_buffer[:, :, : len(plan.gathered_pages)]
-        torch.index_select(kv.unflatten(2, (-1, self.pool.page_size)), 2, plan.gathered_pages, out=buffer)
-        return buffer.flatten(2, 3)[:, :, : plan.gathered_tokens]
+        pages = plan.gathered_pages.to(kv.device)
+        torch.index_select(kv.unflatten(2, (-1, self.pool.page_size)), 2, pages, out=buffer)
+        return buffer.flatten(2, 3)[:, :, plan.lead : plan.lead + plan.gathered_tokens]
+
+    def _attend(self, rows: torch.Tensor, kv: torch.Tensor, cuts: int = 1) -> Partial:
+        """Every row of rows `[H_kv, rows, D]` reads every key of kv `[2, H_kv, tokens, D]`."""
+        k, v = kv.unflatten(2, (cuts, -1))  # [H_kv, cuts, tokens / cuts, D] each
+        return Partial(*self.attention(rows[:, None].expand(-1, cuts, -1, -1), k, v, scale=self.scale))
+
+    def _attend_masked(
+        self, queries: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> Partial:
+        """Queries `[H_kv, group, queries, D]` read k, v `[H_kv, keys, D]`: by a mask, or up to their own positions."""
+        k, v = (x[:, None].expand(-1, queries.shape[1], -1, -1) for x in (k, v))  # a group's heads read the same memory
+        out, lse = self.attention(queries, k, v, is_causal=mask is None, attn_mask=mask, scale=self.scale)
+        return Partial(out.flatten(1, 2)[:, None], lse.flatten(1, 2)[:, None])
 
 
 def merge(parts: list[Partial]) -> torch.Tensor:
@@ -117,17 +170,23 @@ def merge(parts: list[Partial]) -> torch.Tensor:
     return (weight[..., None] * out).sum(dim=1).to(out.dtype)
 
 
-def _attend(rows: torch.Tensor, kv: torch.Tensor, cuts: int = 1) -> Partial:
-    """Every row of rows `[H_kv, rows, D]` reads every key of kv `[2, H_kv, tokens, D]`."""
-    k, v = kv.unflatten(2, (cuts, -1))  # [H_kv, cuts, tokens / cuts, D] each
-    return Partial(*flash_attention(rows[:, None].expand(-1, cuts, -1, -1), k, v))
-
-
-def _attend_causally(queries: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Partial:
-    """Queries `[H_kv, group, queries, D]` read k, v `[H_kv, queries, D]`, each up to its own position."""
-    shape = queries.shape  # k and v are expanded, not copied: the heads of a group read the same memory
-    out, lse = flash_attention(queries, k[:, None].expand(shape), v[:, None].expand(shape), is_causal=True)
-    return Partial(out.flatten(1, 2)[:, None], lse.flatten(1, 2)[:, None])
+def _plan_window(queries: slice, context: int, pages: torch.Tensor, page_size: int, window: int) -> KeyPlan:
+    """Gather all keys that some query may read, from the first query's window to the last query itself."""
+    if window >= context:
+        return _plan_keys(queries, context, pages, page_size)
+    positions = torch.arange(context - (queries.stop - queries.start), context)[:, None]
+    first = max(0, int(positions[0]) - window + 1)
+    keys = torch.arange(first, context)
+    is_read = (keys <= positions) & (keys > positions - window)
+    return KeyPlan(
+        queries,
+        runs=[],
+        gathered_pages=pages[first // page_size : -(-context // page_size)],
+        gathered_tokens=len(keys),
+        causal=False,
+        lead=first % page_size,
+        mask=torch.zeros(is_read.shape).masked_fill(~is_read, -torch.inf),
+    )
 
 
 def _plan_keys(queries: slice, context: int, pages: torch.Tensor, page_size: int) -> KeyPlan:

@@ -24,6 +24,8 @@ from minstate.kernels.rms_norm import rms_norm
 from minstate.kernels.silu_mul import silu_mul
 from minstate.kernels.tiles import busy_programs, split_count
 from minstate.model import Model
+from minstate.model_config import ModelConfig
+from minstate.model_families import Family
 from minstate.paged_kv import KVPool
 from minstate.ragged_batch import RaggedBatch
 
@@ -91,6 +93,24 @@ class Inputs(NamedTuple):
         return flat
 
 
+def missing_in_kernels(config: ModelConfig) -> list[str]:
+    """What a model has that `hidden_states` does not compute: `Model.forward` then computes it, on the GPU too."""
+    family, scales = config.family, (config.embedding_scale, config.residual_scale, config.logits_scale)
+    return [
+        feature
+        for is_missing, feature in [
+            (any(config.windows), "sliding windows"),
+            (any(rope.dims < config.head_dim for rope in config.ropes), "heads that are rotated in part"),
+            (family.norms != Family().norms or family.norm_offset, "norms elsewhere than before attention and MLP"),
+            (family.qk_norm == "row", "norms over whole rows of heads"),
+            (config.activation != "silu", config.activation),
+            (config.attention_scale not in (None, config.head_dim**-0.5), "another scale of scores than 1 / √D"),
+            (scales != (1, 1, 1), "multipliers of embeddings, residuals and logits"),
+        ]
+        if is_missing
+    ]
+
+
 @torch.inference_mode()
 def hidden_states(model: Model, pool: KVPool, inputs: Inputs, shape: Shape) -> torch.Tensor:
     """The normalised hidden states `[T, hidden]` that `Model.forward` projects onto the vocabulary.
@@ -101,13 +121,15 @@ def hidden_states(model: Model, pool: KVPool, inputs: Inputs, shape: Shape) -> t
     config = model.config
     heads, kv_heads, eps = config.num_heads, config.num_kv_heads, config.norm_eps
     residual = model.embedding[inputs.token_ids]
-    x = rms_norm(residual, model.layers[0].attention_norm, eps)
-    next_norms = [layer.attention_norm for layer in model.layers[1:]] + [model.norm]
-    for i, (layer, next_norm) in enumerate(zip(model.layers, next_norms, strict=True)):
+    norms = [norm for layer in model.layers for norm in (layer.attention_norm, layer.mlp_norm) if norm is not None]
+    x = rms_norm(residual, norms[0], eps)
+    for i, (layer, mlp_norm, next_norm) in enumerate(
+        zip(model.layers, norms[1::2], [*norms[2::2], model.norm], strict=True)
+    ):
         qkv = layer.qkv(x).unflatten(-1, (-1, config.head_dim))
         if layer.head_norm is not None:
             qkv[:, : heads + kv_heads] = rms_norm(qkv[:, : heads + kv_heads], layer.head_norm, eps)
-        q = append_kv(qkv, model.cos, model.sin, inputs.positions, inputs.slots, pool.kv[i])
+        q = append_kv(qkv, *model.rotary[layer.rotary], inputs.positions, inputs.slots, pool.kv[i])
         out = paged_attention(
             q,
             pool.kv[i],
@@ -118,7 +140,7 @@ def hidden_states(model: Model, pool: KVPool, inputs: Inputs, shape: Shape) -> t
             max_queries=shape.max_queries,
             splits=shape.splits,
         )
-        x = rms_norm(layer.out(out.flatten(1)), layer.mlp_norm, eps, residual)
+        x = rms_norm(layer.out(out.flatten(1)), mlp_norm, eps, residual)
         x = rms_norm(layer.down(silu_mul(layer.gate_up(x))), next_norm, eps, residual)
     return x
 

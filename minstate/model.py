@@ -1,15 +1,14 @@
 """A decoder-only transformer over a ragged batch, with weights by their Hugging Face names.
 
-`model_config.FAMILIES` names the families that it covers: Llama (SmolLM2 is one), Qwen2 and Qwen3. The model knows
-nothing of pages. It hands the q, k and v of each layer to a function `attend(layer, q, k, v)`, which stores k and v and
+`model_families.FAMILIES` names the families that it covers, and what their layers have. The model knows nothing of
+pages. It hands the q, k and v of each layer to a function `attend(layer, q, k, v)`, which stores k and v and
 returns attention's output; `attention.py` provides that function.
 """
 
 import hashlib
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from minstate.errors import DamagedWeights
 from minstate.linear import Linear
 from minstate.model_config import ModelConfig
 from minstate.ragged_batch import RaggedBatch
+from minstate.rotary import rotary_table, rotate
 
 # attend(layer, q [T, H, D], k [T, H_kv, D], v [T, H_kv, D]) → [T, H, D]
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -25,20 +25,23 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Layer:
-    """The weights of one decoder layer, as `Model.forward` uses them."""
+    """The weights of one decoder layer, as `Model.forward` uses them. A norm that a family lacks is None."""
 
-    attention_norm: torch.Tensor  # [hidden]
+    attention_norm: torch.Tensor | None  # [hidden]
     qkv: Linear  # hidden → (H + 2 H_kv) · D: queries, keys and values at once
-    head_norm: torch.Tensor | None  # [H + H_kv, D] for the heads of q and k, if the model normalises them
+    head_norm: torch.Tensor | None  # [H + H_kv, D] for the heads of q and k
+    rotary: int  # which of the model's rotary tables
     out: Linear  # H · D → hidden
-    mlp_norm: torch.Tensor  # [hidden]
+    attention_out_norm: torch.Tensor | None  # [hidden]
+    mlp_norm: torch.Tensor | None  # [hidden]
     gate_up: Linear  # hidden → 2 · mlp
     down: Linear  # mlp → hidden
+    mlp_out_norm: torch.Tensor | None  # [hidden]
 
     @staticmethod
-    def of(config: ModelConfig, tensors: dict[str, torch.Tensor], i: int) -> "Layer":
+    def of(config: ModelConfig, tensors: dict[str, torch.Tensor], i: int, rotary: int) -> "Layer":
         """Layer `i`, from tensors by their Hugging Face names."""
-        layer = f"model.layers.{i}."
+        layer, fused = f"model.layers.{i}.", config.family.fused
 
         def linear(*names: str) -> Linear:
             return Linear(
@@ -46,19 +49,34 @@ class Layer:
                 [tensors.get(f"{layer}{name}.bias") for name in names],
             )
 
-        head_norm = None
-        if config.head_norms:
-            q_norm, k_norm = (tensors[f"{layer}self_attn.{name}.weight"] for name in ("q_norm", "k_norm"))
-            head_norm = torch.stack([q_norm] * config.num_heads + [k_norm] * config.num_kv_heads)
-        return Layer(
-            attention_norm=tensors[layer + "input_layernorm.weight"],
-            qkv=linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            head_norm=head_norm,
-            out=linear("self_attn.o_proj"),
-            mlp_norm=tensors[layer + "post_attention_layernorm.weight"],
-            gate_up=linear("mlp.gate_proj", "mlp.up_proj"),
-            down=linear("mlp.down_proj"),
+        attention_norm, attention_out_norm, mlp_norm, mlp_out_norm = (
+            norm_weight(config, tensors[f"{layer}{name}.weight"]) if name else None for name in config.family.norms
         )
+        head_norm = None
+        if config.family.qk_norm:  # a weight for each dimension of a head, or for each of a row of heads
+            q_norm, k_norm = (
+                norm_weight(config, tensors[f"{layer}self_attn.{name}.weight"]).view(-1, config.head_dim)
+                for name in ("q_norm", "k_norm")
+            )
+            head_norm = torch.cat((q_norm.expand(config.num_heads, -1), k_norm.expand(config.num_kv_heads, -1)))
+        return Layer(
+            attention_norm=attention_norm,
+            qkv=linear("self_attn.qkv_proj") if fused else linear(*(f"self_attn.{x}_proj" for x in "qkv")),
+            head_norm=head_norm,
+            rotary=rotary,
+            out=linear("self_attn.o_proj"),
+            attention_out_norm=attention_out_norm,
+            mlp_norm=mlp_norm,
+            gate_up=linear("mlp.gate_up_proj") if fused else linear("mlp.gate_proj", "mlp.up_proj"),
+            down=linear("mlp.down_proj"),
+            mlp_out_norm=mlp_out_norm,
+        )
+
+
+def norm_weight(config: ModelConfig, weight: torch.Tensor) -> torch.Tensor:
+    """The weight of an RMS norm. Where a family adds 1 to it, the sum needs more digits than bfloat16 has."""
+    offset = config.family.norm_offset
+    return weight.to(torch.promote_types(weight.dtype, torch.float32)) + offset if offset else weight
 
 
 class Model:
@@ -77,31 +95,50 @@ class Model:
         self.fingerprint = _fingerprint(config, tensors)
         self.embedding = tensors["model.embed_tokens.weight"]
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
-        self.layers = [Layer.of(config, tensors, i) for i in range(config.num_layers)]
-        self.norm = tensors["model.norm.weight"]
+        ropes = [rope for i, rope in enumerate(config.ropes) if rope not in config.ropes[:i]]  # each kind once
+        tables = [rotary_table(rope, config.max_positions) for rope in ropes]
+        tables = [rotary_table(rope, config.max_positions) for rope in ropes]
+        self.rotary = [(cos.to(self.embedding), sin.to(self.embedding)) for cos, sin in tables]
+        self.layers = [Layer.of(config, tensors, i, ropes.index(rope)) for i, rope in enumerate(config.ropes)]
+        self.embedding_scale = torch.tensor(config.embedding_scale).to(self.dtype)  # rounded as in training
+        self.norm = norm_weight(config, tensors["model.norm.weight"])
         self.lm_head = Linear([self.embedding if config.tied_embeddings else tensors["lm_head.weight"]])
-        cos, sin = rotary_table(config)
-        self.cos, self.sin = cos.to(self.embedding), sin.to(self.embedding)
+        self.activation = F.silu if config.activation == "silu" else partial(F.gelu, approximate="tanh")
 
     @torch.inference_mode()
     def forward(self, batch: RaggedBatch, attend: Attend) -> torch.Tensor:
         """Logits `[R, vocab]` of the batch's `logit_rows`. `attend` writes the K/V of all T query tokens."""
-        heads, kv_heads, head_dim = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
-        x = self.embedding[batch.token_ids]  # [T, hidden]
-        cos, sin = self.cos[batch.positions, None], self.sin[batch.positions, None]  # [T, 1, D]
+        config, norm = self.config, self._norm
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        rotary = [(cos[batch.positions, None], sin[batch.positions, None]) for cos, sin in self.rotary]  # [T, 1, R]
+        x = self.embedding[batch.token_ids] * self.embedding_scale  # [T, hidden]
         for i, layer in enumerate(self.layers):
-            qkv = layer.qkv(self._norm(x, layer.attention_norm)).unflatten(-1, (-1, head_dim))  # [T, H + 2 H_kv, D]
+            qkv = layer.qkv(norm(x, layer.attention_norm)).unflatten(-1, (-1, config.head_dim))  # [T, H + 2 H_kv, D]
             qk, v = qkv.split((heads + kv_heads, kv_heads), dim=1)
             if layer.head_norm is not None:
-                qk = self._norm(qk) * layer.head_norm
-            q, k = rotate(qk, cos, sin).split((heads, kv_heads), dim=1)
-            x = x + layer.out(attend(i, q, k, v).flatten(1))
-            gate, up = layer.gate_up(self._norm(x, layer.mlp_norm)).chunk(2, dim=-1)
-            x = x + layer.down(F.silu(gate) * up)
-        return self.lm_head(self._norm(x[batch.logit_rows], self.norm))
+                qk = self._norm_heads(qk, layer.head_norm)
+            q, k = rotate(qk, *rotary[layer.rotary]).split((heads, kv_heads), dim=1)
+            attended = layer.out(attend(i, q, k, v).flatten(1))
+            x = x.add(norm(attended, layer.attention_out_norm), alpha=config.residual_scale)
+            gate, up = layer.gate_up(norm(x, layer.mlp_norm)).chunk(2, dim=-1)
+            x = x.add(norm(layer.down(self.activation(gate) * up), layer.mlp_out_norm), alpha=config.residual_scale)
+        return self.lm_head(norm(x[batch.logit_rows], self.norm)) * config.logits_scale
 
-    def _norm(self, x: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
-        return F.rms_norm(x, x.shape[-1:], weight, self.config.norm_eps)
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        """[RMS norm](https://arxiv.org/abs/1910.07467) of each row of x `[T, hidden]`, if there is a weight for it."""
+        if weight is None:
+            return x
+        return F.rms_norm(x.to(weight.dtype), x.shape[-1:], weight, self.config.norm_eps).to(x.dtype)
+
+    def _norm_heads(self, qk: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """RMS norm of q and k `[T, H + H_kv, D]`: of each head, or of all heads of q at once, and of all of k."""
+        x = qk.to(weight.dtype)
+        if self.config.family.qk_norm == "head":
+            x = F.rms_norm(x, x.shape[-1:], eps=self.config.norm_eps)
+        else:
+            q_and_k = x.split((self.config.num_heads, self.config.num_kv_heads), dim=1)
+            x = torch.cat([F.rms_norm(part, part.shape[1:], eps=self.config.norm_eps) for part in q_and_k], dim=1)
+        return (x * weight).to(qk.dtype)
 
 
 def _fingerprint(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> str:
@@ -112,41 +149,3 @@ def _fingerprint(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> str:
         sample = tensor.flatten()[:: max(1, tensor.numel() // 64)]
         digest.update(f"{name} {tensor.dtype}".encode() + sample.double().cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding ([RoPE](https://arxiv.org/abs/2104.09864)) of x `[T, heads, D]`: the same shape.
-
-    Dimensions d and d + D/2 rotate together, by the angle that belongs to the token's position:
-
-        y[d]       = x[d] · cos(angle) − x[d + D/2] · sin(angle)
-        y[d + D/2] = x[d + D/2] · cos(angle) + x[d] · sin(angle)
-
-    cos and sin, `[T, 1, D]`, are rows of `rotary_table`. They hold the minus sign, so both lines are the same sum.
-    """
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
-
-
-def rotary_table(config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin `[positions, D]` of the rotation angles at each position, in float32, as the models were trained.
-
-    Both halves of a head rotate by the same angles. The sine of the first half is negated, for `rotate`.
-    """
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    frequency = 1.0 / config.rope_theta**exponents  # radians per token
-    if config.rope_scaling is not None:
-        frequency = _scale_low_frequencies(frequency, config.rope_scaling)
-    angles = torch.arange(config.max_positions, dtype=torch.float32)[:, None] * frequency
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-
-
-def _scale_low_frequencies(frequency: torch.Tensor, scaling: Mapping[str, Any]) -> torch.Tensor:
-    """Llama 3.1 divides low frequencies by `factor`, keeps high ones, and blends those in between.
-
-    A frequency (radians per token) is low or high by how many turns it makes within the original context.
-    """
-    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    keep = ((turns - low) / (high - low)).clamp(0, 1)
-    return keep * frequency + (1 - keep) * frequency / scaling["factor"]

@@ -1,8 +1,11 @@
 """The shape of a decoder, read from a Hugging Face `config.json`, and what the decoder costs to run.
 
-A family of models is a row of `FAMILIES`. `_require_implemented` refuses, by name, the features that `Model` lacks.
+A family of models is a row of `model_families.FAMILIES`. `_require_implemented` refuses, by name, the features that
+`Model` lacks.
 """
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,28 +13,14 @@ from typing import Any
 import torch
 
 from minstate.errors import DamagedWeights, UnsupportedModel
+from minstate.model_families import FAMILIES, Family
+from minstate.rotary import Rope
 
-
-@dataclass(frozen=True)
-class Family:
-    """What the layers of a `model_type` have, where `config.json` does not decide it.
-
-    qkv_bias    whether the projections to q, k and v have a bias; None: as `attention_bias` in `config.json` says
-    o_bias      whether the projection of attention's output has a bias; None as above
-    head_norms  whether q and k are normalised head by head
-    """
-
-    qkv_bias: bool | None = None
-    o_bias: bool | None = None
-    head_norms: bool = False
-
-
-FAMILIES = {
-    "llama": Family(),
-    "qwen2": Family(qkv_bias=True, o_bias=False),
-    "qwen3": Family(head_norms=True),
-}
-LLAMA3_ROPE = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+MULTIPLIERS = (
+    "embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling", "query_pre_attn_scalar",
+    "rms_norm_eps",
+)  # fmt: skip
+FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as `config.json` names them
 
 
 @dataclass(frozen=True)
@@ -47,13 +36,18 @@ class ModelConfig:
     vocab_size: int
     max_positions: int
     norm_eps: float
-    rope_theta: float
-    rope_scaling: Mapping[str, Any] | None  # how Llama 3 slows low frequencies down; None for plain rotary embedding
     tied_embeddings: bool
+    ropes: tuple[Rope, ...]  # of each layer
+    windows: tuple[int | None, ...]  # of each layer: how many keys a query reads at most, its own included; None: all
+    family: Family = FAMILIES["llama"]
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
-    head_norms: bool = False  # q and k are normalised head by head
+    activation: str = "silu"
+    embedding_scale: float = 1.0  # of the embeddings
+    attention_scale: float | None = None  # of the scores q · k; None: 1 / √D
+    residual_scale: float = 1.0  # of what attention and MLP add to the residual
+    logits_scale: float = 1.0
 
     @staticmethod
     def from_hf(config: Mapping[str, Any]) -> "ModelConfig":
@@ -62,10 +56,17 @@ class ModelConfig:
         Raises `UnsupportedModel`, which names what is not implemented, and `DamagedWeights` if a value is missing or
         makes no sense.
         """
-        rope = _rope_settings(config)
-        _require_implemented(config, rope)
-        shape = _read_shape(config, rope, FAMILIES[config["model_type"]])
-        _require_positive_sizes(shape)
+        _require_implemented(config)
+        _require_multipliers(config)
+        try:
+            shape = _read_shape(config, FAMILIES[config["model_type"]])
+        except (UnsupportedModel, DamagedWeights):
+            raise
+        except KeyError as missing:
+            raise DamagedWeights(f"config.json lacks {missing}") from missing
+        except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            raise DamagedWeights(f"config.json holds a value that makes no sense: {error}") from error
+        _require_sizes(shape)
         return shape
 
     @property
@@ -81,18 +82,32 @@ class ModelConfig:
         as two operations. Only matrix products count: norms, rotations and softmax add about one per cent.
         """
         linear = 2 * tokens * self.num_layers * self.layer_parameters
-        keys_read = tokens * context - tokens * (tokens - 1) // 2  # causal: each earlier query reads one key fewer
-        attention = 4 * keys_read * self.num_layers * self.num_heads * self.head_dim
+        keys_read = 0  # of all queries and layers
+        for window, layers in Counter(self.windows).items():
+            limit = context if window is None else window
+            growing = min(max(limit - (context - tokens), 0), tokens)  # queries whose whole context they may read
+            last = context - tokens + growing
+            keys_read += layers * (growing * last - growing * (growing - 1) // 2 + (tokens - growing) * limit)
+        attention = 4 * keys_read * self.num_heads * self.head_dim
         return linear + attention + 2 * logit_rows * self.hidden_size * self.vocab_size
 
     def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
         """Bytes that the K and V of one token take in the pool."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
 
+    def kv_bytes_read(self, tokens: int, context: int, dtype: torch.dtype) -> int:
+        """Bytes of K and V that `tokens` query tokens read in all layers, the last of them from `context` keys.
+
+        A key that several of them read counts once. In a layer with a window, those that none of them may read do not
+        count.
+        """
+        keys = sum(context if window is None else min(context, window + tokens - 1) for window in self.windows)
+        return keys * self.kv_bytes_per_token(dtype) // self.num_layers
+
     def bytes_read(self, context: int, dtype: torch.dtype) -> int:
         """Bytes that a forward pass with logits reads: all weights once, however few tokens it has, and all K/V.
 
-        `context` counts the tokens with K/V of all sequences in the batch.
+        `context` counts the tokens with K/V of all sequences in the batch. Windows are not looked at.
         """
         weights = self.num_layers * self.layer_parameters + self.hidden_size * self.vocab_size
         return weights * dtype.itemsize + context * self.kv_bytes_per_token(dtype)
@@ -110,98 +125,144 @@ class ModelConfig:
 
     def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
         hidden, mlp = self.hidden_size, self.mlp_size
-        q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        weights: dict[str, tuple[int, ...]] = {
-            "input_layernorm": (hidden,),
-            "self_attn.q_proj": (q_size, hidden),
-            "self_attn.k_proj": (kv_size, hidden),
-            "self_attn.v_proj": (kv_size, hidden),
-            "self_attn.o_proj": (hidden, q_size),
-            "post_attention_layernorm": (hidden,),
-            "mlp.gate_proj": (mlp, hidden),
-            "mlp.up_proj": (mlp, hidden),
-            "mlp.down_proj": (hidden, mlp),
-        }
-        has_bias = dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), self.qkv_bias)
-        has_bias |= {"self_attn.o_proj": self.o_bias}
-        has_bias |= dict.fromkeys(("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), self.mlp_bias)
-        shapes = {f"{name}.weight": shape for name, shape in weights.items()}
-        shapes |= {f"{name}.bias": weights[name][:1] for name, biased in has_bias.items() if biased}
-        if self.head_norms:
-            shapes |= {f"self_attn.{name}.weight": (self.head_dim,) for name in ("q_norm", "k_norm")}
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        rows = {"qkv_proj": q + 2 * kv} if self.family.fused else {"q_proj": q, "k_proj": kv, "v_proj": kv}
+        gate_up = {"gate_up_proj": 2 * mlp} if self.family.fused else {"gate_proj": mlp, "up_proj": mlp}
+        matrices = {f"self_attn.{name}": ((size, hidden), self.qkv_bias) for name, size in rows.items()}
+        matrices |= {"self_attn.o_proj": ((hidden, q), self.o_bias), "mlp.down_proj": ((hidden, mlp), self.mlp_bias)}
+        matrices |= {f"mlp.{name}": ((size, hidden), self.mlp_bias) for name, size in gate_up.items()}
+        shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, (shape, _) in matrices.items()}
+        shapes |= {f"{name}.bias": shape[:1] for name, (shape, biased) in matrices.items() if biased}
+        shapes |= {f"{name}.weight": (hidden,) for name in self.family.norms if name}
+        if self.family.qk_norm:
+            whole_row = self.family.qk_norm == "row"
+            shapes["self_attn.q_norm.weight"] = (q if whole_row else self.head_dim,)
+            shapes["self_attn.k_norm.weight"] = (kv if whole_row else self.head_dim,)
         return shapes
 
 
-def _rope_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the configuration says of the rotary embedding; empty if it says nothing."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise DamagedWeights(f"config.json describes its rotary embedding as {rope!r}, which is not an object")
-    return rope
-
-
-def _rope_type(rope: Mapping[str, Any]) -> Any:
-    return rope.get("rope_type", rope.get("type", "default"))
-
-
-def _require_implemented(config: Mapping[str, Any], rope: Mapping[str, Any]) -> None:
+def _require_implemented(config: Mapping[str, Any]) -> None:
     """Raises `UnsupportedModel` if the model needs something that `Model` does not compute."""
-    family, activation, rope_type = config.get("model_type"), config.get("hidden_act", "silu"), _rope_type(rope)
-    rotated = rope.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1  # share of each head
-    families = list(FAMILIES)
+    family, activation = config.get("model_type"), _activation(config)
+    rotated = config.get("partial_rotary_factor") or 1  # share of each head
     for is_missing, feature in [
-        (family not in families, f"model_type {family!r} (only {', '.join(families)})"),
-        (activation != "silu", f"hidden_act {activation!r} (only silu)"),
-        (rope_type not in ("default", "llama3"), f"rope_type {rope_type!r} (only default and llama3)"),
-        (rotated != 1, "partial_rotary_factor (only whole heads are rotated)"),
-        (config.get("use_sliding_window"), "use_sliding_window (only full attention)"),
+        (family not in list(FAMILIES), f"model_type {family!r} (only {', '.join(FAMILIES)})"),
+        (activation not in ("silu", "gelu_pytorch_tanh"), f"hidden_act {activation!r} (only silu, gelu_pytorch_tanh)"),
+        (
+            rotated != 1 and not FAMILIES.get(family, Family()).partial_rope,
+            "partial_rotary_factor (only whole heads are rotated, but in phi3)",
+        ),
+        (config.get("attn_logit_softcapping"), "attn_logit_softcapping"),
+        (config.get("final_logit_softcapping"), "final_logit_softcapping"),
+        (config.get("use_bidirectional_attention"), "use_bidirectional_attention (only causal attention)"),
         ("quantization_config" in config, "quantised weights (only plain float tensors)"),
     ]:
         if is_missing:
             raise UnsupportedModel(f"minstate does not implement {feature}")
 
 
-def _llama3_scaling(rope: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The settings by which Llama 3 scales rotary frequencies, or None. Raises `DamagedWeights` if some are missing."""
-    if _rope_type(rope) != "llama3":
-        return None
-    if missing := LLAMA3_ROPE - rope.keys():
-        raise DamagedWeights(f"config.json lacks {sorted(missing)} for rope_type 'llama3'")
-    return rope
+def _activation(config: Mapping[str, Any]) -> Any:
+    return config.get("hidden_activation") or config.get("hidden_act") or "silu"
 
 
-def _read_shape(config: Mapping[str, Any], rope: Mapping[str, Any], family: Family) -> ModelConfig:
-    """The shape as `config.json` names it. Raises `DamagedWeights` if a value is missing or of another kind."""
-    rope_scaling = _llama3_scaling(rope)
+def _read_shape(config: Mapping[str, Any], family: Family) -> ModelConfig:
+    """The shape as `config.json` names it."""
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     has_bias = bool(config.get("attention_bias", False))
-    try:
-        return ModelConfig(
-            num_layers=config["num_hidden_layers"],
-            hidden_size=config["hidden_size"],
-            mlp_size=config["intermediate_size"],
-            num_heads=config["num_attention_heads"],
-            num_kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-            head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
-            vocab_size=config["vocab_size"],
+    pre_scalar = config.get("query_pre_attn_scalar")
+    sliding, rotated = _read_layers(config, family)
+    full_rope, local_rope = _read_ropes(config, family, head_dim)
+    window = config["sliding_window"] if any(sliding) else None
+    return ModelConfig(
+        num_layers=config["num_hidden_layers"],
+        hidden_size=config["hidden_size"],
+        mlp_size=config["intermediate_size"],
+        num_heads=config["num_attention_heads"],
+        num_kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
+        head_dim=head_dim,
+        vocab_size=config["vocab_size"],
+        max_positions=config["max_position_embeddings"],
+        norm_eps=config["rms_norm_eps"],
+        tied_embeddings=config.get("tie_word_embeddings", family.tied),
+        ropes=tuple(
+            (local_rope if slides else full_rope) if rotates else Rope(head_dim, kind="none")
+            for slides, rotates in zip(sliding, rotated, strict=True)
+        ),
+        windows=tuple(window if slides else None for slides in sliding),
+        family=family,
+        qkv_bias=has_bias if family.qkv_bias is None else family.qkv_bias,
+        o_bias=has_bias if family.o_bias is None else family.o_bias,
+        mlp_bias=bool(config.get("mlp_bias", False)),
+        activation=_activation(config),
+        embedding_scale=config["hidden_size"] ** 0.5 if family.scaled else config.get("embedding_multiplier", 1.0),
+        attention_scale=pre_scalar**-0.5 if pre_scalar else config.get("attention_multiplier"),
+        residual_scale=config.get("residual_multiplier", 1.0),
+        logits_scale=1 / config.get("logits_scaling", 1.0),
+    )
+
+
+def _read_layers(config: Mapping[str, Any], family: Family) -> tuple[list[bool], list[bool]]:
+    """Of each layer: whether it has a sliding window, and whether it sees positions."""
+    layers, every = range(config["num_hidden_layers"]), family.no_rope_every
+    every = every and config.get("no_rope_layer_interval", every)
+    rotated = config.get("no_rope_layers") if every else None
+    rotated = [not every or (i + 1) % every != 0 for i in layers] if rotated is None else list(map(bool, rotated))
+    every = config.get("sliding_window_pattern", family.full_every)
+    kinds = config.get("layer_types") if every != 0 else None
+    if family.full_every is None and not config.get("use_sliding_window"):
+        sliding = [False for _ in layers]
+    elif kinds is not None:
+        if unknown := set(kinds) - {FULL, SLIDING}:
+            raise UnsupportedModel(f"minstate does not implement layer_types {sorted(unknown)}")
+        sliding = [kind == SLIDING for kind in kinds]
+    elif every is not None:
+        sliding = [not every or (i + 1) % every != 0 for i in layers]
+    elif family.no_rope_every:
+        sliding = [not rotates for rotates in rotated]
+    else:
+        sliding = [i >= config["max_window_layers"] for i in layers]
+    for name, values in [("layer_types", sliding), ("no_rope_layers", rotated)]:
+        if len(values) != len(layers):
+            raise DamagedWeights(f"config.json has {len(values)} {name} for {len(layers)} layers")
+    return sliding, rotated
+
+
+def _read_ropes(config: Mapping[str, Any], family: Family, head_dim: int) -> tuple[Rope, Rope]:
+    """The rotation of layers without a sliding window, and of those with one. Raises as `Rope.of` does."""
+    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(settings, dict):
+        raise DamagedWeights(f"config.json describes its rotary embedding as {settings!r}, which is not an object")
+    local = {"rope_theta": config.get("rope_local_base_freq", family.local_theta)} if family.local_theta else settings
+    if FULL in settings or SLIDING in settings:  # each kind of layer has settings of its own
+        settings, local = settings.get(FULL) or {}, settings.get(SLIDING) or local
+    shared = {"partial_rotary_factor": config.get("partial_rotary_factor")} if family.partial_rope else {}
+    full_rope, local_rope = (
+        Rope.of(
+            shared | each,
+            theta=config.get("rope_theta") or family.theta,
+            head_dim=head_dim,
+            original=config.get("original_max_position_embeddings") or 0,
             max_positions=config["max_position_embeddings"],
-            norm_eps=config["rms_norm_eps"],
-            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta", 10_000.0)),
-            rope_scaling=rope_scaling,
-            tied_embeddings=config.get("tie_word_embeddings", False),
-            qkv_bias=has_bias if family.qkv_bias is None else family.qkv_bias,
-            o_bias=has_bias if family.o_bias is None else family.o_bias,
-            mlp_bias=bool(config.get("mlp_bias", False)),
-            head_norms=family.head_norms,
         )
-    except KeyError as missing:
-        raise DamagedWeights(f"config.json lacks {missing}") from missing
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise DamagedWeights(f"config.json holds a value that makes no sense: {error}") from error
+        for each in (settings, local)
+    )
+    return full_rope, local_rope
 
 
-def _require_positive_sizes(shape: ModelConfig) -> None:
+def _require_multipliers(config: Mapping[str, Any]) -> None:
+    """Raises `DamagedWeights` unless each multiplier that is given is a number above 0."""
+    for name in MULTIPLIERS:
+        value = config.get(name, 1.0)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise DamagedWeights(f"config.json says {value!r} for {name}, which must be a number above 0")
+
+
+def _require_sizes(shape: ModelConfig) -> None:
     """Raises `DamagedWeights` unless each size is a whole number above 0."""
-    for field in fields(shape):
-        value = getattr(shape, field.name)
-        if field.type is int and (not isinstance(value, int) or value < 1):
-            raise DamagedWeights(f"config.json says {value!r} for {field.name}, which must be a whole number above 0")
+    sizes = {field.name: getattr(shape, field.name) for field in fields(shape) if field.type is int}
+    for name, value in [
+        *sizes.items(),
+        *(("sliding_window", window) for window in shape.windows if window is not None),
+    ]:
+        if type(value) is not int or value < 1:
+            raise DamagedWeights(f"config.json says {value!r} for {name}, which must be a whole number above 0")

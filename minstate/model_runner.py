@@ -1,5 +1,6 @@
 """Forward passes of one model over one pool of pages, on a CPU or a GPU, of which no turn should harm another."""
 
+import warnings
 from traceback import clear_frames
 from typing import NamedTuple
 
@@ -37,16 +38,22 @@ class ModelRunner:
         self._gpu = None
         if model.device.type == "cuda":
             try:
-                from minstate.gpu import GpuRunner
+                from minstate.gpu import GpuRunner, missing_in_kernels
             except ImportError as error:
                 raise UnsupportedModel(f"a GPU needs triton: pip install triton ({error})") from error
-            self._gpu = GpuRunner(model, self.pool)
+            if missing := missing_in_kernels(config):
+                warnings.warn(
+                    f"torch computes this model, more slowly: no kernel for {', '.join(missing)}", stacklevel=3
+                )
+            else:
+                self._gpu = GpuRunner(model, self.pool)
 
     def logits(self, batch: RaggedBatch) -> torch.Tensor:
         """One forward pass: logits `[R, vocab]` of the batch's `logit_rows`, on the model's device."""
         if self._gpu:
             return self._gpu.logits(batch)
-        return self.model.forward(batch, TorchAttention(self.pool, batch))
+        config = self.model.config
+        return self.model.forward(batch, TorchAttention(self.pool, batch, config.windows, config.attention_scale))
 
     def run(self, batch: RaggedBatch) -> list[Scores | Exception]:
         """For each sequence of the batch: its scores, or the exception that it met.

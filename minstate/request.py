@@ -90,4 +90,4 @@ class Request:
         self.steps += 1
         self.forwarded += count + drafted
         self.flops += model.config.flops(count + drafted, context, logit_rows=1 + drafted if producing else 0)
-        self.kv_bytes_read += context * model.config.kv_bytes_per_token(model.dtype)
+        self.kv_bytes_read += model.config.kv_bytes_read(count + drafted, context, model.dtype)

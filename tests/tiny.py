@@ -41,6 +41,67 @@ FAMILIES = {
     },
     "qwen2": {"model_type": "qwen2", "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
     "qwen3": {"model_type": "qwen3", "head_dim": 16, "num_key_value_heads": 1},
+    "qwen3, windows in the upper layers": {
+        "model_type": "qwen3", "head_dim": 8, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1,
+    },
+    "mistral": {"model_type": "mistral", "head_dim": 16, "sliding_window": None},
+    "mistral, with a window": {"model_type": "mistral", "sliding_window": 11},
+    "linear rope": {
+        "model_type": "llama", "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0},
+    },
+    "yarn rope": {
+        "model_type": "qwen2",
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64,
+        },
+    },
+    "smollm3": {"model_type": "smollm3", "pad_token_id": 0, "no_rope_layers": [1, 0], "tie_word_embeddings": True},
+    "smollm3, with a window": {
+        "model_type": "smollm3", "pad_token_id": 0, "no_rope_layer_interval": 2,
+        "use_sliding_window": True, "sliding_window": 5,
+    },
+    "olmo2": {"model_type": "olmo2", "pad_token_id": 0, "head_dim": 8},
+    "olmo3": {
+        "model_type": "olmo3", "pad_token_id": 0, "num_hidden_layers": 4, "sliding_window": 6,
+        "rope_parameters": {
+            "full_attention": {
+                "rope_type": "yarn", "rope_theta": 5e5, "factor": 8.0, "original_max_position_embeddings": 32,
+                "attention_factor": 1.2, "beta_fast": 4.0, "beta_slow": 1.0,
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+        },
+    },
+    "granite": {
+        "model_type": "granite", "embedding_multiplier": 12.0, "attention_multiplier": 0.3,
+        "residual_multiplier": 0.22, "logits_scaling": 8.0, "attention_bias": True, "mlp_bias": True,
+    },
+    "phi3": {
+        "model_type": "phi3", "sliding_window": None, "pad_token_id": 0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75},
+        "hidden_size": 64,
+    },
+    "phi3, with a window and longrope": {
+        "model_type": "phi3", "sliding_window": 20, "pad_token_id": 0, "original_max_position_embeddings": 9,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1, 1.3, 1.6],
+            "long_factor": [1.0, 1.5, 4.0, 20.0],
+        },
+    },
+    "phi3, within its first context": {
+        "model_type": "phi3", "sliding_window": None, "pad_token_id": 0, "original_max_position_embeddings": 256,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1, 1.3, 1.6],
+            "long_factor": [1.0, 1.5, 4.0, 20.0],
+        },
+    },
+    "gemma3_text": {
+        "model_type": "gemma3_text", "num_hidden_layers": 3, "head_dim": 16, "sliding_window": 9,
+        "query_pre_attn_scalar": 20, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 Rotary embedding ([RoPE](https://arxiv.org/abs/2104.09864)) rotates dimensions d and d + D/2 together, by the angle that
 belongs to the token's position. The first half becomes x[d] cos − x[d + D/2] sin, the second x[d + D/2] cos + x[d] sin.
-`minstate.model.rotary_table` negates the sine of the first half, and then both are the same formula:
+`minstate.rotary.rotary_table` negates the sine of the first half, and then both are the same formula:
 
     y[d] = x[d] · cos[d] + x[(d + D/2) mod D] · sin[d]
 
@@ -61,7 +61,7 @@ def append_kv(
 ) -> torch.Tensor:
     """Store rotated k, and v, of qkv `[T, H + 2 H_kv, D]` in `kv`, a layer of the pool; return rotated q `[T, H, D]`.
 
-    cos, sin     `[positions, D]`, as `minstate.model.rotary_table` makes them
+    cos, sin     `[positions, D]`, as `minstate.rotary.rotary_table` makes them
     positions    `[T]` each token's position in its own sequence
     token_slots  `[T]` where its K/V goes in kv `[2, H_kv, slots, D]`; −1 for padding, whose K/V is not stored
     """

@@ -11,15 +11,10 @@ from minstate.kernels.append_kv import append_kv
 from minstate.kernels.copy_pages import copy_pages
 from minstate.kernels.rms_norm import rms_norm
 from minstate.kernels.silu_mul import silu_mul
-from minstate.model import rotary_table, rotate
-from minstate.model_config import ModelConfig
 from minstate.paged_kv import KVPool, PageTable
+from minstate.rotary import Rope, rotary_table, rotate
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-SHAPE = {
-    "num_layers": 1, "hidden_size": 1, "mlp_size": 1, "num_heads": 1, "num_kv_heads": 1, "vocab_size": 1,
-    "max_positions": 300, "norm_eps": 0.0, "rope_theta": 1e4, "rope_scaling": None, "tied_embeddings": True,
-}  # fmt: skip
 
 
 def random(*shape, dtype, seed=0):
@@ -41,7 +36,7 @@ def close(got, expected):
 )
 def test_append_kv_rotates_q_and_k_and_stores_k_and_v(dtype, tokens, heads, head_dim, seed):
     heads, kv_heads = heads
-    cos, sin = (table.to(dtype).to(DEVICE) for table in rotary_table(ModelConfig(**SHAPE, head_dim=head_dim)))
+    cos, sin = (table.to(dtype).to(DEVICE) for table in rotary_table(Rope(head_dim), 300))
     generator = torch.Generator().manual_seed(seed)
     positions = torch.randint(0, 300, (tokens,), generator=generator).to(DEVICE)
     slots = torch.randperm(40, generator=generator)[:tokens].to(DEVICE)

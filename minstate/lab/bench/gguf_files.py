@@ -35,7 +35,7 @@ def write_gguf(folder: Path, path: Path, kind: str) -> None:
     """
     raw = read_config(folder)
     config = ModelConfig.from_hf(raw)
-    if raw.get("model_type") != "llama" or config.rope_scaling or config.qkv_bias or config.mlp_bias:
+    if raw.get("model_type") != "llama" or config.ropes[0].kind != "default" or config.qkv_bias or config.mlp_bias:
         raise UnsupportedModel(f"{folder}: only Llama models without biases and rope scaling are written as GGUF")
     writer = gguf.GGUFWriter(path, "llama")
     for add, value in [
@@ -46,7 +46,7 @@ def write_gguf(folder: Path, path: Path, kind: str) -> None:
         (writer.add_head_count, config.num_heads),
         (writer.add_head_count_kv, config.num_kv_heads),
         (writer.add_rope_dimension_count, config.head_dim),
-        (writer.add_rope_freq_base, config.rope_theta),
+        (writer.add_rope_freq_base, config.ropes[0].theta),
         (writer.add_layer_norm_rms_eps, config.norm_eps),
         (writer.add_vocab_size, config.vocab_size),
         (writer.add_file_type, KINDS[kind][1]),

@@ -64,8 +64,8 @@ def _llama3(num_layers: int, hidden_size: int, mlp_size: int, num_heads: int) ->
         vocab_size=128_256,
         max_positions=131_072,
         norm_eps=1e-5,
-        rope_theta=500_000.0,
-        rope_scaling=None,  # it costs nothing
+        ropes=(),  # a rotation costs nothing
+        windows=(None,) * num_layers,
         tied_embeddings=False,
     )
 
@@ -80,8 +80,8 @@ SMOLLM2_135M = ModelConfig(
     vocab_size=49_152,
     max_positions=8_192,
     norm_eps=1e-5,
-    rope_theta=100_000.0,
-    rope_scaling=None,
+    ropes=(),
+    windows=(None,) * 30,
     tied_embeddings=True,
 )
 LLAMA_8B = _llama3(32, 4096, 14_336, 32)  # Llama 3.1
