@@ -156,8 +156,8 @@ class Dialect:
 
     # Reading.
 
-    def read(self, text: str, tools: Tools = (), *, thinking: bool = False) -> Reply:
-        """Take a reply apart. If `tools` are given, a call is checked against the schema of its tool.
+    def read(self, text: str, tools: Tools = (), *, thinking: bool = False, check: bool = True) -> Reply:
+        """Take a reply apart. If `tools` are given, a call is checked against the schema of its tool, unless not `check`.
 
         text      the whole reply, without the token that ends it
         thinking  whether the prompt has begun the model's thoughts already
@@ -166,7 +166,7 @@ class Dialect:
         calls, first = self._read_json_calls(rest) if self.is_json else self._read_calls(rest, schemas_of(tools))
         if self.is_json and ID not in self.open + self.close:  # then an id is no part of a call
             calls = [replace(call, id="") for call in calls]
-        if tools:
+        if tools and check:
             calls = [call if call.error else replace(call, error=schema_error(call, tools)) for call in calls]
         content = without(rest[:first], self.frame)
         return Reply(reasoning, content.rstrip() if calls else content, tuple(calls), without(rest, self.frame))

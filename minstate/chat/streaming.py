@@ -52,7 +52,7 @@ def settle(dialect: Dialect, text: str, tools: Tools, marks: Sequence[str], *, t
 
     marks  special tokens of the dialect, which are left out of the content
     """
-    reply = dialect.read(text, tools, thinking=thinking)
+    reply = dialect.read(text, tools, thinking=thinking, check=False)
     opens, closes = (mark.strip() for mark in dialect.think or ("", ""))
     reasoning = reply.reasoning if reply.text else held_back(reply.reasoning, [closes]).rstrip("\n")
     first = re.split(rf"\s|{ID}|{INDEX}", dialect.open.lstrip())[0]
