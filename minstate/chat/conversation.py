@@ -30,6 +30,7 @@ _TALK: list[Message] = [
 ]
 _MORE: list[Message] = [{"role": "user", "content": "another question"}]
 _RESULTS = [RESULT, RESULT]
+_CALLED: Message = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 PROBES: list[tuple[Messages, Sequence[Mapping[str, Any]], Messages]] = [
     (history, calls, new)
     for history in (
@@ -37,6 +38,7 @@ PROBES: list[tuple[Messages, Sequence[Mapping[str, Any]], Messages]] = [
         [{"role": "system", "content": "system text"}, *_MORE],
         [*_TALK, *_MORE],
         [{"role": "system", "content": "system text"}, *_TALK, *_TALK, *_MORE],
+        [*_MORE, _CALLED, RESULT],  # an agent goes on calling
     )
     for calls, new in (([], _MORE), ([CALL], [RESULT]), ([CALL, CALL], _RESULTS), ([CALL], [RESULT, *_MORE]))
 ]

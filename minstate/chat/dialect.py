@@ -78,6 +78,8 @@ class Dialect:
     close            behind the arguments of the last call
     behind_content   between what the reply says and its calls
     think            around the model's thoughts, at the beginning of a reply; None if it has none
+    behind_thoughts  between the thoughts and the rest, if the family demands a text there
+    before_answer    in front of a reply that is no call, if the family demands a text there
     frame            other text of the family's that is no content
     ids              how the calls of a conversation are numbered where their ids are not known
     text_arguments   whether the template takes the arguments as text
@@ -91,6 +93,8 @@ class Dialect:
     arguments: Json | Tagged
     behind_content: str = "\n"
     think: tuple[str, str] | None = None
+    behind_thoughts: str = ""
+    before_answer: str = ""
     frame: tuple[str, ...] = ()
     ids: str = "call{index:05}"
     text_arguments: bool = False
@@ -157,7 +161,7 @@ class Dialect:
     # Reading.
 
     def read(self, text: str, tools: Tools = (), *, thinking: bool = False, check: bool = True) -> Reply:
-        """Take a reply apart. If `tools` are given, a call is checked against the schema of its tool, unless not `check`.
+        """Take a reply apart. If `tools` are given, a call is checked against its tool's schema, unless not `check`.
 
         text      the whole reply, without the token that ends it
         thinking  whether the prompt has begun the model's thoughts already

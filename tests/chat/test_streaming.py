@@ -13,9 +13,8 @@ from minstate import Engine, Sampling
 from minstate.chat.content import without
 from minstate.chat.dialect import HERMES
 from minstate.chat.families import HARMONY, NAMED, THOUGHTS
-from minstate.chat.streaming import Delta, Deltas, Settled, held_back, settle, spoken
 from minstate.lab.engines.small_engine import byte_tokenizer
-from minstate.reply_stream import ReplyStream, deltas
+from minstate.streaming import Delta, Deltas, ReplyStream, Settled, deltas, held_back, settle, spoken
 
 THINK = ("<think>", "</think>")
 LEARNT = {name: replace(chat_of(name).dialect, think=THINK) for name in DIALECTS}

@@ -1,15 +1,21 @@
 """A reply as it comes: pieces of thoughts, of text and of calls, none of which has to be taken back.
 
-What a reply consists of is certain only when it is over: `<tool` may be text, or begin a call. So `settle` reads the text
-so far, and keeps what is true of every continuation:
+What a reply consists of is certain only when it is over: `<tool` may be text, or begin a call. So `settle` reads the
+text so far, and keeps what is true of every continuation:
 
     text so far   <think>Hm.</think>Look: <tool_call>{"name": "f", "arguments": {"path": "a.p
     settled       reasoning "Hm.", content "Look:", and a call of f whose arguments begin with {"path": "a.p
 
 Text is held back while it may begin a mark, and so is white space, which a call would strip. Arguments in JSON come as
 the model writes them, but for the last brace, which waits for the end of the call: only a call that is well-formed has
-arguments that can be parsed. Calls in other dialects come when they are complete, and so do calls whose ids stand behind
-their arguments. A call without marks is a whole reply, and comes when the reply is over.
+arguments that can be parsed. Calls in other dialects come when they are complete, and so do calls whose ids stand
+behind their arguments. A call without marks is a whole reply, and comes when the reply is over.
+
+    with session.stream("Which files are there?") as stream:
+        for delta in deltas(stream):
+            print(delta.content, end="")
+
+A server that steps the engine itself has a `ReplyStream` for each request, and asks it after a step for what is `new`.
 """
 
 import json
@@ -19,9 +25,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from minstate.chat.content import without
+from minstate.chat.conversation import numbered
 from minstate.chat.dialect import ID, INDEX, NAME, Dialect, Json, pattern
 from minstate.chat.json_calls import json_end, read_json
 from minstate.chat.tool_calls import ToolCall, Tools
+from minstate.output import OutputProcessor
+from minstate.request import Request
+from minstate.session import TokenStream
 
 
 class Delta(NamedTuple):
@@ -112,3 +122,33 @@ def held_back(text: str, marks: Iterable[str]) -> str:
     """The text without an end with which one of the marks may begin."""
     ends = (n for mark in marks for n in range(len(mark), 0, -1) if text.endswith(mark[:n]))
     return text[: len(text) - max(ends, default=0)]
+
+
+class ReplyStream:
+    """The pieces of one turn. Joined, they are the turn's `reasoning`, `content` and well-formed `tool_calls`.
+
+    Each call of `new` reads the whole reply again, so all of them together cost time with the square of its length:
+    some tenths of a millisecond for each token of a reply of a thousand tokens.
+    """
+
+    def __init__(self, output: OutputProcessor, request: Request):
+        self._output, self._request, self._deltas = output, request, Deltas()
+
+    def new(self) -> list[Delta]:
+        """The pieces since the last time; all that is left, once the turn is done."""
+        output, request, turn = self._output, self._request, self._request.turn
+        if turn:
+            calls = [spoken(output.dialect, call) for call in turn.tool_calls]
+            return list(self._deltas.of(Settled(turn.reasoning, turn.content, calls)))
+        stops = [stop for stop in request.options.sampling.stop if isinstance(stop, str)]
+        text = held_back(output.reply_text(request).rstrip("\ufffd"), stops)
+        found = settle(output.dialect, text, request.tools, output.marks, thinking=request.thinking)
+        calls = numbered(found.calls, request.transcript, output.dialect)
+        return list(self._deltas.of(found._replace(calls=calls)))
+
+
+def deltas(stream: TokenStream) -> Iterator[Delta]:
+    """The pieces of a stream's turn, as they come."""
+    reply = ReplyStream(stream.engine.core.output, stream.request)
+    for _ in stream:
+        yield from reply.new()
