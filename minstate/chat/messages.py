@@ -144,7 +144,8 @@ def _normalise_call(call: Any, where: int) -> dict[str, Any]:
         call = {"name": call.name, "arguments": call.arguments}
     outer = call if isinstance(call, Mapping) else {}
     function = outer.get("function", outer)
-    function = {**outer, "name": function} if isinstance(function, str) else function
+    if isinstance(function, str) and "arguments" in outer:
+        function = {**outer, "name": function}
     try:
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise ValueError("it has no name")
