@@ -11,8 +11,9 @@ from collections import abc
 import torch
 from tokenizers.decoders import DecodeStream
 
+from minstate.chat.content import without
 from minstate.chat.conversation import Chat, decode_reply, numbered
-from minstate.chat.dialect import HERMES
+from minstate.chat.dialect import HERMES, Dialect
 from minstate.chat.grammar import Constraint
 from minstate.errors import BrokenInvariant
 from minstate.model_runner import Scores
@@ -28,10 +29,23 @@ class OutputProcessor:
     def __init__(self, tokenizer, eos_ids: frozenset[int]):
         self.tokenizer, self.eos_ids = tokenizer, eos_ids
         self.chat: Chat | None = None  # from the first message on
+        self._learn(HERMES)
 
     def know(self, chat: Chat) -> None:
         """From now on replies are in the dialect of this chat, and also end as its template ends them."""
         self.chat, self.eos_ids = chat, self.eos_ids | chat.template.ends
+        self._learn(chat.dialect)
+
+    def _learn(self, dialect: Dialect) -> None:
+        """Read replies in this dialect. Of special tokens, only its `marks` are read; no text shows any."""
+        special = {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        self.dialect, spelling = dialect, dialect.spelling
+        self.marks = tuple(text for text in special.values() if text in spelling)
+        self._hidden = frozenset(i for i, text in special.items() if text not in spelling)
+
+    def reply_text(self, request: Request) -> str:
+        """The reply so far, with the marks of calls and thoughts, and without the token that ends it."""
+        return decode_reply(self.tokenizer, request.sequence.log, request.prompt_length, self.eos_ids, self._hidden)
 
     def process(self, request: Request, scores: Scores, draft: abc.Sequence[Guess]) -> Turn | None:
         """Generate the accepted part of the draft, and one token more. Returns the turn if that ends it.
@@ -115,23 +129,19 @@ class OutputProcessor:
         return added.content if added and added.special else None
 
     def _finish(self, request: Request, reason: str) -> Turn:
-        log, tokenizer = request.sequence.log, self.tokenizer
-        dialect = self.chat.dialect if self.chat else HERMES
-        whole = decode_reply(tokenizer, log, request.prompt_length, self.eos_ids)
-        shown = decode_reply(tokenizer, log, request.prompt_length, frozenset(), skip_special=True)
+        whole = self.reply_text(request)
         if reason == "stop":
-            whole, shown = (_until_stop(text, request.options.sampling.stop) for text in (whole, shown))
-        reply = dialect.read(whole, request.tools, thinking=request.thinking)
-        if self.chat and (reply.reasoning or dialect.frame):  # their marks may be special tokens themselves
-            shown = self.chat.template.control.without_special(reply.text)
+            whole = _until_stop(whole, request.options.sampling.stop)
+        reply = self.dialect.read(whole, request.tools, thinking=request.thinking)
         return Turn(
-            text=shown,
+            text=without(reply.text, self.marks),
             token_ids=tuple(request.generated),
-            tool_calls=numbered(reply.calls, request.transcript, dialect),
+            tool_calls=numbered(reply.calls, request.transcript, self.dialect),
             finish_reason=reason,
             stats=_stats(request),
             logprobs=tuple(request.logprobs) if request.options.logprobs else None,
             reasoning=reply.reasoning,
+            content=without(reply.content, self.marks),
             verdicts=tuple(request.verdicts),
         )
 

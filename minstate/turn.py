@@ -160,6 +160,7 @@ class Turn:
     stats: TurnStats
     logprobs: tuple[float, ...] | None  # natural log of each token's probability, before any sampling setting
     reasoning: str  # the model's thoughts in front of its answer
+    content: str  # the text in front of its calls
     verdicts: tuple[Verdict, ...]  # of each forward pass that sampled: what was drafted, and what was sampled
 
     def __repr__(self) -> str:

@@ -74,8 +74,8 @@ class CallGrammar:
         return self._grammar("plain", {}, thinking)
 
     def value(self, schema: Mapping[str, Any], *, thinking: bool) -> str:
-        """A JSON value that fits a schema."""
-        return self._grammar(value_grammar(schema), {}, thinking)
+        """A JSON value that fits a schema, with what the family writes in front of an answer."""
+        return self._grammar(f"{self._literal(self.dialect.before_answer)} {value_grammar(schema)}", {}, thinking)
 
     def _grammar(self, start: str, calls: Calls, thinking: bool) -> str:
         rules = {"start": start, "TEXT": TEXT, "text": "TEXT (other TEXT)*", "other": self._others()}
@@ -171,7 +171,8 @@ class CallGrammar:
         if not self.dialect.think:
             return ""
         opens, closes = self._think()
-        inner = f"thought {self._literal(closes)} GAP" if closes in self.atoms else "thought_end GAP"
+        inner = f"thought {self._literal(closes)}" if closes in self.atoms else "thought_end"
+        inner += f" {self._literal(self.dialect.behind_thoughts) or 'GAP'}"
         return inner if thinking else f"({self._literal(opens)} {inner})?"
 
     def _think(self) -> tuple[str, str]:

@@ -16,7 +16,7 @@ The text is encoded in one piece, so merges, prefix spaces and normalisation are
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -119,6 +119,13 @@ class ControlTokens:
 
 def _broken(token: str) -> str:
     return token[:1] + BREAK + token[1:]
+
+
+def without(text: str, pieces: Iterable[str]) -> str:
+    """The text without the pieces that it holds."""
+    for piece in pieces:
+        text = text.replace(piece, "")
+    return text
 
 
 def plain(text: str) -> str:

@@ -30,6 +30,7 @@ _TALK: list[Message] = [
 ]
 _MORE: list[Message] = [{"role": "user", "content": "another question"}]
 _RESULTS = [RESULT, RESULT]
+_CALLED: Message = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 PROBES: list[tuple[Messages, Sequence[Mapping[str, Any]], Messages]] = [
     (history, calls, new)
     for history in (
@@ -37,6 +38,7 @@ PROBES: list[tuple[Messages, Sequence[Mapping[str, Any]], Messages]] = [
         [{"role": "system", "content": "system text"}, *_MORE],
         [*_TALK, *_MORE],
         [{"role": "system", "content": "system text"}, *_TALK, *_TALK, *_MORE],
+        [*_MORE, _CALLED, RESULT],  # an agent goes on calling
     )
     for calls, new in (([], _MORE), ([CALL], [RESULT]), ([CALL, CALL], _RESULTS), ([CALL], [RESULT, *_MORE]))
 ]
@@ -233,19 +235,20 @@ class Chat:
             return False
 
 
-def decode_reply(tokenizer, log: list[int], start: int, ends: frozenset[int], *, skip_special: bool = False) -> str:
-    """The text of `log[start:]`, control tokens included, but for those that end a reply.
+def decode_reply(
+    tokenizer, log: list[int], start: int, ends: frozenset[int], hidden: frozenset[int] = frozenset()
+) -> str:
+    """The text of `log[start:]`, control tokens included, but for those that end a reply, and for `hidden` ones.
 
     It is decoded behind what comes before it, because tokenizers drop a space at the very beginning.
     """
     stop = len(log)
     while stop > start and log[stop - 1] in ends:
         stop -= 1
-    before = tokenizer.decode(log[max(0, start - 4) : start], skip_special_tokens=skip_special)
-    text = tokenizer.decode(log[max(0, start - 4) : stop], skip_special_tokens=skip_special)
-    if text.startswith(before):
-        return text[len(before) :]
-    return tokenizer.decode(log[start:stop], skip_special_tokens=skip_special)
+    context = [token for token in log[max(0, start - 4) : start] if token not in hidden]
+    ids = [token for token in log[start:stop] if token not in hidden]
+    before, text = tokenizer.decode(context), tokenizer.decode(context + ids)
+    return text[len(before) :] if text.startswith(before) else tokenizer.decode(ids)
 
 
 def numbered(calls: Sequence[ToolCall], transcript: Transcript, dialect: Dialect) -> tuple[ToolCall, ...]:

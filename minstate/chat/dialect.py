@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from minstate.chat.content import without
 from minstate.chat.json_calls import calls_in, json_end, read_json
 from minstate.chat.spelling import Tagged, loosely
 from minstate.chat.tool_calls import Tool, ToolCall, Tools, function_of, schema_error, schemas_of
@@ -49,7 +50,7 @@ class Json:
 
     def read(self, text: str, at: int, _schema: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         """The arguments that begin at a position, and where they end. Raises ValueError."""
-        before = _pattern(self.before).match(text, at)
+        before = pattern(self.before).match(text, at)
         if not before:
             raise ValueError(f"no arguments at {text[at : at + 40]!r}")
         arguments, end = read_json(text, before.end())
@@ -77,6 +78,8 @@ class Dialect:
     close            behind the arguments of the last call
     behind_content   between what the reply says and its calls
     think            around the model's thoughts, at the beginning of a reply; None if it has none
+    behind_thoughts  between the thoughts and the rest, if the family demands a text there
+    before_answer    in front of a reply that is no call, if the family demands a text there
     frame            other text of the family's that is no content
     ids              how the calls of a conversation are numbered where their ids are not known
     text_arguments   whether the template takes the arguments as text
@@ -90,13 +93,15 @@ class Dialect:
     arguments: Json | Tagged
     behind_content: str = "\n"
     think: tuple[str, str] | None = None
+    behind_thoughts: str = ""
+    before_answer: str = ""
     frame: tuple[str, ...] = ()
     ids: str = "call{index:05}"
     text_arguments: bool = False
     none_content: bool = False
 
     @property
-    def _is_json(self) -> bool:
+    def is_json(self) -> bool:
         """Whether a call is one JSON value, with marks around it."""
         return isinstance(self.arguments, Json) and self.arguments.begins is not None
 
@@ -131,7 +136,7 @@ class Dialect:
         ids = [call.get("id") or self.ids.format(name=call["name"], index=i) for i, call in enumerate(calls)]
         for i, call in enumerate(calls):
             between = _filled(self.close + self.open if self.next is None else self.next, ids[i - 1], i, ids[i])
-            name = json.dumps(call["name"], ensure_ascii=False)[1:-1] if self._is_json else call["name"]
+            name = json.dumps(call["name"], ensure_ascii=False)[1:-1] if self.is_json else call["name"]
             before = self.arguments.before if isinstance(self.arguments, Json) else ""
             arguments = self.arguments.write(call["arguments"])[len(before) :]
             text += (between if i else _filled(self.open, ids[i], i)) + name + _filled(before, ids[i], i) + arguments
@@ -150,23 +155,25 @@ class Dialect:
         name, parameters = function_of(tool)
         first = next(iter(parameters.get("properties", {})), None)
         key = first if first in parameters.get("required", ()) else None
-        text = self.open + (json.dumps(name, ensure_ascii=False)[1:-1] if self._is_json else name)
+        text = self.open + (json.dumps(name, ensure_ascii=False)[1:-1] if self.is_json else name)
         return re.split(f"[{ID}{NEXT_ID}{INDEX}]", text + self.arguments.opening(key))[0]
 
     # Reading.
 
-    def read(self, text: str, tools: Tools = (), *, thinking: bool = False) -> Reply:
-        """Take a reply apart. If `tools` are given, a call is checked against the schema of its tool.
+    def read(self, text: str, tools: Tools = (), *, thinking: bool = False, check: bool = True) -> Reply:
+        """Take a reply apart. If `tools` are given, a call is checked against its tool's schema, unless not `check`.
 
         text      the whole reply, without the token that ends it
         thinking  whether the prompt has begun the model's thoughts already
         """
         reasoning, rest = self._split_thoughts(text, thinking)
-        calls, first = self._read_json_calls(rest) if self._is_json else self._read_calls(rest, schemas_of(tools))
-        if tools:
+        calls, first = self._read_json_calls(rest) if self.is_json else self._read_calls(rest, schemas_of(tools))
+        if self.is_json and ID not in self.open + self.close:  # then an id is no part of a call
+            calls = [replace(call, id="") for call in calls]
+        if tools and check:
             calls = [call if call.error else replace(call, error=schema_error(call, tools)) for call in calls]
-        content = self._without_frame(rest[:first])
-        return Reply(reasoning, content.rstrip() if calls else content, tuple(calls), self._without_frame(rest))
+        content = without(rest[:first], self.frame)
+        return Reply(reasoning, content.rstrip() if calls else content, tuple(calls), without(rest, self.frame))
 
     def _split_thoughts(self, text: str, thinking: bool) -> tuple[str, str]:
         """Thoughts at the beginning of a reply, and the rest."""
@@ -179,11 +186,6 @@ class Dialect:
             text = text.lstrip()[len(begin) :]
         thoughts, _, rest = text.partition(end)
         return thoughts.strip("\n"), rest.lstrip("\n")
-
-    def _without_frame(self, text: str) -> str:
-        for piece in self.frame:
-            text = text.replace(piece, "")
-        return text
 
     def _read_json_calls(self, text: str) -> tuple[list[ToolCall], int]:
         """Calls that are JSON values, malformed and unfinished ones included, and where the first of them begins."""
@@ -222,7 +224,7 @@ class Dialect:
     def _read_calls(self, text: str, schemas: Mapping[str, Mapping[str, Any]]) -> tuple[list[ToolCall], int]:
         """Calls whose names stand outside their arguments, and where the first of them begins."""
         calls, first, at = [], len(text), 0
-        opens = _pattern(self.open)
+        opens = pattern(self.open)
         while found := opens.search(text, at) if self.is_marked else opens.match(text, at):
             first, begin = min(first, found.start()), found.end()
             while begin is not None:
@@ -237,12 +239,10 @@ class Dialect:
     def _name(self) -> re.Pattern[str]:
         """Finds a name, up to its arguments, or to the end of a text that was cut off."""
         if isinstance(self.arguments, Json):
-            behind = _pattern(self.arguments.before).pattern
+            behind = pattern(self.arguments.before).pattern
         else:
-            ends = "|".join(
-                _pattern(self.arguments.none + end).pattern for end in (self.close, self.next or self.close)
-            )
-            behind = f"{_pattern(self.arguments.first).pattern}|{ends}"
+            ends = "|".join(pattern(self.arguments.none + end).pattern for end in (self.close, self.next or self.close))
+            behind = f"{pattern(self.arguments.first).pattern}|{ends}"
         return re.compile(f"{NAME}(?={behind}|$)")
 
     def _read_call(
@@ -255,19 +255,19 @@ class Dialect:
                 raise ValueError("no name")
             arguments, end = self.arguments.read(text, name.end(), schemas.get(name[1], {}))
         except ValueError as error:
-            closed = _pattern(self.close).search(text, at) if self.close.strip() else None
+            closed = pattern(self.close).search(text, at) if self.close.strip() else None
             end = closed.end() if closed else len(text)
             problem = str(error) if closed else f"cut off before {self.close.strip() or 'its end'}"
             return ToolCall("", {}, text[at:end].strip(), problem), end, None
         call_id = next((found for found in (opened.groups() if opened else ()) if found), "")
-        if isinstance(self.arguments, Json) and (before := _pattern(self.arguments.before).match(text, name.end())):
+        if isinstance(self.arguments, Json) and (before := pattern(self.arguments.before).match(text, name.end())):
             call_id = next((found for found in before.groups() if found), call_id)
         call = ToolCall(name[1], arguments, text[at:end].strip(), id=call_id)
-        if self.next is not None and (following := _pattern(self.next).match(text, end)):
+        if self.next is not None and (following := pattern(self.next).match(text, end)):
             return call, following.end(), following.end()
-        if closed := _pattern(self.close).match(text, end):
+        if closed := pattern(self.close).match(text, end):
             return call, closed.end(), None
-        return replace(call, error=f"cut off before {self.close.strip()}"), end, None
+        return ToolCall("", {}, call.raw, f"cut off before {self.close.strip()}"), end, None
 
 
 HERMES = Dialect(
@@ -283,7 +283,7 @@ def _filled(piece: str, own: str, index: int, following: str = "") -> str:
     return piece.replace(ID, own).replace(NEXT_ID, following).replace(INDEX, str(index))
 
 
-def _pattern(piece: str) -> re.Pattern[str]:
+def pattern(piece: str) -> re.Pattern[str]:
     """Finds a piece with any ids in it."""
     pattern = loosely(piece).pattern
     for mark in (ID, NEXT_ID):

@@ -19,6 +19,8 @@ HARMONY = Dialect(
     close="",
     arguments=Json(" <|constrain|>json<|message|>"),
     behind_content="<|end|><|start|>assistant",
+    behind_thoughts="<|start|>assistant",
+    before_answer="<|channel|>final<|message|>",
     frame=(
         "<|start|>assistant",
         "<|channel|>final<|message|>",

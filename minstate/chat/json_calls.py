@@ -1,7 +1,8 @@
 """Calls that are JSON values: an object with a name and arguments, or a list of such objects.
 
 Families differ in the keys, and models in what they make of them. So a name may stand under "name", "tool_name" or
-"function", and arguments under "arguments" or "parameters", as an object or as its JSON.
+"function", and arguments under "arguments" or "parameters", as an object or as its JSON. A call with two names, or with
+arguments twice, is malformed: nothing says which of them is meant.
 """
 
 import json
@@ -15,7 +16,7 @@ def read_json(text: str, at: int) -> tuple[Any, int]:
     """The JSON value at a position, and where it ends. Raises ValueError; numbers that are not finite are none."""
     at += len(text[at:]) - len(text[at:].lstrip())
     try:
-        value, end = json.JSONDecoder(parse_constant=_not_json, parse_float=_finite).raw_decode(text, at)
+        value, end = _DECODER.raw_decode(text, at)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     return value, end
@@ -27,6 +28,15 @@ def _finite(text: str) -> float:
 
 def _not_json(text: str) -> Any:
     raise ValueError(f"{text} is no number of JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(value := dict(pairs)) < len(pairs):
+        raise ValueError("a key is given twice")
+    return value
+
+
+_DECODER = json.JSONDecoder(parse_constant=_not_json, parse_float=_finite, object_pairs_hook=_object)
 
 
 def json_end(text: str, at: int) -> int | None:
@@ -59,12 +69,15 @@ def _call_in(call: Any, raw: str) -> ToolCall:
     if not isinstance(call, dict):
         return wrong
     if isinstance(call.get("function"), dict):
-        call = {**call, **call["function"]}
-    if len(call) == 1 and isinstance(next(iter(call.values())), dict):
+        call = {key: value for key, value in call.items() if key != "function"} | call["function"]
+    elif len(call) == 1 and isinstance(next(iter(call.values())), dict):
         ((name, arguments),) = call.items()
         return ToolCall(name, arguments, raw)
-    name = next((call[key] for key in ("name", "tool_name", "function") if key in call), None)
-    arguments = next((call[key] for key in ("arguments", "parameters") if key in call), {})
+    names = [call[key] for key in ("name", "tool_name", "function") if key in call]
+    several = [call[key] for key in ("arguments", "parameters") if key in call]
+    if len(names) != 1 or len(several) > 1:
+        return wrong
+    (name,), arguments = names, several[0] if several else {}
     if isinstance(arguments, str) and arguments.lstrip().startswith("{"):
         try:
             arguments = read_json(arguments, 0)[0]

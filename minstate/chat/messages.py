@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
+from itertools import groupby
 from typing import Any
 
 from minstate.chat.tool_calls import Tool, ToolCall, signatures
@@ -112,7 +113,11 @@ def _normalise_one(message: Message, where: int) -> Message:
     require(not calls or role == "assistant", f"has tool_calls but role {role!r}: only the assistant calls tools")
     if isinstance(content, list):
         for part in content:
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            kind = (
+                part.get("type", None if "text" in part else list(part))
+                if isinstance(part, Mapping)
+                else type(part).__name__
+            )
             is_text = isinstance(part, Mapping) and kind in TEXT_PARTS and isinstance(part.get("text"), str)
             require(is_text, f"({role}) has a content part of type {kind!r} that is not text")
         content = "".join(part["text"] for part in content)
@@ -139,6 +144,8 @@ def _normalise_call(call: Any, where: int) -> dict[str, Any]:
         call = {"name": call.name, "arguments": call.arguments}
     outer = call if isinstance(call, Mapping) else {}
     function = outer.get("function", outer)
+    if isinstance(function, str) and "arguments" in outer:
+        function = {**outer, "name": function}
     try:
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise ValueError("it has no name")
@@ -154,3 +161,15 @@ def _normalise_call(call: Any, where: int) -> dict[str, Any]:
         return normal
     except (ValueError, TypeError, RecursionError) as error:
         raise BadMessage(f"message {where} has a malformed tool call {call!r:.200}: {error}") from error
+
+
+def in_order_of_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results that follow on each other in the order of their calls: many templates do not write ids."""
+    order = {call["id"]: place for message in messages for place, call in enumerate(message.get("tool_calls", ()))}
+    ordered, at = list(messages), 0
+    for is_result, run in groupby(messages, key=lambda message: message["role"] == "tool"):
+        results = list(run)
+        if is_result:
+            ordered[at : at + len(results)] = sorted(results, key=lambda one: order.get(one.get("tool_call_id"), 0))
+        at += len(results)
+    return ordered

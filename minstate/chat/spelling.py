@@ -163,11 +163,13 @@ class Tagged:
         is_text = tells and key[2] == self.to_text.rstrip()
         to, after = (self.to_text, self.after_text) if is_text else (self.to_other, self.after_other)
         begin = mark + len(to) if text.startswith(to, mark) else key.end()
-        for end_mark in (after, after.strip()):
-            if end_mark and (end := text.find(end_mark, begin)) >= 0:
-                meaning = _value(text[begin:end], is_text, tells, schema.get("properties", {}).get(name))
-                return name, meaning, end + len(end_mark)
-        raise ValueError(f"the argument {name!r} is not closed")
+        # A string may hold the mark that closes it, but not with another tag behind it.
+        space, behind = after[: -len(after.lstrip())], r"(?=\s*(<|\Z))" if self.separator.lstrip()[:1] == "<" else ""
+        closed = re.compile(f"({re.escape(space)})?{re.escape(after.strip() or after)}{behind}").search(text, begin)
+        if not after or not closed:
+            raise ValueError(f"the argument {name!r} is not closed")
+        meaning = _value(text[begin : closed.start()], is_text, tells, schema.get("properties", {}).get(name))
+        return name, meaning, closed.end()
 
 
 def loosely(piece: str) -> re.Pattern[str]:

@@ -5,14 +5,15 @@ template on *probes* when it is made. What the template cannot write, `render` w
 into the system message, results into a user's message, calls and thoughts into the text of a reply.
 """
 
+import hashlib
 import json
+import re
 import secrets
 from collections.abc import Iterable, Mapping
-from itertools import groupby
 from typing import Any
 
 from minstate.chat.content import ControlTokens
-from minstate.chat.messages import Message, Messages
+from minstate.chat.messages import Message, Messages, in_order_of_calls
 from minstate.chat.probing import PROBE_TOOLS, find_dialect
 from minstate.chat.tool_calls import Tools, signatures
 from minstate.chat.transcript import NO_OPTIONS, Options
@@ -53,10 +54,14 @@ class Template:
         marks, ends = "".join(self.dialect.think or ()) + self.dialect.calls, (reply_end, *spelt)
         own = (token for token in self.control.ids if token in marks)
         self.marks = frozenset(token for token in own if not any(token in end for end in ends))
-        self.knows_results = True
+        self.knows_results = self.takes_ids = True
         self.knows_results = any(
             self._shows(self._for_template([user, reply, RESULT], NO_OPTIONS, frozenset()), "probe result", PROBE_TOOLS)
             for reply in ({"role": "assistant", "content": "", "tool_calls": [CALL]}, STAND_IN_REPLY)
+        )
+        asked = {"role": "assistant", "content": "", "tool_calls": [{**CALL, "id": "call_of-an_agent"}]}
+        self.takes_ids = bool(
+            self._raw(self._for_template([user, asked, RESULT], NO_OPTIONS, frozenset()), PROBE_TOOLS)
         )
         atoms = frozenset(self.control.ids.values())
         try:
@@ -138,13 +143,13 @@ class Template:
         """
         reply, seen = {"role": "assistant", "content": REPLY}, REPLY
         numbered = [
-            {"id": self.call_id(call, i), **call, "arguments": {"reply": REPLY}} for i, call in enumerate(calls)
+            {**call, "id": self.call_id(call, i), "arguments": {"reply": REPLY}} for i, call in enumerate(calls)
         ]
         waiting, messages = numbered, list(messages)
         for place, message in enumerate(messages):
             if message["role"] != "tool":
                 break
-            messages[place], waiting = _answer(message, waiting)
+            messages[place], waiting = self._answer(message, waiting)
         if self.writes_calls and numbered:
             reply = {"role": "assistant", "content": "", "tool_calls": numbered}
             seen = self.dialect.write(
@@ -152,9 +157,9 @@ class Template:
             )
         text = self.render([*history, reply, *messages], tools, reply=bool(messages), options=options)
         _, found, behind = text.rpartition(seen)
-        if not found and seen != REPLY:  # a template that writes calls in another way than the model does
+        if not found and seen != REPLY:  # the template numbers calls through, or writes them in a way of its own
             _, found, behind = text.rpartition(REPLY)
-            behind = behind.partition("}")[2]
+            behind = behind.partition("}")[2].removeprefix(self.dialect.close)
         if not found:
             raise UnsupportedModel("the chat template leaves out the assistant's replies: send token_ids")
         return behind
@@ -166,14 +171,14 @@ class Template:
             safe = message if options.content_may_control or index in verbatim else self._protected(message)
             calls = []
             for call in safe.get("tool_calls", ()):
-                calls.append({"id": self.call_id(call, count), **call})
+                calls.append({**call, "id": self.call_id(call, count)})
                 count += 1
             if safe["role"] == "tool":
-                safe, waiting = _answer(safe, waiting)
+                safe, waiting = self._answer(safe, waiting)
             else:
                 waiting = calls
             written.append(self._adapted(safe, calls))
-        return _with_merged_results(_in_order_of_calls(written))
+        return _with_merged_results(in_order_of_calls(written))
 
     def _protected(self, message: Message) -> Message:
         """The message with its control tokens broken up, but for the marks that a reply may have."""
@@ -182,7 +187,23 @@ class Template:
 
     def call_id(self, call: Mapping[str, Any], index: int) -> str:
         """The id of a call, which is number `index` of its conversation if it has none."""
-        return call.get("id") or self.dialect.ids.format(name=call["name"], index=index)
+        return self._id(call.get("id")) or self.dialect.ids.format(name=call["name"], index=index)
+
+    def _id(self, given: Any) -> Any:
+        """A given id as the template takes it: Mistral's demand nine letters and digits, agents bring longer ones."""
+        if not given or self.takes_ids or re.fullmatch("[A-Za-z0-9]{9}", str(given)):
+            return given
+        return hashlib.sha256(str(given).encode()).hexdigest()[:9]
+
+    def _answer(self, result: Message, waiting: list[dict[str, Any]]) -> tuple[Message, list[dict[str, Any]]]:
+        """A result with the id and the name of the call that it answers, and the calls that still wait for one."""
+        asked = self._id(result.get("tool_call_id"))
+        result = {**result, "tool_call_id": asked} if asked else result
+        call = next((call for call in waiting if asked in (None, call["id"])), None)
+        if call is None:
+            return result, waiting
+        named = {**result, "tool_call_id": call["id"], "name": result.get("name") or call["name"]}
+        return named, [other for other in waiting if other is not call]
 
     def _adapted(self, message: Message, calls: list[dict[str, Any]]) -> dict[str, Any]:
         """One message. What the template cannot write becomes text."""
@@ -272,25 +293,3 @@ def _with_merged_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]
         else:
             merged.append(dict(message))
     return [{key: value for key, value in message.items() if key != "is_result"} for message in merged]
-
-
-def _answer(result: Message, waiting: list[dict[str, Any]]) -> tuple[Message, list[dict[str, Any]]]:
-    """A result with the id and the name of the call that it answers, and the calls that still wait for one."""
-    asked = result.get("tool_call_id")
-    call = next((call for call in waiting if asked in (None, call["id"])), None)
-    if call is None:
-        return result, waiting
-    named = {**result, "tool_call_id": call["id"], "name": result.get("name") or call["name"]}
-    return named, [other for other in waiting if other is not call]
-
-
-def _in_order_of_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Results that follow on each other in the order of their calls: many templates do not write ids."""
-    order = {call["id"]: place for message in messages for place, call in enumerate(message.get("tool_calls", ()))}
-    ordered, at = list(messages), 0
-    for is_result, run in groupby(messages, key=lambda message: message["role"] == "tool"):
-        results = list(run)
-        if is_result:
-            ordered[at : at + len(results)] = sorted(results, key=lambda one: order.get(one.get("tool_call_id"), 0))
-        at += len(results)
-    return ordered

@@ -25,6 +25,11 @@ class ToolCall:
     error: str = ""
     id: str = ""  # by which a result names it
 
+    @property
+    def malformed(self) -> bool:
+        """Whether its text is no call at all, or was cut off; a call that does not fit its schema is well-formed."""
+        return bool(self.error) and not self.name
+
 
 def schema_error(call: ToolCall, tools: Tools) -> str:
     """What is wrong with a call of one of `tools`; "" if the call fits its schema."""

@@ -284,3 +284,53 @@ def test_every_template_is_probed_once(monkeypatch):
     for _ in range(3):
         session.send("go on", max_new_tokens=2)
     assert made == [1]
+
+
+HARMONY_TOKENS = ["<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>", "<|return|>"]
+HARMONY_TEMPLATE = """\
+{%- for m in messages %}{{- '<|start|>' + m.role }}{% if m.role == 'assistant' %}{{- '<|channel|>final' }}{% endif %}
+{{- '<|message|>' + (m.content or '') + ('<|return|>' if loop.last else '<|end|>') }}{%- endfor %}
+{#- commentary #}{%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}"""
+
+
+def test_under_harmony_a_value_stands_in_the_final_channel_and_a_call_in_its_own():
+    ends = frozenset(map(HARMONY_TOKENS.index, ("<|call|>", "<|return|>")))
+    chat = Chat(byte_tokenizer(HARMONY_TEMPLATE, HARMONY_TOKENS), ends)
+    assert chat.dialect.name == "Harmony"
+    grammars = Grammars(chat.tokenizer, len(HARMONY_TOKENS) + 256, ends, chat.dialect)
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    analysis, final = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant", "<|channel|>final<|message|>"
+
+    def fits(text: str, tools=(), choice=None, value=None) -> bool:
+        constraint, ids = grammars.constraint(tools, choice, value), chat.encode(text)
+        for token in ids:
+            if not constraint.allows(token):
+                return False
+            constraint.advance(token)
+        return constraint.ended or any(map(constraint.allows, ends))
+
+    for text in (final + '{"a": 1}', analysis + final + '{"a": 1}'):
+        assert fits(text, value=schema)
+        found = chat.dialect.read(text)
+        assert (found.text, found.reasoning) == ('{"a": 1}', "Hm." if text.startswith(analysis) else "")
+    for text in ('{"a": 1}', analysis + '{"a": 1}', final + '{"b": 1}', analysis[:-9] + final + '{"a": 1}', analysis):
+        assert not fits(text, value=schema), text
+    call = chat.dialect.write([CALL])
+    for choice in ("required", "auto"):
+        assert fits(call, TOOLS, choice) and fits(analysis + call, TOOLS, choice), choice
+
+    config = replace(CONFIG, vocab_size=len(HARMONY_TOKENS) + 256, max_positions=4096)
+    draw = torch.Generator().manual_seed(0)
+    weights = {
+        name: 0.3 * torch.randn(size, generator=draw, dtype=torch.float64)
+        for name, size in config.tensor_shapes().items()
+    }
+    engine = Engine(Model(config, weights), chat.tokenizer, eos_ids=sorted(ends), page_size=16, num_pages=400)
+    sampling = Sampling(temperature=1.0, seed=3)
+    only = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
+    turn = engine.open().send("go", response_format=only, sampling=sampling, max_new_tokens=400)
+    assert turn.finish_reason != "stop" or json.loads(turn.text)["a"] in (1, 2)
+    replayed = chat.encode(analysis + final + '{"a": 1}')
+    turn = engine.open().send("go", replay=replayed, response_format=schema)
+    assert (turn.text, turn.content, turn.reasoning) == ('{"a": 1}', '{"a": 1}', "Hm.")
+    engine.check()

@@ -188,3 +188,14 @@ def test_a_response_format_may_be_an_object_around_its_schema(given, schema):
 def test_a_wrapper_without_a_schema_is_refused(inner):
     with pytest.raises(BadValue, match="needs a schema"):
         normalise_format({"type": "json_schema", **inner})
+
+
+def test_a_call_whose_function_is_its_name_is_a_call():
+    call = {"id": "c1", "function": "ls", "arguments": {"path": "."}}
+    (message,) = normalise({"role": "assistant", "content": None, "tool_calls": [call]})
+    assert message["tool_calls"] == [{"id": "c1", "name": "ls", "arguments": {"path": "."}}]
+
+
+def test_a_part_without_a_type_is_refused_by_its_keys():
+    with pytest.raises(BadMessage, match=r"message 0 \(user\) has a content part of type \['toolUse'\]"):
+        normalise({"role": "user", "content": [{"toolUse": {}}]})

@@ -1,10 +1,13 @@
 """Deltas of messages are the tokens that the whole conversation would have had, in every style of template."""
 
 import json
+import re
 
 import pytest
 import templates
 import tiny
+from dialects import DIALECTS, TAIL, TOKENS
+from dialects import HEAD as DIALECTS_HEAD
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -248,3 +251,42 @@ def test_raw_ids_follow_on_pending_messages():
     keep, ids, transcript, _ = read_input(lambda: chat, Transcript((USER,)), [], None, [7])
     assert (keep, transcript.messages) == (0, None)
     assert ids == [*chat.encode(chat.render([USER], reply=False)), 7]
+
+
+NINE = DIALECTS_HEAD.replace(
+    "{{- '<|im_start|>assistant",
+    "{%- for c in m.tool_calls or [] %}{%- if c.id | length != 9 %}{{- raise_exception('ids have length 9') }}"
+    "{%- endif %}{%- endfor %}{{- '<|im_start|>assistant",
+).replace("'<|im_start|>tool\n'", "'<|im_start|>tool ' + m.tool_call_id + '\n'")
+COUNTS = "{%- set n = namespace(calls=0) %}" + DIALECTS_HEAD.replace(
+    "'<|im_start|>tool\n'", "'<|im_start|>tool ' ~ n.calls ~ '\n'"
+).replace("(m.content or '') }}", "(m.content or '') }}{%- set n.calls = n.calls + (m.tool_calls or []) | length %}")
+CALLED = DIALECTS["a JSON list with ids"] + TAIL
+PLAIN_CALLED = DIALECTS["JSON between marks"] + TAIL.replace("{{- tools | tojson }}", "")
+AGENT = [
+    {"role": "user", "content": "go"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": i, "name": "f", "arguments": {}} for i in ("call_1x", "call_2x")],
+    },
+    {"role": "tool", "tool_call_id": "call_2x", "content": "second"},
+    {"role": "tool", "tool_call_id": "call_1x", "content": "first"},
+]
+
+
+def test_ids_that_a_template_refuses_are_replaced_by_ids_that_it_takes_in_calls_and_results_alike():
+    chat = Chat(byte_tokenizer(NINE + CALLED, TOKENS), frozenset([2]))
+    assert not chat.template.takes_ids and chat.template.writes_calls
+    text = chat.render(normalise(AGENT), reply=True)
+    ids = re.findall(r'"id": "(\w{9})"', text)
+    assert len(set(ids)) == 2 and re.findall(r"tool (\w{9})\n(\w+)", text) == [(ids[0], "first"), (ids[1], "second")]
+    behind = chat.template.behind_reply(AGENT[:1], normalise(AGENT)[1]["tool_calls"], normalise(AGENT)[2:])
+    assert text.endswith(behind), "a delta has the ids of the whole rendering"
+    assert Chat(byte_tokenizer(DIALECTS_HEAD + CALLED, TOKENS), frozenset([2])).template.takes_ids
+
+
+def test_a_template_that_counts_calls_is_known_to_look_back():
+    chat = Chat(byte_tokenizer(COUNTS + PLAIN_CALLED, TOKENS), frozenset([2]))
+    assert chat.looks_back
+    assert not Chat(byte_tokenizer(DIALECTS_HEAD + PLAIN_CALLED, TOKENS), frozenset([2])).looks_back
