@@ -254,7 +254,7 @@ class Dialect:
             if not name:
                 raise ValueError("no name")
             arguments, end = self.arguments.read(text, name.end(), schemas.get(name[1], {}))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             closed = _pattern(self.close).search(text, at) if self.close.strip() else None
             end = closed.end() if closed else len(text)
             problem = str(error) if closed else f"cut off before {self.close.strip() or 'its end'}"
@@ -280,7 +280,7 @@ HERMES = Dialect(
 
 
 def _filled(piece: str, own: str, index: int, following: str = "") -> str:
-    return piece.replace(ID, own).replace(NEXT_ID, following).replace(INDEX, str(index))
+    return piece.translate({ord(ID): own, ord(NEXT_ID): following, ord(INDEX): str(index)})  # at once: ids may hold any
 
 
 def _pattern(piece: str) -> re.Pattern[str]:

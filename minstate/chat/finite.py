@@ -5,11 +5,14 @@ property is optional, the array may be empty, or `anyOf` has another case. If ev
 no reply can end: `{"$ref": "#"}`, or an object that requires an object of its own kind.
 """
 
-import re
+import json
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import islice, product
 from typing import Any
 from urllib.parse import unquote
+
+from llguidance import LLMatcher, LLTokenizer
 
 from minstate.errors import UnsupportedSchema
 
@@ -102,9 +105,18 @@ def _object_ends(parts: list[dict], known: set[int]) -> bool:
 
 def _of_property(part: dict, name: str) -> list[Any]:
     """The schemas that a part of an object's schema has for the property of a name."""
-    found = [schema for pattern, schema in part.get("patternProperties", {}).items() if re.search(pattern, name)]
+    found = [schema for pattern, schema in part.get("patternProperties", {}).items() if finds(pattern, name)]
     found += [part["properties"][name]] if name in part.get("properties", {}) else []
     return found or [part.get("additionalProperties", True)]
+
+
+@lru_cache(maxsize=1024)
+def finds(pattern: str, text: str) -> bool:
+    """Whether a pattern occurs in a text, in linear time. If llguidance cannot match it, it is taken to."""
+    grammar = f"start: %json {json.dumps({'type': 'string', 'pattern': pattern})}"
+    matcher, spelt = LLMatcher(LLTokenizer("byte"), grammar, log_level=0), json.dumps(text, ensure_ascii=False)
+    consumed = matcher.try_consume_tokens([*(letters := spelt.encode(errors="replace"))])
+    return matcher.is_error() or (consumed == len(letters) and matcher.is_accepting())
 
 
 def _is_known(schema: Any, known: set[int]) -> bool:

@@ -11,6 +11,7 @@ template renders it again, and whatever is cached or looked up behind it still f
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from copy import copy
 from functools import cache, cached_property, lru_cache
 from typing import TypeVar
 
@@ -73,9 +74,8 @@ class Constraint:
 
     def copy(self) -> "Constraint":
         """A second constraint at the same place. Costs some 20 µs."""
-        other = object.__new__(Constraint)
-        other._matcher, other._end, other._forget = self._matcher.deep_copy(), self._end, self._forget
-        other.forced, other.ended = self.forced, self.ended
+        other = copy(self)
+        other._matcher = self._matcher.deep_copy()
         return other
 
     def _find_forced(self) -> None:

@@ -41,10 +41,18 @@ SUBSCHEMAS = {  # and whether the keyword holds one schema, a list of them, or s
     "properties": "named", "patternProperties": "named",
 }  # fmt: skip
 NUMBERS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
-VALUES = {
-    "$ref", "type", "enum", "const", *NUMBERS, "minLength", "maxLength", "pattern", "format", "minItems", "maxItems",
-    "required", "minProperties", "maxProperties",
+TYPE = {"enum": ["null", "boolean", "number", "integer", "string", "array", "object"]}
+COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+VALUES = {  # and the schemas that these fit themselves
+    "type": {"anyOf": [TYPE, {"type": "array", "items": TYPE, "minItems": 1, "uniqueItems": True}]},
+    "enum": {"type": "array"}, "const": True, **dict.fromkeys(("$ref", "pattern", "format"), {"type": "string"}),
+    "required": {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
+    **dict.fromkeys(COUNTS, {"type": "integer", "minimum": 0}),
+    **dict.fromkeys(NUMBERS, {"type": "number"}), "multipleOf": {"type": "number", "exclusiveMinimum": 0},
 }  # fmt: skip
+KINDS = {"one": {"type": ["object", "boolean"]}, "list": {"type": "array", "minItems": 1}, "named": {"type": "object"}}
+ENFORCED = SUBSCHEMAS.keys() | VALUES.keys()
+WELL_FORMED = Draft202012Validator({"properties": VALUES | {key: KINDS[kind] for key, kind in SUBSCHEMAS.items()}})
 REFUSED = {  # and what to write instead
     "not": "list what is allowed, with enum or anyOf",
     **dict.fromkeys(("if", "then", "else"), "write the cases as anyOf"),
@@ -99,9 +107,7 @@ def normalise(path: str, node: dict) -> None:
 
 def check_values(path: str, node: dict) -> None:
     """Refuse values that a keyword cannot have, and values that llguidance gets wrong."""
-    own = {keyword: _outline(keyword, node[keyword]) for keyword in node.keys() & (VALUES | SUBSCHEMAS.keys())}
-    error = best_match(Draft202012Validator(Draft202012Validator.META_SCHEMA).iter_errors(own))
-    if error:
+    if error := best_match(WELL_FORMED.iter_errors(node)):
         raise UnsupportedSchema(f"{path}{error.json_path[1:]}: {error.message}: write it as JSON Schema 2020-12 asks")
     for pattern in (*([node["pattern"]] if "pattern" in node else []), *node.get("patternProperties", ())):
         _check_pattern(path, pattern)
@@ -121,7 +127,7 @@ def check_bounds(nodes: list[tuple[str, dict]]) -> None:
     least common multiple llguidance computes with 32 bits.
     """
     numeric = [(path, [node]) for path, node in nodes if "number" in types_of([node])]
-    beside = [len(node.keys() & (VALUES | SUBSCHEMAS.keys())) > 1 for _, node in nodes]
+    beside = [len(node.keys() & ENFORCED) > 1 for _, node in nodes]
     alike = [node.keys() & {"anyOf", "oneOf", "$ref"} for _, node in nodes]
     if any("allOf" in node for _, node in nodes) or any(map(all, zip(beside, alike, strict=True))):
         if len({node["multipleOf"] for _, node in nodes if "multipleOf" in node}) > 1:
@@ -133,27 +139,12 @@ def check_bounds(nodes: list[tuple[str, dict]]) -> None:
 
 
 def _is_narrow(group: list[dict]) -> bool:
-    low, high, tops, bottoms = (
-        {node[keyword] for node in group for keyword in keywords if keyword in node}
-        for keywords in (
-            ["exclusiveMinimum"],
-            ["exclusiveMaximum"],
-            ["maximum", "exclusiveMaximum"],
-            ["minimum", "exclusiveMinimum"],
-        )
-    )
-    below = any(n >= 0 == n % 1 and n < top < n + 1 for n in low for top in tops)
-    return below or any(n <= 0 == n % 1 and n - 1 < bottom < n for n in high for bottom in bottoms)
+    def bounds(*keywords: str) -> set[float]:
+        return {node[keyword] for node in group for keyword in keywords if keyword in node}
 
-
-def _outline(keyword: str, value: Any) -> Any:
-    """A keyword's value, with `true` for each schema inside."""
-    kind = SUBSCHEMAS.get(keyword)
-    if kind == "one" and isinstance(value, dict):
-        return True
-    if kind == "list" and isinstance(value, list):
-        return [True for _ in value]
-    return dict.fromkeys(value, True) if kind == "named" and isinstance(value, dict) else value
+    low, high = bounds("exclusiveMinimum"), bounds("exclusiveMaximum")
+    below = any(n >= 0 == n % 1 and n < top < n + 1 for n in low for top in {*bounds("maximum"), *high})
+    return below or any(n <= 0 == n % 1 and n - 1 < bottom < n for n in high for bottom in {*bounds("minimum"), *low})
 
 
 def _check_pattern(path: str, pattern: str) -> None:

@@ -9,6 +9,7 @@ out.
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -56,7 +57,7 @@ def _grammar(schema: Mapping, arguments: bool, what: str, separators: tuple[str,
 def _prepared(text: str, arguments: bool, separators: tuple[str, str] | None) -> tuple[str, str]:
     """The grammar of a schema, and what is wrong with the schema; one of them is ""."""
     try:
-        root = json.loads(text)
+        root = json.loads(text, parse_float=_number)  # a length may be written as 2.0
         nodes = _read(root)
         check_bounds([*nodes.values()])
         if arguments:
@@ -69,6 +70,10 @@ def _prepared(text: str, arguments: bool, separators: tuple[str, str] | None) ->
         return "", "it is nested too deeply: define the inner parts in $defs"
     problem = LLMatcher.validate_grammar(f"start: {grammar}").partition("\n")[0]
     return ("", _explained(problem, nodes)) if problem else (grammar, "")
+
+
+def _number(text: str) -> float:
+    return int(float(text)) if float(text).is_integer() else float(text)
 
 
 def _explained(problem: str, nodes: dict[int, tuple[str, dict]]) -> str:
@@ -102,13 +107,12 @@ def any_object(separators: tuple[str, str] | None = SEPARATORS) -> str:
 
 
 def with_own_types(schema: Any) -> Any:
-    """The schema with its types by their names in JSON Schema; as it is if it cannot be read."""
-    try:
-        own = json.loads(json.dumps(schema))
-        _read(own)
-    except (UnsupportedSchema, TypeError, ValueError, RecursionError):
-        return schema
-    return own
+    """The schema with its types by their names in JSON Schema. Where it cannot be read, only its dialect is left out."""
+    text = json.dumps(schema)
+    with suppress(UnsupportedSchema, RecursionError):
+        _read(own := json.loads(text))
+        return own
+    return json.loads(text, object_hook=lambda node: {key: node[key] for key in node if key not in ("$schema", "$id")})
 
 
 def _make_arguments(root: Any) -> None:

@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
-
+from minstate.chat.misfit import misfit
 from minstate.chat.schema import with_own_types
 from minstate.errors import BadMessage, UnsupportedSchema
 
@@ -32,10 +30,10 @@ def schema_error(call: ToolCall, tools: Tools) -> str:
     if call.name not in schemas:
         return f"no tool of the name {call.name!r}"
     try:
-        error = best_match(Draft202012Validator(with_own_types(schemas[call.name])).iter_errors(call.arguments))
+        error = misfit(call.arguments, with_own_types(schemas[call.name]), len(call.raw))
     except Exception as broken:  # noqa: BLE001  a schema may be wrong in any way
         return f"the tool's schema cannot be applied: {broken}"
-    return f"arguments do not fit the schema: {error.message} at {error.json_path}" if error else ""
+    return f"arguments do not fit the schema: {error}" if error else ""
 
 
 def schemas_of(tools: Tools) -> dict[str, Mapping[str, Any]]:

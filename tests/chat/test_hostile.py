@@ -8,6 +8,8 @@ import tiny
 from jsonschema import Draft202012Validator
 
 from minstate import Sampling, Speculation, UnsupportedSchema
+from minstate.chat.dialect import HERMES
+from minstate.chat.families import NAMED
 from minstate.chat.grammar import Constraint
 from minstate.lab.engines.stub_model import stub_engine
 
@@ -108,3 +110,74 @@ def test_a_forced_text_that_spells_a_control_token_is_written_in_letters(text, s
     turn = reply(e, tools=[tool], tool_choice="required").turn
     (call,) = turn.tool_calls
     assert (call.name, call.error, turn.finish_reason) == (text, "", "stop")
+
+
+# ---- Calls are checked, whatever their schema
+
+
+def wrong(schema, **arguments):
+    """What is wrong with a call, according to its schema."""
+    tool = {"name": "f", "parameters": {"type": "object", **schema}}
+    (call,) = HERMES.read(HERMES.write([{"name": "f", "arguments": arguments}]), [tool]).calls
+    return call.error
+
+
+REMOTE = ["file:///etc/hostname", "http://localhost:9/a.json", "https://example.com/schema#/a", "a.json", "//localhost/a"]
+
+
+@pytest.mark.parametrize("reference", REMOTE)
+@pytest.mark.parametrize("keyword", ["$ref", "$dynamicRef"])
+def test_no_schema_makes_a_step_fetch_anything(reference, keyword, monkeypatch):
+    fetched = []
+    monkeypatch.setattr("urllib.request.urlopen", lambda *arguments, **_: fetched.append(arguments))
+    for base in ({}, {"$id": "file:///etc/"}, {"$schema": reference}, {"not": {}, "$id": "http://localhost:9/"}):
+        schema = {**base, "properties": {"a": {keyword: reference}}}
+        error = wrong(schema, a="secret")
+        assert "cannot be applied" in error and "secret" not in error
+        with pytest.raises(UnsupportedSchema, match=r"\$\.properties\.a|\$\.not"):
+            real().grammars.constraint([{"name": "f", "parameters": schema}], "f", None)
+        with pytest.raises(UnsupportedSchema):
+            real().grammars.constraint((), None, schema)
+    assert fetched == []
+
+
+SLOW = "^((a+)+$|a+!)"  # takes Python's `re` twice as long for each letter
+
+
+@pytest.mark.parametrize("schema, arguments, error", [
+    ({"properties": {"a": {"type": "string", "pattern": SLOW}}}, {"a": "a" * 40 + "b"}, "does not match"),
+    ({"properties": {"a": {"type": "string", "pattern": SLOW}}}, {"a": "a" * 40}, ""),
+    ({"properties": {"a": {"type": "string", "pattern": "(?=a)b"}}}, {"a": "b"}, ""),
+    ({"properties": {"a": {"type": "string", "pattern": "b"}}}, {"a": "a\u0001\ud800"}, "does not match"),
+    ({"patternProperties": {SLOW: {"type": "null"}}, "additionalProperties": False}, {"a" * 40 + "b": 1}, ""),
+    ({"patternProperties": {SLOW: True}, "unevaluatedProperties": False}, {"a" * 40 + "b": 1}, ""),
+    ({"propertyNames": {"pattern": SLOW}}, {"a" * 40 + "b": 1}, "does not match"),
+    ({"not": {"const": 1}, "properties": {"a": {"$schema": "http://json-schema.org/draft-07/schema#", "pattern": SLOW}}},
+     {"a": "a" * 40 + "b"}, "does not match"),
+    ({"properties": {"a": {"type": "array", "uniqueItems": True}}}, {"a": [{"b": i} for i in range(9000)]}, ""),
+    ({"properties": {"a": {"items": {"enum": [f"{i}" for i in range(9000)]}}}}, {"a": ["x"] * 9000}, ""),
+    ({"properties": {"a": {"multipleOf": 0.01}}}, {"a": 10**4000}, ""),
+    ({"additionalProperties": False}, {"a": 1}, "unexpected"),
+])  # fmt: skip
+def test_a_call_is_checked_in_bounded_time_and_without_pythons_patterns(schema, arguments, error, monkeypatch):
+    monkeypatch.setattr("jsonschema._keywords.re", None)
+    monkeypatch.setattr("jsonschema._utils.re", None)
+    assert error in wrong(schema, **arguments) and bool(error) == bool(wrong(schema, **arguments))
+
+
+def test_schemas_that_double_the_work_are_not_followed_to_the_end():
+    twice = {f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in range(40)}
+    assert wrong({"properties": {"a": {"$ref": "#/$defs/a0"}}, "$defs": {**twice, "a40": {"type": "string"}}}, a="b") == ""
+    deep = {"a": 1}
+    for _ in range(60):
+        deep = {"a": deep}
+    again = {"properties": {"a": {"allOf": [{"$ref": "#/$defs/d"}] * 2}}}
+    assert wrong({"properties": {"a": {"$ref": "#/$defs/d"}}, "$defs": {"d": again}}, **deep) == ""
+
+
+@pytest.mark.parametrize("text", ["1" * 5000, "[" * 100_000, '{"a":' * 100_000, "1e999", "-Infinity", '"\\ud800"', "[" * 900 + "]" * 900])
+@pytest.mark.parametrize("dialect", [HERMES, *(dialect for _, dialect in NAMED)], ids=lambda dialect: dialect.name)
+def test_absurd_values_are_read_or_reported(text, dialect):
+    written = dialect.write([{"id": "call00000", "name": "f", "arguments": {"a": 73}}]).replace("73", text)
+    for call in dialect.read(written, [{"name": "f", "parameters": {"type": "object", "properties": {"a": {}}}}]).calls:
+        assert call.error or json.dumps(call.arguments)
