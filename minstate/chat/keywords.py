@@ -53,17 +53,16 @@ VALUES = {  # and the schemas that these fit themselves
 KINDS = {"one": {"type": ["object", "boolean"]}, "list": {"type": "array", "minItems": 1}, "named": {"type": "object"}}
 ENFORCED = SUBSCHEMAS.keys() | VALUES.keys()
 WELL_FORMED = Draft202012Validator({"properties": VALUES | {key: KINDS[kind] for key, kind in SUBSCHEMAS.items()}})
+DEPENDENT = ("dependencies", "dependentRequired", "dependentSchemas")
 REFUSED = {  # and what to write instead
-    "not": "list what is allowed, with enum or anyOf",
-    **dict.fromkeys(("if", "then", "else"), "write the cases as anyOf"),
-    **dict.fromkeys(("dependencies", "dependentRequired", "dependentSchemas"), "write the cases as anyOf"),
+    **dict.fromkeys(("not", "disallow"), "list what is allowed, with enum or anyOf"),
+    **dict.fromkeys(("if", "then", "else", *DEPENDENT), "write the cases as anyOf"),
     "unevaluatedProperties": "write additionalProperties beside properties",
     **dict.fromkeys(("unevaluatedItems", "additionalItems"), "write items beside prefixItems"),
     **dict.fromkeys(("contains", "minContains", "maxContains"), "name what must be there in prefixItems"),
     **dict.fromkeys(("$dynamicRef", "$dynamicAnchor", "$recursiveRef", "$recursiveAnchor"), "write $ref"),
     "uniqueItems": "leave it out, and check the items where they are used",
     "propertyNames": "write patternProperties, with additionalProperties: false",
-    "disallow": "list what is allowed, with enum or anyOf",
     "divisibleBy": "write multipleOf",
     "extends": "write allOf",
 }

@@ -1,12 +1,12 @@
 """What is wrong with a value that should fit a JSON schema, whoever wrote the two.
 
-[jsonschema](https://python-jsonschema.readthedocs.io) says it best, but trusts the schema. A `$ref` makes it fetch a URL
-or read a file. A pattern can take exponential time in Python's `re`, and so can many schemas that refer to each other.
-Here, nothing is fetched, and the work is bounded: llguidance matches patterns in linear time, and some keywords are not
-checked. (Where a reply is held to its schema, it fits them already.)
+[jsonschema](https://python-jsonschema.readthedocs.io) says it best, but trusts the schema. A `$ref` makes it fetch a
+URL or read a file. A pattern can take exponential time in Python's `re`, and so can many schemas that refer to each
+other. Here, nothing is fetched, and the work is bounded: llguidance matches patterns in linear time, and some keywords
+are not checked. (Where a reply is held to its schema, it fits them already.)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -36,20 +36,18 @@ def misfit(value: Any, schema: Any, size: int) -> str:
 
 def _bounded(keyword: str, check: Callable) -> Callable:
     def bounded(validator, wanted, value, schema):
-        needs_text = len(value) if keyword == "pattern" and isinstance(value, str) else 0
-        validator.format_checker[0] -= 1 + needs_text + (len(wanted) // 16 if isinstance(wanted, list | dict) else 0)
+        is_text = keyword == "pattern" and isinstance(value, str)
+        size = len(wanted) // 16 if isinstance(wanted, list | dict) else 0
+        validator.format_checker[0] -= 100 + len(value) if is_text else 1 + size
         if validator.format_checker[0] < 0:
             raise OverflowError
+        if is_text:
+            return () if finds(wanted, value) else [ValidationError(f"{value!r} does not match {wanted!r}")]
         unknown = keyword == "additionalProperties" and "patternProperties" in schema
         return () if unknown or keyword in UNCHECKED else check(validator, wanted, value, schema)
 
     return bounded
 
 
-def _pattern(_validator, pattern: str, value: Any, _schema) -> Iterator[ValidationError]:
-    if isinstance(value, str) and not finds(pattern, value):
-        yield ValidationError(f"{value!r} does not match {pattern!r}")
-
-
-_KEYWORDS = {**Draft202012Validator.VALIDATORS, "pattern": _pattern}
-_Validator = validators.extend(Draft202012Validator, {key: _bounded(key, check) for key, check in _KEYWORDS.items()})
+_KEYWORDS = Draft202012Validator.VALIDATORS.items()
+_Validator = validators.extend(Draft202012Validator, {key: _bounded(key, check) for key, check in _KEYWORDS})

@@ -21,6 +21,7 @@ from minstate.errors import BadValue, UnsupportedSchema
 
 SEPARATORS = (", ", ": ")  # between items, and behind a key, as `json.dumps` writes them
 PLAIN = {"json_allowed_escapes": 'nrbtf\\"'}  # no `\u001b`, so such control characters can't be generated
+LONGEST = 2**18  # letters of a schema, which take about a second to compile
 DEEPEST = 100  # from some hundreds on, llguidance overflows its stack, which ends the process
 
 
@@ -47,6 +48,8 @@ def _grammar(schema: Mapping, arguments: bool, what: str, separators: tuple[str,
         text.encode()  # raises on a lone surrogate, which is not valid text
     except (TypeError, ValueError, RecursionError) as error:
         raise BadValue(f"a schema must be JSON: {error}") from error
+    if len(text) > LONGEST:
+        raise UnsupportedSchema(f"{what}: it has {len(text):,} letters, more than {LONGEST:,}")
     grammar, problem = _prepared(text, arguments, separators)
     if problem:
         raise UnsupportedSchema(f"{what}: {problem}")
@@ -107,7 +110,7 @@ def any_object(separators: tuple[str, str] | None = SEPARATORS) -> str:
 
 
 def with_own_types(schema: Any) -> Any:
-    """The schema with its types by their names in JSON Schema. Where it cannot be read, only its dialect is left out."""
+    """The schema with its types by their names in JSON Schema. Of one that cannot be read, only its dialect goes."""
     text = json.dumps(schema)
     with suppress(UnsupportedSchema, RecursionError):
         _read(own := json.loads(text))

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minstate.chat.keywords import TYPES
 from minstate.chat.misfit import misfit
 from minstate.chat.schema import with_own_types
 from minstate.errors import BadMessage, UnsupportedSchema
@@ -50,12 +51,23 @@ def signatures(tools: Tools) -> str:
         raise BadMessage(f"tools must be a list of JSON schemas: {error}") from error
 
 
+def parameters_of(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The JSON schema of a function's arguments. Raises `UnsupportedSchema` if they are no object."""
+    parameters = function.get("parameters")
+    parameters = {"type": "object", "properties": {}} if parameters in (None, {}) else parameters
+    kind = parameters.get("type") if isinstance(parameters, Mapping) else repr(parameters)
+    if isinstance(kind, str) and TYPES.get(kind.lower(), kind) not in ("object", None):
+        raise UnsupportedSchema(
+            f"the parameters of tool {function.get('name')!r} are not those of an object: {kind:.80}"
+        )
+    return parameters
+
+
 def function_of(tool: Tool) -> tuple[str, Mapping[str, Any]]:
     """A tool's name, and the JSON schema of its arguments. Raises `UnsupportedSchema`."""
     function = tool.get("function", tool)
-    name = function.get("name") if isinstance(function, Mapping) else None
-    parameters = function.get("parameters") or {"type": "object", "properties": {}} if name else None
-    if not isinstance(name, str) or not isinstance(parameters, Mapping):
+    name, parameters = function.get("name"), parameters_of(function)
+    if not name or not isinstance(name, str):
         raise UnsupportedSchema(f"a tool needs a name and a schema of its parameters: {tool!r:.200}")
     properties, required = parameters.get("properties", {}), parameters.get("required", [])
     if not isinstance(properties, Mapping) or not isinstance(required, list | tuple):

@@ -1,16 +1,26 @@
 """Whatever a schema, a tool or a message holds: a turn ends with a valid value, with an error, or at its length."""
 
 import json
+import random
+from contextlib import suppress
 from functools import cache
 
 import pytest
 import tiny
+from dialects import DIALECTS, TOKENS, template
+from hypothesis import given
+from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from minstate import Sampling, Speculation, UnsupportedSchema
-from minstate.chat.dialect import HERMES
+from minstate import ContextOverflow, Sampling, Speculation, UnsupportedSchema
+from minstate.chat.content import BREAK, ControlTokens
+from minstate.chat.conversation import Chat
+from minstate.chat.dialect import HERMES, ID, INDEX, NEXT_ID
 from minstate.chat.families import NAMED
-from minstate.chat.grammar import Constraint
+from minstate.chat.grammar import Constraint, Grammars
+from minstate.chat.messages import normalise
+from minstate.chat.transcript import Transcript
+from minstate.lab.engines.small_engine import byte_tokenizer
 from minstate.lab.engines.stub_model import stub_engine
 
 END = "<|im_end|>"
@@ -122,7 +132,13 @@ def wrong(schema, **arguments):
     return call.error
 
 
-REMOTE = ["file:///etc/hostname", "http://localhost:9/a.json", "https://example.com/schema#/a", "a.json", "//localhost/a"]
+REMOTE = [
+    "file:///etc/hostname",
+    "http://localhost:9/a.json",
+    "https://example.com/schema#/a",
+    "a.json",
+    "//localhost/a",
+]
 
 
 @pytest.mark.parametrize("reference", REMOTE)
@@ -148,7 +164,7 @@ SLOW = "^((a+)+$|a+!)"  # takes Python's `re` twice as long for each letter
     ({"properties": {"a": {"type": "string", "pattern": SLOW}}}, {"a": "a" * 40 + "b"}, "does not match"),
     ({"properties": {"a": {"type": "string", "pattern": SLOW}}}, {"a": "a" * 40}, ""),
     ({"properties": {"a": {"type": "string", "pattern": "(?=a)b"}}}, {"a": "b"}, ""),
-    ({"properties": {"a": {"type": "string", "pattern": "b"}}}, {"a": "a\u0001\ud800"}, "does not match"),
+    ({"properties": {"a": {"type": "string", "pattern": "b"}}}, {"a": "a\u0001"}, "does not match"),
     ({"patternProperties": {SLOW: {"type": "null"}}, "additionalProperties": False}, {"a" * 40 + "b": 1}, ""),
     ({"patternProperties": {SLOW: True}, "unevaluatedProperties": False}, {"a" * 40 + "b": 1}, ""),
     ({"propertyNames": {"pattern": SLOW}}, {"a" * 40 + "b": 1}, "does not match"),
@@ -167,7 +183,9 @@ def test_a_call_is_checked_in_bounded_time_and_without_pythons_patterns(schema, 
 
 def test_schemas_that_double_the_work_are_not_followed_to_the_end():
     twice = {f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in range(40)}
-    assert wrong({"properties": {"a": {"$ref": "#/$defs/a0"}}, "$defs": {**twice, "a40": {"type": "string"}}}, a="b") == ""
+    assert (
+        wrong({"properties": {"a": {"$ref": "#/$defs/a0"}}, "$defs": {**twice, "a40": {"type": "string"}}}, a="b") == ""
+    )
     deep = {"a": 1}
     for _ in range(60):
         deep = {"a": deep}
@@ -175,9 +193,177 @@ def test_schemas_that_double_the_work_are_not_followed_to_the_end():
     assert wrong({"properties": {"a": {"$ref": "#/$defs/d"}}, "$defs": {"d": again}}, **deep) == ""
 
 
-@pytest.mark.parametrize("text", ["1" * 5000, "[" * 100_000, '{"a":' * 100_000, "1e999", "-Infinity", '"\\ud800"', "[" * 900 + "]" * 900])
+@pytest.mark.parametrize(
+    "text", ["1" * 5000, "[" * 100_000, '{"a":' * 100_000, "1e999", "-Infinity", '"\\ud800"', "[" * 900 + "]" * 900]
+)
 @pytest.mark.parametrize("dialect", [HERMES, *(dialect for _, dialect in NAMED)], ids=lambda dialect: dialect.name)
 def test_absurd_values_are_read_or_reported(text, dialect):
     written = dialect.write([{"id": "call00000", "name": "f", "arguments": {"a": 73}}]).replace("73", text)
     for call in dialect.read(written, [{"name": "f", "parameters": {"type": "object", "properties": {"a": {}}}}]).calls:
         assert call.error or json.dumps(call.arguments)
+
+
+# ---- Tools and messages
+
+
+@pytest.mark.parametrize(
+    "parameters", [False, True, "none", 5, [], ["a"], {"type": "string"}, {"type": "List"}], ids=str
+)
+@pytest.mark.parametrize("form", ["parameters", "input_schema", "inputSchema"])
+def test_a_tool_whose_arguments_are_no_object_is_refused_by_name(parameters, form):
+    tool = {"name": "weather", form: parameters}
+    e = tiny.engine()
+    with pytest.raises(UnsupportedSchema, match="tool 'weather' are not those of an object"):
+        e.open(tools=[tool])
+    for choice in ("auto", "required", "weather", "none", None):
+        with pytest.raises(UnsupportedSchema, match="tool 'weather'"):
+            e.submit(e.open(), token_ids=[5], tools=[tool], tool_choice=choice)
+
+
+ALL_DIALECTS = {name: Chat(byte_tokenizer(template(name), TOKENS), frozenset([2])) for name in DIALECTS}
+
+
+def write_call(chat, parameters, seed, name="f", choice="required"):
+    """What a random model writes as a call, and the call; None if it cannot be enforced, or does not end."""
+    grammars = Grammars(chat.tokenizer, len(TOKENS) + 256, frozenset([2]), chat.dialect)
+    tool, draw, tokens = {"name": name, "parameters": parameters}, random.Random(seed), []
+    try:
+        place = grammars.constraint([tool], choice, None)
+        while not place.ended and len(tokens) < 300:
+            allowed = place.forced[:1] or place.mask(len(TOKENS) + 256).nonzero()[0].tolist()
+            hasty = [token for token in allowed if chat.tokenizer.decode([token]) in ENDING]
+            wanted = [draw.choice(hasty if hasty and draw.random() < 0.6 else allowed)]
+            if not place.forced and draw.random() < 0.1:
+                wanted = chat.tokenizer.encode(draw.choice(CLOSINGS))
+            for token in wanted:
+                if not place.ended and place.allows(token):
+                    tokens.append(token)
+                    place.advance(token)
+    except UnsupportedSchema:
+        return None
+    return chat.dialect.read(chat.tokenizer.decode(tokens[:-1]), [tool]) if place.ended else None
+
+
+CLOSINGS = [
+    "\n</parameter>",
+    "</parameter>\n</function>\n</tool_call>",
+    "</param>\n</invoke>",
+    "</arg_value>\n</tool_call>",
+    '"',
+]
+ENDING = [*'"}])>\n<', END, "<|end_call|>", "<|end_calls|>", '<|"|>', "</tool_call>"]
+STRING, NUMBER = {"type": "string"}, {"type": "integer", "maximum": 9, "minimum": 0}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("parameters", [
+    {"properties": {"a": NUMBER}, "required": ["b"]},
+    {"required": ["a", "b"]},
+    {"properties": {"a": NUMBER}, "required": ["b"], "additionalProperties": {"type": "null"}},
+    {"properties": {"a": NUMBER}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+    {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "properties": {"b": NUMBER}, "required": ["b"]}}},
+    {"properties": {"a": {"type": "string", "enum": ["x", 3, None]}}, "required": ["a"]},
+    {"properties": {"a": {"anyOf": [STRING, NUMBER], "enum": ["x", 3]}}, "required": ["a"]},
+    {"properties": {"a": {"$ref": "#/$defs/a", "enum": [1, 2]}}, "$defs": {"a": {"minimum": 2}}, "required": ["a"]},
+    {"properties": {"a": {"const": "5"}, "b": {"enum": [5, "5", "true", True]}}, "required": ["a", "b"]},
+    {"properties": {"a": True, "b": {}}, "required": ["a", "b"]},
+    {"properties": {"a": STRING, "b": STRING}, "required": ["a", "b"]},
+], ids=str)  # fmt: skip
+def test_a_call_that_a_grammar_lets_end_fits_its_schema_in_every_dialect(parameters, dialect):
+    for seed in range(6):
+        if reply := write_call(ALL_DIALECTS[dialect], parameters, seed):
+            if "is no number of JSON" in reply.calls[0].error:
+                continue  # a number without bounds may have any exponent
+            assert [(call.name, call.error) for call in reply.calls] == [("f", "")], reply.text
+            Draft202012Validator(parameters).validate(reply.calls[0].arguments)
+
+
+def test_most_of_these_schemas_can_be_enforced_in_most_dialects():
+    simple = {"properties": {"a": STRING, "b": {"enum": ["x", 3]}}, "required": ["a", "b", "c"]}
+    found = {name: [write_call(chat, simple, seed) for seed in range(4)] for name, chat in ALL_DIALECTS.items()}
+    assert {name for name, replies in found.items() if not any(replies)} == set()
+
+
+# What the tokenizer adds, what chat/ puts in the place of something while it renders, and marks of dialects.
+NASTY = [
+    *TOKENS,
+    BREAK,
+    ID,
+    NEXT_ID,
+    INDEX,
+    "\uf0fe",
+    "\uf0ff",
+    "</parameter>",
+    "=",
+    ",",
+    ":",
+    "(",
+    '"',
+    "\\",
+    "\n",
+    " ",
+]
+TEXTS = st.lists(st.sampled_from([*NASTY, "a", "b"]), min_size=1, max_size=4).map("".join)
+
+
+@given(name=TEXTS, keys=st.lists(TEXTS, min_size=1, max_size=2), const=TEXTS, data=st.data())
+def test_whatever_names_and_constants_spell_a_call_is_right_or_refused(name, keys, const, data):
+    chat = ALL_DIALECTS[data.draw(st.sampled_from([*DIALECTS]))]
+    value = data.draw(st.sampled_from([{"const": const}, {"enum": [const, const + "!", 3]}, STRING]))
+    parameters = {"type": "object", "properties": dict.fromkeys(keys, value), "required": keys}
+    if reply := write_call(chat, parameters, 0, name):
+        assert [(call.name, call.error) for call in reply.calls] == [(name, "")], reply.text
+        Draft202012Validator(parameters).validate(reply.calls[0].arguments)
+
+
+@given(text=TEXTS, other=TEXTS)
+def test_no_text_changes_the_control_tokens_of_a_delta(text, other):
+    """Neither in old messages, nor in the ids of calls, nor in the new message itself."""
+    for chat in (ALL_DIALECTS["a JSON list with ids"], ALL_DIALECTS["numbered ids that hold the name"]):
+        controls = set(chat.template.control.ids.values())
+
+        def delta(said, call_id, chat=chat):
+            call = {"id": call_id, "name": "f", "arguments": {"a": said}}
+            talk = [{"role": "user", "content": said}, {"role": "assistant", "content": said, "tool_calls": [call]}]
+            known = Transcript(normalise(talk), in_log=2)
+            return chat.delta(known, normalise([{"role": "tool", "tool_call_id": call_id, "content": "fine"}]), 5)
+
+        plain = delta("x", "y")
+        assert [i for i in delta(text, other) if i in controls] == [i for i in plain if i in controls]
+        assert delta(text, "y") == plain
+
+
+@pytest.mark.parametrize("where", ["user", "tool", "call", "schema", "replay", "begun"])
+def test_a_message_that_no_context_holds_is_refused_before_it_is_encoded(where, monkeypatch):
+    e, huge = real(), "word " * 1_000_000
+    encode, session = ControlTokens.encode, e.open()
+    monkeypatch.setattr(ControlTokens, "encode", lambda self, text: encode(self, text) if len(text) < 10**6 else 1 / 0)
+    session.send("hi", replay="a")
+    before = session.token_ids
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {"a": huge}}]}
+    tool = {"name": "f", "description": huge}
+    attempts = {
+        "user": lambda: session.send(huge),
+        "tool": lambda: session.send({"role": "tool", "content": huge}),
+        "call": lambda: e.open([{"role": "user", "content": "hi"}, call]),
+        "schema": lambda: e.open("hi", tools=[tool]),
+        "replay": lambda: session.send("hi", replay=huge),
+        "begun": lambda: session.send([{"role": "user", "content": "hi"}, {"role": "assistant", "content": huge}]),
+    }
+    with pytest.raises(ContextOverflow, match="letters"):
+        attempts[where]()
+    assert session.token_ids == before and not session.running
+    e.check()
+
+
+@pytest.mark.parametrize("schema", [
+    {"const": "x" * 10**6}, {"properties": {f"p{i}": {"type": "string"} for i in range(20_000)}},
+    {"type": "array", "minItems": 2.0, "items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"prefixItems": [], "minItems": 1.0}}},
+    {"type": "string", "maxLength": 1e300}, {"type": "string", "minLength": 10**7}, {"type": "array", "minItems": 10**7},
+    {"type": "string", "pattern": "(a{1,1000}){1,1000}"}, {"enum": ["a" * 1000] * 1000},
+], ids=lambda schema: str(schema)[:60])  # fmt: skip
+def test_a_schema_of_absurd_size_is_refused_or_enforced(schema):
+    request = None
+    with suppress(UnsupportedSchema):
+        request = reply(tiny.engine(num_pages=100), response_format=schema, max_new_tokens=20)
+    assert request is None or request.error or request.turn.finish_reason == "length"
