@@ -64,7 +64,7 @@ class OutputProcessor:
         return token
 
     def _advance(self, request: Request, constraint: Constraint, token: int) -> None:
-        """Move the request's constraint on by `token`. Only a replayed output may do what its grammar does not allow."""
+        """Move the request's constraint on by `token`, which only a replayed output need not obey."""
         was_forced, fits = bool(constraint.forced), False
         try:
             if fits := constraint.allows(token):

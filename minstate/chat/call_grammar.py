@@ -7,14 +7,14 @@ A control token is not the text that it is spelt like. So pieces of a dialect be
 import json
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from minstate.chat.dialect import ID, INDEX, NEXT_ID, Dialect
+from minstate.chat.finite import target_of
 from minstate.chat.keywords import ENFORCED
-from minstate.chat.misfit import misfit
-from minstate.chat.schema import any_object, arguments_grammar, value_grammar, with_own_types
+from minstate.chat.schema import arguments_grammar, value_grammar, with_own_types
 from minstate.chat.spelling import Literals, Tagged
+from minstate.chat.tool_calls import misfit
 from minstate.errors import UnsupportedSchema
 
 TEXT = r"/(?s:.*)/"
@@ -126,7 +126,7 @@ class CallGrammar:
             return self._tagged(rule, name, schema, arguments)
         spelt = json.dumps(name, ensure_ascii=False)[1:-1] if arguments.begins is not None else name
         separators = None if arguments.indent else arguments.separators
-        value = any_object(separators) if schema is None else arguments_grammar(name, schema, separators)
+        value = arguments_grammar(name, schema or {}, separators)
         return {rule: f"{_quoted(spelt)} {self._literal(arguments.before)} {value}"}
 
     def _tagged(self, rule: str, name: str, schema: Mapping[str, Any] | None, tagged: Tagged) -> dict[str, str]:
@@ -158,7 +158,6 @@ class CallGrammar:
     def _tagged_values(self, rule: str, value: Any, root: Mapping[str, Any], tagged: Tagged) -> dict[str, str]:
         """The rules for a value with the marks around it: one rule for each type that it may have."""
         rules, choices = {}, []
-        definitions = {key: root[key] for key in ("$defs", "definitions") if key in root}
         for place, schema in enumerate(alternatives(value, root)):
             kind = schema.get("type", "string")
             if "const" in schema:
@@ -167,11 +166,8 @@ class CallGrammar:
                 self._require_readable("f", {"key": schema["const"]}, {"properties": {"key": value}})
                 choices.append(self._literal(tagged.write_value(schema["const"])))
             elif kind != "string" or (tagged.literals and tagged.literals.escapes):
-                spelt = (
-                    literal_grammar(schema, tagged.literals)
-                    if tagged.literals
-                    else value_grammar({**definitions, **schema})
-                )
+                whole = {**{key: root[key] for key in ("$defs", "definitions") if key in root}, **schema}
+                spelt = literal_grammar(whole, tagged.literals) if tagged.literals else value_grammar(whole)
                 choices.append(f"{self._literal(tagged.to_other)} {spelt} {self._literal(tagged.after_other)}")
             else:
                 if limit := next((key for key in STRING_LIMITS if key in schema), None):
@@ -237,10 +233,7 @@ def alternatives(value: Any, root: Mapping[str, Any], depth: int = 0) -> list[Ma
     if refused := next((key for key in (*COMBINED, *several) if key in value), None):
         raise UnsupportedSchema(f"this model writes arguments one by one, so {refused} cannot be enforced: write anyOf")
     if "$ref" in value:
-        inner: Any = root
-        for part in str(value["$ref"]).lstrip("#/").split("/"):
-            inner = inner.get(part) if isinstance(inner, Mapping) else None
-        return alternatives(inner, root, depth + 1)
+        return alternatives(target_of("$", value["$ref"], root), root, depth + 1)
     if "anyOf" in value:
         return [each for inner in value["anyOf"] for each in alternatives(inner, root, depth + 1)]
     if "enum" in value or "const" in value:

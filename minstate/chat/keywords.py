@@ -41,14 +41,14 @@ SUBSCHEMAS = {  # and whether the keyword holds one schema, a list of them, or s
     "properties": "named", "patternProperties": "named",
 }  # fmt: skip
 NUMBERS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
+COUNT = {"type": "integer", "minimum": 0}
 TYPE = {"enum": ["null", "boolean", "number", "integer", "string", "array", "object"]}
-COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
-VALUES = {  # and the schemas that these fit themselves
+VALUES: dict[str, Any] = {  # and the schemas that these fit themselves
     "type": {"anyOf": [TYPE, {"type": "array", "items": TYPE, "minItems": 1, "uniqueItems": True}]},
-    "enum": {"type": "array"}, "const": True, **dict.fromkeys(("$ref", "pattern", "format"), {"type": "string"}),
+    "enum": {"type": "array"}, "const": True, **{key: {"type": "string"} for key in ("$ref", "pattern", "format")},
     "required": {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
-    **dict.fromkeys(COUNTS, {"type": "integer", "minimum": 0}),
-    **dict.fromkeys(NUMBERS, {"type": "number"}), "multipleOf": {"type": "number", "exclusiveMinimum": 0},
+    **{end + of: COUNT for of in ("Length", "Items", "Properties") for end in ("min", "max")},
+    **{key: {"type": "number"} for key in NUMBERS}, "multipleOf": {"type": "number", "exclusiveMinimum": 0},
 }  # fmt: skip
 KINDS = {"one": {"type": ["object", "boolean"]}, "list": {"type": "array", "minItems": 1}, "named": {"type": "object"}}
 ENFORCED = SUBSCHEMAS.keys() | VALUES.keys()
@@ -113,7 +113,7 @@ def check_values(path: str, node: dict) -> None:
     if "string" in types_of([node]) and node.get("format", "date") not in FORMATS:
         raise UnsupportedSchema(f"{path}.format: {node['format']!r} is not known: leave it out, or write a pattern")
     for keyword in node.keys() & (NUMBERS | {"enum", "const"}):
-        if any(abs(number) > LARGEST or number != _rounded(number) for number in _numbers(node[keyword])):
+        if any(abs(n) > LARGEST or float(f"{n:.{DIGITS}g}") != n != int(n) for n in _numbers(node[keyword])):
             raise UnsupportedSchema(f"{path}.{keyword}: a number has too many digits: write a shorter one, or a string")
     if node.get("minProperties", 0) > 1 + len(node.get("required", ())):
         raise UnsupportedSchema(f"{path}.minProperties: a key might be repeated to reach it: name keys in required")
@@ -158,10 +158,6 @@ def _check_pattern(path: str, pattern: str) -> None:
         raise UnsupportedSchema(
             f"{path}: pattern {pattern!r}: write it without (?=…), (?!…), \\b and \\1, or leave it out"
         )
-
-
-def _rounded(number: float) -> float:
-    return float(f"{number:.{DIGITS}g}") if isinstance(number, float) else number
 
 
 def _numbers(value: Any) -> Iterator[float]:

@@ -104,11 +104,6 @@ def _has_open_names(node: Mapping) -> bool:
     return bool(node.get("patternProperties") or (listed and node.get("additionalProperties", True)))
 
 
-def any_object(separators: tuple[str, str] | None = SEPARATORS) -> str:
-    """Any JSON object, in llguidance's dialect of Lark."""
-    return _lark({"type": "object"}, separators=separators)
-
-
 def with_own_types(schema: Any) -> Any:
     """The schema with its types by their names in JSON Schema. Of one that cannot be read, only its dialect goes."""
     text = json.dumps(schema)

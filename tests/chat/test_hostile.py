@@ -168,8 +168,8 @@ SLOW = "^((a+)+$|a+!)"  # takes Python's `re` twice as long for each letter
     ({"patternProperties": {SLOW: {"type": "null"}}, "additionalProperties": False}, {"a" * 40 + "b": 1}, ""),
     ({"patternProperties": {SLOW: True}, "unevaluatedProperties": False}, {"a" * 40 + "b": 1}, ""),
     ({"propertyNames": {"pattern": SLOW}}, {"a" * 40 + "b": 1}, "does not match"),
-    ({"not": {"const": 1}, "properties": {"a": {"$schema": "http://json-schema.org/draft-07/schema#", "pattern": SLOW}}},
-     {"a": "a" * 40 + "b"}, "does not match"),
+    ({"not": {}, "properties": {"a": {"$schema": "http://json-schema.org/draft-07/schema#", "pattern": SLOW}}},
+     {"a": "a" * 40 + "b"}, "do not fit"),
     ({"properties": {"a": {"type": "array", "uniqueItems": True}}}, {"a": [{"b": i} for i in range(9000)]}, ""),
     ({"properties": {"a": {"items": {"enum": [f"{i}" for i in range(9000)]}}}}, {"a": ["x"] * 9000}, ""),
     ({"properties": {"a": {"multipleOf": 0.01}}}, {"a": 10**4000}, ""),
@@ -272,7 +272,7 @@ STRING, NUMBER = {"type": "string"}, {"type": "integer", "maximum": 9, "minimum"
 def test_a_call_that_a_grammar_lets_end_fits_its_schema_in_every_dialect(parameters, dialect):
     for seed in range(6):
         if reply := write_call(ALL_DIALECTS[dialect], parameters, seed):
-            if "is no number of JSON" in reply.calls[0].error:
+            if "is not JSON" in reply.calls[0].error:
                 continue  # a number without bounds may have any exponent
             assert [(call.name, call.error) for call in reply.calls] == [("f", "")], reply.text
             Draft202012Validator(parameters).validate(reply.calls[0].arguments)
@@ -358,8 +358,9 @@ def test_a_message_that_no_context_holds_is_refused_before_it_is_encoded(where, 
 
 @pytest.mark.parametrize("schema", [
     {"const": "x" * 10**6}, {"properties": {f"p{i}": {"type": "string"} for i in range(20_000)}},
-    {"type": "array", "minItems": 2.0, "items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"prefixItems": [], "minItems": 1.0}}},
-    {"type": "string", "maxLength": 1e300}, {"type": "string", "minLength": 10**7}, {"type": "array", "minItems": 10**7},
+    {"type": "array", "minItems": 2.0, "items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"minItems": 1.0}}},
+    {"type": "string", "maxLength": 1e300}, {"type": "string", "minLength": 10**7},
+    {"type": "array", "minItems": 10**7},
     {"type": "string", "pattern": "(a{1,1000}){1,1000}"}, {"enum": ["a" * 1000] * 1000},
 ], ids=lambda schema: str(schema)[:60])  # fmt: skip
 def test_a_schema_of_absurd_size_is_refused_or_enforced(schema):
