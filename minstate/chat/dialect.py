@@ -222,8 +222,7 @@ class Dialect:
     def _read_calls(self, text: str, schemas: Mapping[str, Mapping[str, Any]]) -> tuple[list[ToolCall], int]:
         """Calls whose names stand outside their arguments, and where the first of them begins."""
         calls, first, at = [], len(text), 0
-        opens = _pattern(self.open)
-        while found := opens.search(text, at) if self.is_marked else opens.match(text, at):
+        while found := _search(self.open, text, at) if self.is_marked else _pattern(self.open).match(text, at):
             first, begin = min(first, found.start()), found.end()
             while begin is not None:
                 call, at, begin = self._read_call(text, found, begin, schemas)
@@ -255,7 +254,7 @@ class Dialect:
                 raise ValueError("no name")
             arguments, end = self.arguments.read(text, name.end(), schemas.get(name[1], {}))
         except (ValueError, RecursionError) as error:
-            closed = _pattern(self.close).search(text, at) if self.close.strip() else None
+            closed = _search(self.close, text, at) if self.close.strip() else None
             end = closed.end() if closed else len(text)
             problem = str(error) if closed else f"cut off before {self.close.strip() or 'its end'}"
             return ToolCall("", {}, text[at:end].strip(), problem), end, None
@@ -289,3 +288,8 @@ def _pattern(piece: str) -> re.Pattern[str]:
     for mark in (ID, NEXT_ID):
         pattern = pattern.replace(mark, r"([\w.:-]*)")
     return re.compile(pattern.replace(INDEX, r"\d+"))
+
+
+def _search(piece: str, text: str, at: int) -> re.Match[str] | None:
+    """The next place of a piece, without the space in front of it, for which each space would look at all behind it."""
+    return re.compile(_pattern(piece).pattern.removeprefix(r"\s*")).search(text, at)

@@ -19,6 +19,7 @@ Some things differ from an exact reading:
 - A `format` is enforced, but as a regular expression, which lets some through: the 29th of February of any year, a leap
   second at any minute, a host name longer than 255 letters or in bad Punycode.
 - A `multipleOf` that is no integer holds in decimal arithmetic, where `jsonschema` computes with floats.
+- A number without bounds may have any exponent. A call with a number that is not finite is reported as malformed.
 - In a pattern, `\\d` and `\\w` mean ASCII, and `\\W` all the rest, as in ECMA-262 and not as in Python's `re`.
 """
 

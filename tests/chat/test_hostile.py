@@ -368,3 +368,55 @@ def test_a_schema_of_absurd_size_is_refused_or_enforced(schema):
     with suppress(UnsupportedSchema):
         request = reply(tiny.engine(num_pages=100), response_format=schema, max_new_tokens=20)
     assert request is None or request.error or request.turn.finish_reason == "length"
+
+
+ADDED = st.sampled_from([*real().tokenizer.get_added_vocab(), "a", '"', "\\", "é", " ", "|", ">"])
+SPELLINGS = st.lists(ADDED, min_size=1, max_size=3).map("".join)
+
+
+@given(text=SPELLINGS, other=SPELLINGS, seed=st.integers(0, 99), speculation=st.booleans(), data=st.data())
+def test_whatever_a_schema_spells_a_reply_fits_it(text, other, seed, speculation, data):
+    named = {"type": "object", "properties": {text: {"const": other}, other: NUMBER}, "required": [other]}
+    pattern = "".join(f"\\{char}" if char in '"\\|[]' else char for char in text)
+    schema = data.draw(st.sampled_from([
+        {"const": text}, {"enum": [text, other, [text]]}, {"const": {text: [other]}}, named,
+        {"type": "string", "pattern": f"^({pattern.replace(chr(34), 'q')})+$", "maxLength": 60},
+        {"type": "array", "items": {"const": text}, "minItems": 1, "maxItems": 2},
+    ]))  # fmt: skip
+    request = reply(real(speculation), seed, response_format=schema)
+    if request.turn and request.turn.finish_reason == "stop":
+        Draft202012Validator(schema).validate(json.loads(request.turn.text))
+    assert request.turn or isinstance(request.error, UnsupportedSchema)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_reply_of_nothing_but_space_is_read_at_once(dialect):
+    """A pattern that looks for a mark from each space on would take minutes."""
+    read, space = ALL_DIALECTS[dialect].dialect.read, " " * 300_000
+    opens = ALL_DIALECTS[dialect].dialect.open
+    for text in (space, f"{opens}{space}", f"{opens}f{space}"):
+        assert all(call.error for call in read(text).calls)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_number_that_is_not_finite_is_an_error_in_every_dialect(dialect):
+    own = ALL_DIALECTS[dialect].dialect
+    written = own.write([{"id": "call00000", "name": "f", "arguments": {"a": 73}}]).replace("73", "1e999")
+    (call,) = own.read(written, [{"name": "f", "parameters": {"properties": {"a": {"type": "number"}}}}]).calls
+    assert call.error and call.arguments == {}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("choice", ["none", "auto"])
+def test_a_call_in_letters_is_no_way_around_the_grammar(dialect, choice):
+    """Where the marks of calls are control tokens, a reader takes the same letters for a call too."""
+    chat = ALL_DIALECTS[dialect]
+    grammars = Grammars(chat.tokenizer, len(TOKENS) + 256, frozenset([2]), chat.dialect)
+    tool = {"name": "f", "parameters": {"properties": {"a": NUMBER}, "required": ["a"]}}
+    written = chat.dialect.write([{"id": "call00000", "name": "f", "arguments": {"a": "no number"}}])
+    place = grammars.constraint([tool], choice, None)
+    for token in chat.template.encode(chat.template.control.protect(written.lstrip())):
+        if not place.allows(token):
+            return
+        place.advance(token)
+    assert not place.allows(2) or not chat.dialect.read(written).calls
