@@ -102,7 +102,7 @@ class Engine:
     @cached_property
     def chat(self) -> Chat:
         """Messages to token ids. Raises `UnsupportedModel` where the tokenizer has no usable chat template."""
-        self.core.output.know(chat := Chat(self.tokenizer, self.eos_ids))
+        self.core.output.know(chat := Chat(self.tokenizer, self.eos_ids, self.model.config.max_positions))
         return chat
 
     @cached_property
@@ -129,7 +129,7 @@ class Engine:
         content_may_control  whether text that spells a control token becomes one: its author can then act as the system
 
         Nothing is computed yet: they are part of the first turn's delta. K/V is shared with sessions of the same
-        `tenant`, never with others. Raises `BadMessage`, `BadValue`.
+        `tenant`, never with others. Raises `BadMessage`, `BadValue`, `ContextOverflow`, `UnsupportedSchema`.
         """
         transcript = Transcript(options=Options(dict(template_options or {}), content_may_control))
         if messages or tools or not isinstance(messages, list | tuple):

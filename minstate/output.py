@@ -15,7 +15,7 @@ from minstate.chat.content import without
 from minstate.chat.conversation import Chat, decode_reply, numbered
 from minstate.chat.dialect import HERMES, Dialect
 from minstate.chat.grammar import Constraint
-from minstate.errors import BrokenInvariant
+from minstate.errors import BrokenInvariant, UnsupportedSchema
 from minstate.model_runner import Scores
 from minstate.request import Request
 from minstate.sampling import choose
@@ -78,17 +78,20 @@ class OutputProcessor:
         return token
 
     def _advance(self, request: Request, constraint: Constraint, token: int) -> None:
-        """Move the request's constraint on by `token`."""
-        if constraint.allows(token):
-            if constraint.forced:
-                request.forced += 1
-            constraint.advance(token)
-            if constraint.ended and request.options.sampling.ignore_eos:
-                request.constraint = None  # behind its end, the output is free
-        elif request.replay is None:
+        """Move the request's constraint on by `token`, which only a replayed output need not obey."""
+        was_forced, fits = bool(constraint.forced), False
+        try:
+            if fits := constraint.allows(token):
+                constraint.advance(token)
+        except UnsupportedSchema:  # the parser is at its limit
+            if request.replay is None:
+                raise
+            fits = False
+        if not fits and request.replay is None:
             raise BrokenInvariant(f"token {token} was chosen, which the grammar does not allow")
-        else:  # a replayed output that does not fit: the rest of it may be anything
-            request.constraint = None
+        request.forced += fits and was_forced
+        if not fits or (constraint.ended and request.options.sampling.ignore_eos):
+            request.constraint = None  # behind its end, and where it does not fit, the output is free
 
     def _append(self, request: Request, token: int) -> None:
         request.sequence.log.append(token)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from minstate.draft_budget import Allotment, Share, allot
-from minstate.errors import BrokenInvariant, OutOfPages
+from minstate.errors import BrokenInvariant, OutOfPages, UnsupportedSchema
 from minstate.paged_kv import pages_for
 from minstate.prefix_cache import PrefixCache
 from minstate.ragged_batch import Chunk
@@ -244,7 +244,10 @@ class Scheduler:
         try:
             return _speculator(request).propose(sequence.log, count, request.constraint, sure=sure)
         except Exception as error:  # noqa: BLE001  this turn's fault, and no reason to stop the others
-            request.error = error
+            if request.replay is not None and isinstance(error, UnsupportedSchema):
+                request.constraint = None  # which only guesses, and is at its parser's limit
+            else:
+                request.error = error
             return []
 
     def _wait(self, request: Request) -> None:

@@ -6,13 +6,15 @@ A control token is not the text that it is spelt like. So pieces of a dialect be
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from minstate.chat.dialect import ID, INDEX, NEXT_ID, Dialect
-from minstate.chat.keywords import TYPES
-from minstate.chat.schema import any_object, arguments_grammar, value_grammar
+from minstate.chat.finite import target_of
+from minstate.chat.keywords import ENFORCED
+from minstate.chat.schema import arguments_grammar, value_grammar, with_own_types
 from minstate.chat.spelling import Literals, Tagged
+from minstate.chat.tool_calls import misfit
 from minstate.errors import UnsupportedSchema
 
 TEXT = r"/(?s:.*)/"
@@ -64,10 +66,19 @@ class CallGrammar:
         try:
             arguments_grammar(name, schema)
             self._call("call", name, schema)
+            names = dict.fromkeys([*schema.get("properties", ()), *schema.get("required", ())], "text")
+            self._require_readable(name, names, {})
         except UnsupportedSchema as error:
             named = f"tool {name!r}"
             return str(error) if named in str(error) else f"{named} cannot be enforced: {error}"
         return ""
+
+    def _require_readable(self, name: str, arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
+        """Raises `UnsupportedSchema` if names or constants could be taken for the marks that stand around them."""
+        written = self.dialect.write([{"name": name, "arguments": arguments}])
+        calls = self.dialect.read(written, [{"name": name, "parameters": schema}]).calls
+        if [(call.name, call.arguments) for call in calls] != [(name, arguments)]:
+            raise UnsupportedSchema(f"this model's calls could not be read again: {name!r:.80} with {arguments!r:.80}")
 
     def none(self, *, thinking: bool) -> str:
         """Text without calls."""
@@ -83,11 +94,12 @@ class CallGrammar:
         rules["CALL_ID"], rules["NUMBER"] = "/[A-Za-z0-9]{9}/", "/[0-9]{1,3}/"
         rules["plain"] = "PLAIN (other TEXT)*"
         # A call without a mark is a whole reply, so only a reply's beginning tells it from text.
-        mark = re.escape(self.mark if self.dialect.is_marked else self.dialect.open.strip())
-        before = "(?s:.*)" if self.dialect.is_marked else r"\s*"
-        rules["PLAIN"] = TEXT if self._opens_with_atom or not mark else f"{TEXT} & ~/{before}{mark}(?s:.*)/"
+        before, mark = (TEXT, self.mark) if self.dialect.is_marked else (r"/\s*/", self.dialect.open.strip())
+        rules["PLAIN"] = f"{TEXT} & ~({before} {_quoted(mark)} {TEXT})" if mark else TEXT
         if not rules["other"]:
             rules |= {"text": "TEXT", "plain": "PLAIN"}
+        if self._opens_with_atom:  # in letters, a reader would take its mark for a call too
+            rules["text"] = rules["plain"]
         if self.dialect.frame and not self.dialect.open.strip():  # what is no call begins with this
             rules["plain"] = f"{_quoted(self.dialect.frame[0])} text"
         if thoughts := self._thoughts(thinking):
@@ -98,7 +110,7 @@ class CallGrammar:
             rules["GAP"] = r"/\n{0,2}/"
         for place, (name, schema) in enumerate(calls.items()):
             rules |= self._call(f"call_{place}", name, schema)
-        return "\n".join(f"{name}: {rule}" for name, rule in _reachable(rules).items())
+        return "\n".join(f"{name}: {rule}" for name, rule in rules.items())
 
     def _body(self, calls: Calls, several: bool) -> str:
         """From the first name to the end of the last call."""
@@ -114,8 +126,8 @@ class CallGrammar:
             return self._tagged(rule, name, schema, arguments)
         spelt = json.dumps(name, ensure_ascii=False)[1:-1] if arguments.begins is not None else name
         separators = None if arguments.indent else arguments.separators
-        value = any_object(separators) if schema is None else arguments_grammar(name, schema, separators)
-        return {rule: f"{self._literal(spelt + arguments.before)} {value}"}
+        value = arguments_grammar(name, schema or {}, separators)
+        return {rule: f"{_quoted(spelt)} {self._literal(arguments.before)} {value}"}
 
     def _tagged(self, rule: str, name: str, schema: Mapping[str, Any] | None, tagged: Tagged) -> dict[str, str]:
         """Arguments one after the other, in the order of the schema; what need not be there may be left out."""
@@ -124,16 +136,20 @@ class CallGrammar:
             value = self._tagged_values(f"{rule}_value", {}, {}, tagged)
             some = f"{rule.upper()}_KEY {rule}_value"
             both = f"{self._literal(tagged.first)} {some} ({self._literal(tagged.separator)} {some})*"
-            return {rule: f"{self._literal(name)} ({both} | {self._literal(tagged.none)})", **name_of_key, **value}
-        properties, required = list(schema.get("properties", {}).items()), schema.get("required", ())
-        rules = {rule: f"{self._literal(name)} {rule}_0"}
+            return {rule: f"{_quoted(name)} ({both} | {self._literal(tagged.none)})", **name_of_key, **value}
+        schema, required = with_own_types(schema), schema.get("required", ())
+        if beside := next((key for key in schema if key in ENFORCED and key not in OBJECT), None):
+            raise UnsupportedSchema(f"this model writes arguments one by one, so {beside} cannot be enforced")
+        listed, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+        properties = [*listed.items(), *((key, others) for key in required if key not in listed)]
+        rules = {rule: f"{_quoted(name)} {rule}_0"}
         rules[f"{rule}_{len(properties)}"] = self._literal(tagged.none)
         rules[f"{rule}_{len(properties)}_more"] = ""
         for place, (key, value) in enumerate(properties):
             choices = self._tagged_values(f"{rule}_value_{place}", value, schema, tagged)
             rules |= choices
             for begun in ("", "_more"):
-                before = self._literal((tagged.separator if begun else tagged.first) + key)
+                before = f"{self._literal(tagged.separator if begun else tagged.first)} {_quoted(key)}"
                 rules[f"{rule}_{place}{begun}"] = f"{before} {rule}_value_{place} {rule}_{place + 1}_more"
                 if key not in required:
                     rules[f"{rule}_{place}{begun}"] += f" | {rule}_{place + 1}{begun}"
@@ -142,26 +158,27 @@ class CallGrammar:
     def _tagged_values(self, rule: str, value: Any, root: Mapping[str, Any], tagged: Tagged) -> dict[str, str]:
         """The rules for a value with the marks around it: one rule for each type that it may have."""
         rules, choices = {}, []
-        definitions = {key: root[key] for key in ("$defs", "definitions") if key in root}
         for place, schema in enumerate(alternatives(value, root)):
             kind = schema.get("type", "string")
             if "const" in schema:
+                if spelt := self._pieces.search(json.dumps(schema["const"], ensure_ascii=False)):
+                    raise UnsupportedSchema(f"{schema['const']!r:.80} holds {spelt[0]!r}, which controls this model")
+                self._require_readable("f", {"key": schema["const"]}, {"properties": {"key": value}})
                 choices.append(self._literal(tagged.write_value(schema["const"])))
             elif kind != "string" or (tagged.literals and tagged.literals.escapes):
-                spelt = (
-                    literal_grammar(schema, tagged.literals)
-                    if tagged.literals
-                    else value_grammar({**definitions, **schema})
-                )
+                whole = {**{key: root[key] for key in ("$defs", "definitions") if key in root}, **schema}
+                spelt = literal_grammar(whole, tagged.literals) if tagged.literals else value_grammar(whole)
                 choices.append(f"{self._literal(tagged.to_other)} {spelt} {self._literal(tagged.after_other)}")
             else:
-                require_plain_string(schema)
+                if limit := next((key for key in STRING_LIMITS if key in schema), None):
+                    raise UnsupportedSchema(f"this model writes strings as they are, so {limit} cannot be enforced")
                 quote = tagged.literals.quotes[0] if tagged.literals else ""
                 after = quote + tagged.after_text
                 stop = after.rstrip() or after
                 name = f"{rule}_{place}"
                 is_atom = self._pieces.match(after.lstrip())
-                text = f"TEXT {self._literal(after)}" if is_atom else f"{name} {self._literal(after[len(stop) :])}"
+                rules[name.upper()] = f"{TEXT} & ~({TEXT} {_quoted(stop)} {TEXT})"
+                text = f"{name.upper()} {self._literal(after)}" if is_atom else f"{name} {_quoted(after[len(stop) :])}"
                 rules[f"{name}[lazy]"] = f"TEXT {_quoted(stop)}"
                 choices.append(f"{self._literal(tagged.to_text + quote)} {text}")
         return {**rules, rule: " | ".join(choices)}
@@ -184,15 +201,9 @@ class CallGrammar:
         begin = {self.atoms[mark] for mark in (self.mark, self._think()[0]) if mark in self.atoms}
         return self._tokens(self.spoken - begin)
 
-    def _tokens(self, ids: Iterable[int]) -> str:
+    def _tokens(self, ids: frozenset[int] | set[int]) -> str:
         """Any one of some tokens; "" if there are none."""
-        runs: list[list[int]] = []
-        for token in sorted(ids):
-            if runs and token == runs[-1][1] + 1:
-                runs[-1][1] = token
-            else:
-                runs.append([token, token])
-        return f"<[{','.join(f'{first}-{last}' for first, last in runs)}]>" if runs else ""
+        return f"<[{','.join(map(str, sorted(ids)))}]>" if ids else ""
 
     def _literal(self, text: str) -> str:
         """A piece of the dialect as literals and tokens."""
@@ -205,51 +216,31 @@ class CallGrammar:
         return " ".join([*parts, _quoted(text[at:])] if at < len(text) else parts)
 
 
-def _reachable(rules: Mapping[str, str]) -> dict[str, str]:
-    """The rules that `start` leads to."""
-    names = {name.partition("[")[0]: name for name in rules}
-    found, waiting = [], ["start"]
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.append(name)
-            rule = re.sub(r'"(?:\\.|[^"\\])*"', "", rules[names[name]])
-            waiting += [word for word in re.findall(r"[A-Za-z_]\w*", rule) if word in names]
-    return {names[name]: rules[names[name]] for name in found}
-
-
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
 STRING_LIMITS = ("pattern", "format", "minLength", "maxLength")
 COMBINED = ("allOf", "oneOf", "not")
+OBJECT = ("type", "properties", "required", "additionalProperties")
 
 
 def alternatives(value: Any, root: Mapping[str, Any], depth: int = 0) -> list[Mapping[str, Any]]:
     """A schema as several, each of one type or of one constant. Raises `UnsupportedSchema`."""
+    value = {} if value is True else value
     if not isinstance(value, Mapping) or depth > 8:
         raise UnsupportedSchema(f"this model writes arguments one by one, which cannot be done for {value!r:.80}")
-    if refused := next((keyword for keyword in COMBINED if keyword in value), None):
+    several = [key for key in ("$ref", "anyOf") if key in value and len(value.keys() & ENFORCED) > 1]
+    if refused := next((key for key in (*COMBINED, *several) if key in value), None):
         raise UnsupportedSchema(f"this model writes arguments one by one, so {refused} cannot be enforced: write anyOf")
     if "$ref" in value:
-        inner: Any = root
-        for part in str(value["$ref"]).lstrip("#/").split("/"):
-            inner = inner.get(part) if isinstance(inner, Mapping) else None
-        return alternatives(inner, root, depth + 1)
+        return alternatives(target_of("$", value["$ref"], root), root, depth + 1)
     if "anyOf" in value:
         return [each for inner in value["anyOf"] for each in alternatives(inner, root, depth + 1)]
     if "enum" in value or "const" in value:
-        return [{"const": each} for each in value.get("enum", [value.get("const")])]
+        return [{"const": each} for each in value.get("enum", [value.get("const")]) if not misfit(each, value, 0)]
     kinds = value.get("type", "string")
-    kinds = [TYPES.get(kind.lower(), kind) for kind in ([kinds] if isinstance(kinds, str) else kinds)]
-    return [{**value, "type": kind or "string"} for kind in kinds]
-
-
-def require_plain_string(schema: Mapping[str, Any]) -> None:
-    """Raises `UnsupportedSchema` if a string that stands between tags is limited."""
-    if limit := next((keyword for keyword in STRING_LIMITS if keyword in schema), None):
-        raise UnsupportedSchema(f"this model writes strings as they are, so {limit} cannot be enforced: leave it out")
+    return [{**value, "type": kind} for kind in ([kinds] if isinstance(kinds, str) else kinds)]
 
 
 def literal_grammar(schema: Mapping[str, Any], literals: Literals) -> str:

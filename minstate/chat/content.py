@@ -93,11 +93,15 @@ class ControlTokens:
 
     @cached_property
     def _knows_secret_names(self) -> Tokenizer:
-        """The same tokenizer with secret names for its added tokens. Takes as long as to load the tokenizer."""
-        secret = {text: self._secret_name(token) for text, token in self.ids.items()}
+        return self.renamed(self.ids)
+
+    def renamed(self, tokens: Mapping[str, int]) -> Tokenizer:
+        """The same tokenizer with secret names for some added tokens. Takes as long as to load the tokenizer."""
+        secret = {text: self._secret_name(token) for text, token in tokens.items()}
         saved = json.loads(self.tokenizer.backend_tokenizer.to_str())
         for token in saved["added_tokens"]:
             token["content"] = secret.get(token["content"], token["content"])
+        saved["truncation"] = saved["padding"] = None
         model = saved["model"]
         if isinstance(model["vocab"], dict):
             model["vocab"] = {secret.get(text, text): token for text, token in model["vocab"].items()}
@@ -109,7 +113,7 @@ class ControlTokens:
             pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
             model["merges"] = [pair for pair in pairs if secret.keys().isdisjoint((*pair, "".join(pair)))]
         renamed = Tokenizer.from_str(json.dumps(saved))
-        if any(renamed.token_to_id(self._secret_name(token)) != token for token in self.ids.values()):
+        if any(renamed.token_to_id(self._secret_name(token)) != token for token in tokens.values()):
             raise UnsupportedModel(
                 "content spells a control token, and this tokenizer cannot keep the two apart: open the session with "
                 "content_may_control=True if you trust what is sent"

@@ -11,6 +11,7 @@ back for this text, for example at the first message, which they repeat in the l
 whole history at every turn.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,7 +23,7 @@ from minstate.chat.probing import PROBE_TOOLS
 from minstate.chat.template import CALL, RESULT, STAND_IN, Template
 from minstate.chat.tool_calls import ToolCall, Tools, signatures
 from minstate.chat.transcript import NO_OPTIONS, Continuation, Options, Transcript
-from minstate.errors import BadMessage, UnsupportedModel
+from minstate.errors import BadMessage, ContextOverflow, UnsupportedModel
 
 _TALK: list[Message] = [
     {"role": "user", "content": "question"},
@@ -31,6 +32,7 @@ _TALK: list[Message] = [
 _MORE: list[Message] = [{"role": "user", "content": "another question"}]
 _RESULTS = [RESULT, RESULT]
 _CALLED: Message = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+LETTERS_OF_A_TOKEN = 64  # at most, on average, unless the longest has more: spaces may be none, words may be unknown
 PROBES: list[tuple[Messages, Sequence[Mapping[str, Any]], Messages]] = [
     (history, calls, new)
     for history in (
@@ -47,19 +49,30 @@ PROBES: list[tuple[Messages, Sequence[Mapping[str, Any]], Messages]] = [
 class Chat:
     """A tokenizer's conversations. Raises `UnsupportedModel` if its chat template is missing, or cannot be used.
 
-    eos_ids  tokens that end a reply, besides those that the template writes behind one
+    eos_ids    tokens that end a reply, besides those that the template writes behind one
+    positions  of the model
     """
 
-    def __init__(self, tokenizer, eos_ids: frozenset[int] = frozenset()):
+    def __init__(self, tokenizer, eos_ids: frozenset[int] = frozenset(), positions: float = math.inf):
         try:
             self.template = Template(tokenizer, eos_ids)
         except BadMessage as error:
             raise UnsupportedModel(f"the chat template refuses a plain conversation: {error}") from error
         self.tokenizer = tokenizer
-        self.render, self.encode = self.template.render, self.template.encode
+        self.render = self.template.render
+        self._most_letters = positions * max(LETTERS_OF_A_TOKEN, *map(len, tokenizer.get_vocab()))
         self.dialect: Dialect = self.template.dialect  # how the model writes tool calls and thoughts
         self.end_of_reply: int | None = self.template.end  # the token that ends a reply, if the template writes one
         self.looks_back = any(not self._same_behind_stand_in(*probe) for probe in PROBES)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of rendered text. Raises `BadMessage` if it is not valid text.
+
+        Raises `ContextOverflow` before a text is encoded that is longer than the longest token at each position.
+        """
+        if len(text) > self._most_letters:
+            raise ContextOverflow(f"a text of {len(text):,} letters cannot fit into the model's context: shorten it")
+        return self.template.encode(text)
 
     def describe(self) -> str:
         """How the model's conversations are written: one line for each part."""

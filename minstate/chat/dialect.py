@@ -224,8 +224,7 @@ class Dialect:
     def _read_calls(self, text: str, schemas: Mapping[str, Mapping[str, Any]]) -> tuple[list[ToolCall], int]:
         """Calls whose names stand outside their arguments, and where the first of them begins."""
         calls, first, at = [], len(text), 0
-        opens = pattern(self.open)
-        while found := opens.search(text, at) if self.is_marked else opens.match(text, at):
+        while found := _search(self.open, text, at) if self.is_marked else pattern(self.open).match(text, at):
             first, begin = min(first, found.start()), found.end()
             while begin is not None:
                 call, at, begin = self._read_call(text, found, begin, schemas)
@@ -254,8 +253,8 @@ class Dialect:
             if not name:
                 raise ValueError("no name")
             arguments, end = self.arguments.read(text, name.end(), schemas.get(name[1], {}))
-        except ValueError as error:
-            closed = pattern(self.close).search(text, at) if self.close.strip() else None
+        except (ValueError, RecursionError) as error:
+            closed = _search(self.close, text, at) if self.close.strip() else None
             end = closed.end() if closed else len(text)
             problem = str(error) if closed else f"cut off before {self.close.strip() or 'its end'}"
             return ToolCall("", {}, text[at:end].strip(), problem), end, None
@@ -280,7 +279,7 @@ HERMES = Dialect(
 
 
 def _filled(piece: str, own: str, index: int, following: str = "") -> str:
-    return piece.replace(ID, own).replace(NEXT_ID, following).replace(INDEX, str(index))
+    return piece.translate({ord(ID): own, ord(NEXT_ID): following, ord(INDEX): str(index)})  # at once: ids may hold any
 
 
 def pattern(piece: str) -> re.Pattern[str]:
@@ -289,3 +288,8 @@ def pattern(piece: str) -> re.Pattern[str]:
     for mark in (ID, NEXT_ID):
         pattern = pattern.replace(mark, r"([\w.:-]*)")
     return re.compile(pattern.replace(INDEX, r"\d+"))
+
+
+def _search(piece: str, text: str, at: int) -> re.Match[str] | None:
+    """The next place of a piece, without the space in front of it, for which each space would look at all behind it."""
+    return re.compile(pattern(piece).pattern.removeprefix(r"\s*")).search(text, at)

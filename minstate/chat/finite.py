@@ -5,11 +5,13 @@ property is optional, the array may be empty, or `anyOf` has another case. If ev
 no reply can end: `{"$ref": "#"}`, or an object that requires an object of its own kind.
 """
 
-import re
+import json
 from collections.abc import Iterator
 from itertools import islice, product
 from typing import Any
 from urllib.parse import unquote
+
+from llguidance import LLMatcher
 
 from minstate.errors import UnsupportedSchema
 
@@ -102,9 +104,15 @@ def _object_ends(parts: list[dict], known: set[int]) -> bool:
 
 def _of_property(part: dict, name: str) -> list[Any]:
     """The schemas that a part of an object's schema has for the property of a name."""
-    found = [schema for pattern, schema in part.get("patternProperties", {}).items() if re.search(pattern, name)]
+    found = [schema for pattern, schema in part.get("patternProperties", {}).items() if finds(pattern, name)]
     found += [part["properties"][name]] if name in part.get("properties", {}) else []
     return found or [part.get("additionalProperties", True)]
+
+
+def finds(pattern: str, text: str) -> bool:
+    """Whether a pattern occurs in a text, in linear time. If llguidance cannot say, it is taken to."""
+    schema = {"type": "string", "pattern": pattern, "const": text}
+    return "Unsatisfiable" not in LLMatcher.validate_grammar(f"start: %json {json.dumps(schema)}")
 
 
 def _is_known(schema: Any, known: set[int]) -> bool:

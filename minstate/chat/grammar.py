@@ -9,13 +9,14 @@ template renders it again, and whatever is cached or looked up behind it still f
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from copy import copy
 from functools import cache, cached_property, lru_cache
+from typing import TypeVar
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
-from llguidance.hf import from_tokenizer
 
 from minstate.chat.call_grammar import TEXT, CallGrammar, Calls
 from minstate.chat.content import ControlTokens
@@ -23,6 +24,7 @@ from minstate.chat.dialect import HERMES, Dialect
 from minstate.chat.tool_calls import Tools, function_of
 from minstate.errors import BadValue, BrokenInvariant, UnsupportedModel, UnsupportedSchema
 
+T = TypeVar("T")
 CHOICES = ("auto", "required", "none")
 
 
@@ -34,10 +36,14 @@ class Constraint:
 
     A run of forced tokens is computed once, at the token before it. So a reply is the same whether it grows token by
     token or by drafts.
+
+    Past a limit of its resources, the parser raises nothing and allows only the end of the reply. So every method asks
+    for its error, and raises `UnsupportedSchema`. Before that it calls `forget`: copies of a matcher share what has
+    reached the limit.
     """
 
-    def __init__(self, matcher: LLMatcher, end: int | None):
-        self._matcher, self._end = matcher, end
+    def __init__(self, matcher: LLMatcher, end: int | None, forget: Callable[[], None] = lambda: None):
+        self._matcher, self._end, self._forget = matcher, end, forget
         self.forced: tuple[int, ...] = ()
         self.ended = False
         self._find_forced()
@@ -46,23 +52,21 @@ class Constraint:
         """Whether `token` may come next."""
         if self.forced:
             return token == self.forced[0]
-        return not self.ended and self._matcher.validate_tokens([token]) == 1
+        return not self.ended and self._sound(self._matcher.validate_tokens([token])) == 1
 
     def mask(self, vocab_size: int) -> np.ndarray:
         """Which tokens may come next: `[vocab]`, bool. Takes up to a millisecond, so don't ask where one is forced."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        bits = np.frombuffer(self._sound(self._matcher.compute_bitmask()), dtype=np.uint8)
         return np.unpackbits(bits, count=vocab_size, bitorder="little").astype(bool)
 
     def advance(self, token: int) -> None:
         """Move on by `token`, which must be allowed."""
         if not self.allows(token):
-            raise BrokenInvariant(
-                f"token {token} does not fit the grammar: {self._matcher.get_error() or 'not allowed'}"
-            )
+            raise BrokenInvariant(f"token {token} does not fit the grammar")
         if self._matcher.is_stopped():  # only the end of the reply was missing, of which the parser knows nothing
             self.forced, self.ended = (), True
             return
-        if self._matcher.try_consume_tokens([token]) != 1:
+        if self._sound(self._matcher.try_consume_tokens([token])) != 1:
             raise BrokenInvariant(f"the parser does not move on by the forced token {token}")
         self.forced = self.forced[1:]
         if not self.forced:
@@ -70,22 +74,25 @@ class Constraint:
 
     def copy(self) -> "Constraint":
         """A second constraint at the same place. Costs some 20 µs."""
-        other = object.__new__(Constraint)
-        other._matcher, other._end = self._matcher.deep_copy(), self._end
-        other.forced, other.ended = self.forced, self.ended
+        other = copy(self)
+        other._matcher = self._matcher.deep_copy()
         return other
 
     def _find_forced(self) -> None:
         """Compute the next run of forced tokens, or that the grammar is at its end."""
-        if not self._matcher.is_stopped():
-            self.forced = tuple(self._matcher.compute_ff_tokens())
-            return
-        if self._matcher.is_error():
-            raise UnsupportedSchema(f"the grammar is too much for the parser: {self._matcher.get_error()}")
-        if self._matcher.stop_reason() == "NoExtension" and self._end is not None:
+        if not self._sound(self._matcher.is_stopped()):
+            self.forced = tuple(self._sound(self._matcher.compute_ff_tokens()))
+        elif self._matcher.stop_reason() == "NoExtension" and self._end is not None:
             self.forced = (self._end,)
         else:
             self.ended = True
+
+    def _sound(self, answer: T) -> T:
+        """What the parser has answered, unless it has reached a limit."""
+        if self._matcher.is_error():
+            self._forget()
+            raise UnsupportedSchema(f"the grammar is too much for the parser: {self._matcher.get_error()!s:.200}")
+        return answer
 
 
 class Grammars:
@@ -99,7 +106,7 @@ class Grammars:
     def __init__(self, tokenizer, vocab_size: int, eos_ids: frozenset[int], dialect: Dialect = HERMES):
         own = tokenizer.eos_token_id
         self._end = own if own in eos_ids else min(eos_ids, default=None)
-        self._read_tokenizer = cache(lambda: _read_tokenizer(tokenizer, vocab_size, sorted(eos_ids) or own))
+        self._read_tokenizer = cache(lambda: _read_tokenizer(self._control, vocab_size, sorted(eos_ids) or own))
         self._compiled = lru_cache(maxsize=64)(self._compile)
         self._warned: set[str] = set()
         self._control, self._eos_ids, self._dialect = ControlTokens(tokenizer), eos_ids, dialect
@@ -126,7 +133,9 @@ class Grammars:
         `UnsupportedModel` if llguidance cannot read the tokenizer.
         """
         grammar = self._grammar(tools, choice, response_format, parallel, thinking)
-        return None if grammar is None else Constraint(self._compiled(grammar).deep_copy(), self._end)
+        if grammar is None:
+            return None
+        return Constraint(self._compiled(grammar).deep_copy(), self._end, self._compiled.cache_clear)
 
     def constraint_for_replay(self, *wanted, **how) -> Constraint | None:
         """As `constraint`, for an output that is given. It need not fit: the grammar only guesses at it, if it can."""
@@ -188,9 +197,14 @@ class Grammars:
         return matcher
 
 
-def _read_tokenizer(tokenizer, vocab_size: int, eos_ids: list[int] | int) -> LLTokenizer:
+def _read_tokenizer(control: ControlTokens, vocab_size: int, eos_ids: list[int] | int) -> LLTokenizer:
+    """The tokenizer for llguidance, in which special tokens have secret names.
+
+    So what a constant spells is never forced as a special token, which would end the reply or stand for no text.
+    """
     try:
-        return from_tokenizer(tokenizer, vocab_size, eos_ids)
+        special = {text: token for text, token in control.ids.items() if control.is_special(token)}
+        return LLTokenizer(control.renamed(special).to_str(), n_vocab=vocab_size, eos_token=eos_ids)
     except Exception as error:  # the parser may raise anything
         raise UnsupportedModel(
             f"replies can't be constrained with this tokenizer, pass tool_choice=None: {error}"

@@ -22,12 +22,18 @@ def read_json(text: str, at: int) -> tuple[Any, int]:
     return value, end
 
 
+def whole_json(text: str) -> Any:
+    """The JSON value that a text is. Raises ValueError."""
+    value, end = read_json(text, 0)
+    return value if not text[end:].strip() else _not_json(text)
+
+
 def _finite(text: str) -> float:
     return float(text) if math.isfinite(float(text)) else _not_json(text)
 
 
 def _not_json(text: str) -> Any:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not JSON")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

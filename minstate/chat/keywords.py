@@ -19,6 +19,7 @@ Some things differ from an exact reading:
 - A `format` is enforced, but as a regular expression, which lets some through: the 29th of February of any year, a leap
   second at any minute, a host name longer than 255 letters or in bad Punycode.
 - A `multipleOf` that is no integer holds in decimal arithmetic, where `jsonschema` computes with floats.
+- A number without bounds may have any exponent. A call with a number that is not finite is reported as malformed.
 - In a pattern, `\\d` and `\\w` mean ASCII, and `\\W` all the rest, as in ECMA-262 and not as in Python's `re`.
 """
 
@@ -41,21 +42,28 @@ SUBSCHEMAS = {  # and whether the keyword holds one schema, a list of them, or s
     "properties": "named", "patternProperties": "named",
 }  # fmt: skip
 NUMBERS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
-VALUES = {
-    "$ref", "type", "enum", "const", *NUMBERS, "minLength", "maxLength", "pattern", "format", "minItems", "maxItems",
-    "required", "minProperties", "maxProperties",
+COUNT = {"type": "integer", "minimum": 0}
+TYPE = {"enum": ["null", "boolean", "number", "integer", "string", "array", "object"]}
+VALUES: dict[str, Any] = {  # and the schemas that these fit themselves
+    "type": {"anyOf": [TYPE, {"type": "array", "items": TYPE, "minItems": 1, "uniqueItems": True}]},
+    "enum": {"type": "array"}, "const": True, **{key: {"type": "string"} for key in ("$ref", "pattern", "format")},
+    "required": {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
+    **{end + of: COUNT for of in ("Length", "Items", "Properties") for end in ("min", "max")},
+    **{key: {"type": "number"} for key in NUMBERS}, "multipleOf": {"type": "number", "exclusiveMinimum": 0},
 }  # fmt: skip
+KINDS = {"one": {"type": ["object", "boolean"]}, "list": {"type": "array", "minItems": 1}, "named": {"type": "object"}}
+ENFORCED = SUBSCHEMAS.keys() | VALUES.keys()
+WELL_FORMED = Draft202012Validator({"properties": VALUES | {key: KINDS[kind] for key, kind in SUBSCHEMAS.items()}})
+DEPENDENT = ("dependencies", "dependentRequired", "dependentSchemas")
 REFUSED = {  # and what to write instead
-    "not": "list what is allowed, with enum or anyOf",
-    **dict.fromkeys(("if", "then", "else"), "write the cases as anyOf"),
-    **dict.fromkeys(("dependencies", "dependentRequired", "dependentSchemas"), "write the cases as anyOf"),
+    **dict.fromkeys(("not", "disallow"), "list what is allowed, with enum or anyOf"),
+    **dict.fromkeys(("if", "then", "else", *DEPENDENT), "write the cases as anyOf"),
     "unevaluatedProperties": "write additionalProperties beside properties",
     **dict.fromkeys(("unevaluatedItems", "additionalItems"), "write items beside prefixItems"),
     **dict.fromkeys(("contains", "minContains", "maxContains"), "name what must be there in prefixItems"),
     **dict.fromkeys(("$dynamicRef", "$dynamicAnchor", "$recursiveRef", "$recursiveAnchor"), "write $ref"),
     "uniqueItems": "leave it out, and check the items where they are used",
     "propertyNames": "write patternProperties, with additionalProperties: false",
-    "disallow": "list what is allowed, with enum or anyOf",
     "divisibleBy": "write multipleOf",
     "extends": "write allOf",
 }
@@ -99,16 +107,14 @@ def normalise(path: str, node: dict) -> None:
 
 def check_values(path: str, node: dict) -> None:
     """Refuse values that a keyword cannot have, and values that llguidance gets wrong."""
-    own = {keyword: _outline(keyword, node[keyword]) for keyword in node.keys() & (VALUES | SUBSCHEMAS.keys())}
-    error = best_match(Draft202012Validator(Draft202012Validator.META_SCHEMA).iter_errors(own))
-    if error:
+    if error := best_match(WELL_FORMED.iter_errors(node)):
         raise UnsupportedSchema(f"{path}{error.json_path[1:]}: {error.message}: write it as JSON Schema 2020-12 asks")
     for pattern in (*([node["pattern"]] if "pattern" in node else []), *node.get("patternProperties", ())):
         _check_pattern(path, pattern)
     if "string" in types_of([node]) and node.get("format", "date") not in FORMATS:
         raise UnsupportedSchema(f"{path}.format: {node['format']!r} is not known: leave it out, or write a pattern")
     for keyword in node.keys() & (NUMBERS | {"enum", "const"}):
-        if any(abs(number) > LARGEST or number != _rounded(number) for number in _numbers(node[keyword])):
+        if any(abs(n) > LARGEST or float(f"{n:.{DIGITS}g}") != n != int(n) for n in _numbers(node[keyword])):
             raise UnsupportedSchema(f"{path}.{keyword}: a number has too many digits: write a shorter one, or a string")
     if node.get("minProperties", 0) > 1 + len(node.get("required", ())):
         raise UnsupportedSchema(f"{path}.minProperties: a key might be repeated to reach it: name keys in required")
@@ -121,7 +127,7 @@ def check_bounds(nodes: list[tuple[str, dict]]) -> None:
     least common multiple llguidance computes with 32 bits.
     """
     numeric = [(path, [node]) for path, node in nodes if "number" in types_of([node])]
-    beside = [len(node.keys() & (VALUES | SUBSCHEMAS.keys())) > 1 for _, node in nodes]
+    beside = [len(node.keys() & ENFORCED) > 1 for _, node in nodes]
     alike = [node.keys() & {"anyOf", "oneOf", "$ref"} for _, node in nodes]
     if any("allOf" in node for _, node in nodes) or any(map(all, zip(beside, alike, strict=True))):
         if len({node["multipleOf"] for _, node in nodes if "multipleOf" in node}) > 1:
@@ -133,27 +139,12 @@ def check_bounds(nodes: list[tuple[str, dict]]) -> None:
 
 
 def _is_narrow(group: list[dict]) -> bool:
-    low, high, tops, bottoms = (
-        {node[keyword] for node in group for keyword in keywords if keyword in node}
-        for keywords in (
-            ["exclusiveMinimum"],
-            ["exclusiveMaximum"],
-            ["maximum", "exclusiveMaximum"],
-            ["minimum", "exclusiveMinimum"],
-        )
-    )
-    below = any(n >= 0 == n % 1 and n < top < n + 1 for n in low for top in tops)
-    return below or any(n <= 0 == n % 1 and n - 1 < bottom < n for n in high for bottom in bottoms)
+    def bounds(*keywords: str) -> set[float]:
+        return {node[keyword] for node in group for keyword in keywords if keyword in node}
 
-
-def _outline(keyword: str, value: Any) -> Any:
-    """A keyword's value, with `true` for each schema inside."""
-    kind = SUBSCHEMAS.get(keyword)
-    if kind == "one" and isinstance(value, dict):
-        return True
-    if kind == "list" and isinstance(value, list):
-        return [True for _ in value]
-    return dict.fromkeys(value, True) if kind == "named" and isinstance(value, dict) else value
+    low, high = bounds("exclusiveMinimum"), bounds("exclusiveMaximum")
+    below = any(n >= 0 == n % 1 and n < top < n + 1 for n in low for top in {*bounds("maximum"), *high})
+    return below or any(n <= 0 == n % 1 and n - 1 < bottom < n for n in high for bottom in {*bounds("minimum"), *low})
 
 
 def _check_pattern(path: str, pattern: str) -> None:
@@ -168,10 +159,6 @@ def _check_pattern(path: str, pattern: str) -> None:
         raise UnsupportedSchema(
             f"{path}: pattern {pattern!r}: write it without (?=…), (?!…), \\b and \\1, or leave it out"
         )
-
-
-def _rounded(number: float) -> float:
-    return float(f"{number:.{DIGITS}g}") if isinstance(number, float) else number
 
 
 def _numbers(value: Any) -> Iterator[float]:

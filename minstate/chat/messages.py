@@ -6,7 +6,7 @@ from collections.abc import Sequence as SequenceOf
 from itertools import groupby
 from typing import Any
 
-from minstate.chat.tool_calls import Tool, ToolCall, signatures
+from minstate.chat.tool_calls import Tool, ToolCall, parameters_of, signatures
 from minstate.errors import BadMessage, BadValue
 
 Message = Mapping[str, Any]
@@ -38,7 +38,8 @@ def normalise_tools(tools: Any) -> tuple[Tool, ...]:
     """Tools as `{"type": "function", "function": {"name", "description", "parameters"}}`, which most models know.
 
     Takes a function without the object around it too, with its schema as "parameters" (OpenAI's Responses API),
-    "input_schema" (Anthropic) or "inputSchema" (MCP). Raises `BadMessage`, for two tools of one name as well.
+    "input_schema" (Anthropic) or "inputSchema" (MCP). Raises `BadMessage`, for two tools of one name as well, and
+    `UnsupportedSchema` for a tool whose arguments are no object.
     """
     if not tools:
         return ()
@@ -50,7 +51,8 @@ def normalise_tools(tools: Any) -> tuple[Tool, ...]:
     tools = tuple(_normalise_tool(tool) for tool in tools)
     signatures(tools)  # raises where JSON cannot hold them
     names = [tool["function"].get("name") for tool in tools]
-    for name in names:
+    for name, tool in zip(names, tools, strict=True):
+        parameters_of(tool["function"])  # raises where they are no object
         if name is not None and names.count(name) > 1:
             raise BadMessage(f"two tools have the name {name!r}: a call could not say which one it means")
     return tools

@@ -9,6 +9,7 @@ out.
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +21,7 @@ from minstate.errors import BadValue, UnsupportedSchema
 
 SEPARATORS = (", ", ": ")  # between items, and behind a key, as `json.dumps` writes them
 PLAIN = {"json_allowed_escapes": 'nrbtf\\"'}  # no `\u001b`, so such control characters can't be generated
+LONGEST = 2**18  # letters of a schema, which take about a second to compile
 DEEPEST = 100  # from some hundreds on, llguidance overflows its stack, which ends the process
 
 
@@ -46,6 +48,8 @@ def _grammar(schema: Mapping, arguments: bool, what: str, separators: tuple[str,
         text.encode()  # raises on a lone surrogate, which is not valid text
     except (TypeError, ValueError, RecursionError) as error:
         raise BadValue(f"a schema must be JSON: {error}") from error
+    if len(text) > LONGEST:
+        raise UnsupportedSchema(f"{what}: it has {len(text):,} letters, more than {LONGEST:,}")
     grammar, problem = _prepared(text, arguments, separators)
     if problem:
         raise UnsupportedSchema(f"{what}: {problem}")
@@ -56,7 +60,7 @@ def _grammar(schema: Mapping, arguments: bool, what: str, separators: tuple[str,
 def _prepared(text: str, arguments: bool, separators: tuple[str, str] | None) -> tuple[str, str]:
     """The grammar of a schema, and what is wrong with the schema; one of them is ""."""
     try:
-        root = json.loads(text)
+        root = json.loads(text, parse_float=_number)  # a length may be written as 2.0
         nodes = _read(root)
         check_bounds([*nodes.values()])
         if arguments:
@@ -69,6 +73,10 @@ def _prepared(text: str, arguments: bool, separators: tuple[str, str] | None) ->
         return "", "it is nested too deeply: define the inner parts in $defs"
     problem = LLMatcher.validate_grammar(f"start: {grammar}").partition("\n")[0]
     return ("", _explained(problem, nodes)) if problem else (grammar, "")
+
+
+def _number(text: str) -> float:
+    return int(float(text)) if float(text).is_integer() else float(text)
 
 
 def _explained(problem: str, nodes: dict[int, tuple[str, dict]]) -> str:
@@ -96,19 +104,13 @@ def _has_open_names(node: Mapping) -> bool:
     return bool(node.get("patternProperties") or (listed and node.get("additionalProperties", True)))
 
 
-def any_object(separators: tuple[str, str] | None = SEPARATORS) -> str:
-    """Any JSON object, in llguidance's dialect of Lark."""
-    return _lark({"type": "object"}, separators=separators)
-
-
 def with_own_types(schema: Any) -> Any:
-    """The schema with its types by their names in JSON Schema; as it is if it cannot be read."""
-    try:
-        own = json.loads(json.dumps(schema))
-        _read(own)
-    except (UnsupportedSchema, TypeError, ValueError, RecursionError):
-        return schema
-    return own
+    """The schema with its types by their names in JSON Schema. Of one that cannot be read, only its dialect goes."""
+    text = json.dumps(schema)
+    with suppress(UnsupportedSchema, RecursionError):
+        _read(own := json.loads(text))
+        return own
+    return json.loads(text, object_hook=lambda node: {key: node[key] for key in node if key not in ("$schema", "$id")})
 
 
 def _make_arguments(root: Any) -> None:

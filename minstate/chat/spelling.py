@@ -6,13 +6,13 @@ Gemma 4       path:<|"|>setup.py<|"|>,recursive:true         literals of its own
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from minstate.chat.content import common_prefix
+from minstate.chat.json_calls import whole_json
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,7 @@ class Literals:
         word = re.compile(r"[\w.+-]+").match(text, at)
         if not word:
             raise ValueError(f"no value at {text[at : at + 20]!r}")
-        value = self.words[word[0]] if word[0] in self.words else json.loads(word[0], parse_constant=_refuse)
-        if isinstance(value, float) and not math.isfinite(value):
-            _refuse(word[0])
-        return value, word.end()
+        return self.words[word[0]] if word[0] in self.words else whole_json(word[0]), word.end()
 
     def _read_string(self, text: str, at: int, quote: str) -> tuple[str, int]:
         inside = re.compile(
@@ -123,11 +120,9 @@ class Tagged:
 
     def opening(self, key: str | None) -> str:
         """What is written before the value of the first argument, or before the first key."""
-        return (
-            _common_head(self.first, self.none)
-            if key is None
-            else self.first + key + _common_head(self.to_text, self.to_other)
-        )
+        if key is None:
+            return self.first[: common_prefix(self.first, self.none)]
+        return self.first + key + self.to_text[: common_prefix(self.to_text, self.to_other)]
 
     def read(self, text: str, at: int, schema: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         """The arguments that begin at a position, and where they end. Raises ValueError.
@@ -184,8 +179,8 @@ def _value(text: str, is_text: bool, told: bool, schema: Any) -> Any:
     if is_text or (not told and kind == "string"):
         return text
     try:
-        value = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
+        value = whole_json(text)
+    except ValueError:
         if told or kind in ("integer", "number", "boolean", "null", "array", "object"):
             raise ValueError(f"{text!r:.80} is not JSON") from None
         return text
@@ -208,11 +203,3 @@ def _as_json(found: re.Match[str]) -> str:
     if found[1] is None:
         return json.dumps(found[0])[1:-1]
     return found[1] if found[1] == "'" else found[0]
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _common_head(a: str, b: str) -> str:
-    return a[: common_prefix(a, b)]
