@@ -19,6 +19,7 @@ from minstate.errors import (
     EngineMisuse,
     MinstateError,
     ModelNotFound,
+    NonFiniteLogits,
     OutOfPages,
     SessionBusy,
     SessionClosed,
@@ -28,6 +29,7 @@ from minstate.errors import (
     UnsupportedModel,
     UnsupportedSchema,
 )
+from minstate.parallel_sampling import choices
 from minstate.sampling import Sampling
 from minstate.session import Mark, Session
 from minstate.speculation import Speculation

@@ -1,29 +1,47 @@
-"""What callers pass is checked here, before anything is done with it."""
+"""What callers pass is checked here, before anything is done with it.
 
+Where a number is accepted, a scalar of NumPy or torch is accepted too; a bool is not. What is stored is always Python's
+own `int` or `float`.
+"""
+
+import math
 import operator
+import sys
 from collections.abc import Iterable
+from numbers import Real
 
 from minstate.errors import BadMessage, BadValue
 
 
-def require_positive(name: str, value) -> None:
-    """Raises `BadValue` unless `value` is a whole number from 1 up."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-        raise BadValue(f"{name} must be a whole number from 1 up, not {value!r}")
+def plain(value):
+    """A scalar of NumPy or torch as a Python number, an array as a list; any other value as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
-def whole_numbers(name: str, values: Iterable[int]) -> list[int]:
-    """The values as a list. Raises `BadMessage` if one of them is not a whole number."""
+def whole_number(name: str, value, lowest: int = 0, highest: float = math.inf, error=BadValue) -> int:
+    """`value` as an int. Raises `error` unless it is a whole number from `lowest` to `highest`."""
+    number = plain(value)
+    if isinstance(number, bool) or not hasattr(number, "__index__") or not lowest <= number <= highest:
+        raise error(f"{name} must be a whole number from {lowest} to {highest}, not {value!r}")
+    return operator.index(number)
+
+
+def real_number(name: str, value, lowest: float = 0, highest: float = math.inf, above: bool = False) -> float:
+    """`value` as a float. Raises `BadValue` unless it is a number from `lowest` to `highest`, infinity included.
+
+    above  whether `lowest` itself is refused
+    """
+    number = plain(value)
+    is_number = isinstance(number, Real) and not isinstance(number, bool)
+    if is_number and lowest <= number <= highest and not (above and number == lowest):
+        return math.inf if number > sys.float_info.max else float(number)
+    raise BadValue(f"{name} must be a number {'above' if above else 'from'} {lowest} up to {highest}, not {value!r}")
+
+
+def token_ids_of(name: str, ids: Iterable[int], vocab_size: float = math.inf, error=BadMessage) -> list[int]:
+    """The ids as a list. Raises `error` if one of them is not a token id, or if there is nothing to iterate over."""
+    each, last = f"each id in {name}", vocab_size - 1
     try:
-        return [operator.index(value) for value in values]
-    except TypeError as error:
-        raise BadMessage(f"{name} must be whole numbers: {error}") from error
-
-
-def token_ids_of(name: str, ids: Iterable[int], vocab_size: int) -> list[int]:
-    """The ids as a list. Raises `BadMessage` if one of them is not a token id."""
-    ids = whole_numbers(name, ids)
-    for i in ids:
-        if not 0 <= i < vocab_size:
-            raise BadMessage(f"{name} contains {i}; the vocabulary has the ids 0 to {vocab_size - 1}")
-    return ids
+        return [i if type(i) is int and 0 <= i <= last else whole_number(each, i, 0, last, error) for i in plain(ids)]
+    except TypeError as problem:
+        raise error(f"{name} must be whole numbers: {problem}") from problem

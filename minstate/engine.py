@@ -1,6 +1,5 @@
 """The engine as its user sees it: it opens sessions and takes turns; `step` and `run` move all turns on."""
 
-import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -13,13 +12,13 @@ from typing import Any
 import torch
 
 from minstate import persistence
-from minstate.arguments import require_positive, token_ids_of
+from minstate.arguments import token_ids_of, whole_number
 from minstate.chat.conversation import Chat, read_input
 from minstate.chat.grammar import Constraint, Grammars
 from minstate.chat.tool_calls import Tools
 from minstate.chat.transcript import Continuation, Options, Transcript
 from minstate.engine_core import EngineCore
-from minstate.errors import BadMessage, BadValue, ContextOverflow, EngineMisuse, UnsupportedModel, UnsupportedSchema
+from minstate.errors import BadValue, ContextOverflow, EngineMisuse, UnsupportedModel, UnsupportedSchema
 from minstate.guard import Guard, entry
 from minstate.invariants import check_engine
 from minstate.model import Model
@@ -61,12 +60,9 @@ class Engine:
         speculation: bool | Speculation = False,
         clock: Callable[[], float] = time.monotonic,
     ):
-        for name, value in [("page_size", page_size), ("num_pages", num_pages), ("token_budget", token_budget)]:
-            require_positive(name, value)
-        try:
-            eos = frozenset(token_ids_of("eos_ids", eos_ids, model.config.vocab_size))
-        except BadMessage as error:
-            raise BadValue(str(error)) from error
+        page_size, num_pages = whole_number("page_size", page_size, 1), whole_number("num_pages", num_pages, 1)
+        token_budget = whole_number("token_budget", token_budget, 1)
+        eos = frozenset(token_ids_of("eos_ids", eos_ids, model.config.vocab_size, BadValue))
         runner = ModelRunner(model, num_pages=num_pages, page_size=page_size)
         self.tokenizer, self.eos_ids, self.clock = tokenizer, eos, clock
         self.pool, self.cache = runner.pool, PrefixCache(runner.pool, clock)
@@ -189,8 +185,8 @@ class Engine:
 
         messages   a string (the user's), a message, or a list of messages; `[]` after `Session.sync`
         token_ids  instead of messages: raw ids, appended as they are; none at all lets a cut-off answer go on
-        options    replay, max_new_tokens, sampling, tools, tool_choice, response_format, logprobs, timeout_s: see
-                   `TurnOptions`
+        options    replay, max_new_tokens, sampling, tools, tool_choice, response_format, logprobs, top_logprobs,
+                   timeout_s: see `TurnOptions`
 
         Raises `BadMessage`, `BadValue`, `ContextOverflow`, `OutOfPages`, `SessionBusy`, `SessionClosed`,
         `EngineMisuse`, `UnsupportedSchema`, and `UnsupportedModel` where messages cannot be rendered or answers not
@@ -203,6 +199,7 @@ class Engine:
         token_ids = None if token_ids is None else token_ids_of("token_ids", token_ids, self.model.config.vocab_size)
         options = TurnOptions.of(options)
         replay = self._read_replay(options)
+        token_ids_of("logit_bias", dict(options.sampling.logit_bias), self.model.config.vocab_size, BadValue)
         max_new_tokens = options.max_new_tokens if replay is None else len(replay)
         session.require_idle()
         # 2. What the turn adds to the log, what its output must fit, and whether there could ever be room for it.
@@ -226,7 +223,7 @@ class Engine:
             thinking=given.thinking,
             constraint=constraint,
             started_s=started_s,
-            deadline=self.clock() + min(options.timeout_s, sys.float_info.max),
+            deadline=self.clock() + options.timeout_s,
         )
         self._requests_made += 1
         session.begin_turn(request, given)

@@ -45,6 +45,13 @@ class TurnTimeout(MinstateError, TimeoutError):
     """A turn took longer than its time limit. The session is as it was before the turn."""
 
 
+class NonFiniteLogits(MinstateError, FloatingPointError):
+    """The model's logits hold NaN or +infinity, or leave no token to choose. The session is as before the turn.
+
+    A weight is damaged, or a number in the forward pass was too large for the model's dtype.
+    """
+
+
 class EngineMisuse(MinstateError, RuntimeError):
     """An engine was called from a second thread, or from inside one of its own steps."""
 

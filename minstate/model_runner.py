@@ -17,7 +17,7 @@ class Scores(NamedTuple):
     """What a forward pass computed for one sequence."""
 
     logits: torch.Tensor  # [rows, vocab], on the model's device: the sampler fetches the rows that it needs
-    best: list[int]  # the arg-max of each row
+    best: list[int]  # the arg-max of each row; −1 if its logits are NaN or +inf anywhere, or −inf everywhere
 
 
 class ModelRunner:
@@ -64,7 +64,8 @@ class ModelRunner:
         """
         try:
             logits = self.logits(batch)
-            best = logits.argmax(-1).cpu()
+            highest, best = logits.max(-1)  # NaN counts as the highest
+            best = best.where(highest.isfinite(), -1).cpu()
             rows = batch.rows_by_sequence()
             return [Scores(own, ids.tolist()) for own, ids in zip(logits.split(rows), best.split(rows), strict=True)]
         except Exception as error:  # noqa: BLE001  it becomes the error of the sequences that meet it again

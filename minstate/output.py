@@ -15,10 +15,10 @@ from minstate.chat.content import without
 from minstate.chat.conversation import Chat, decode_reply, numbered
 from minstate.chat.dialect import HERMES, Dialect
 from minstate.chat.grammar import Constraint
-from minstate.errors import BrokenInvariant, UnsupportedSchema
+from minstate.errors import BrokenInvariant, NonFiniteLogits, UnsupportedSchema
 from minstate.model_runner import Scores
 from minstate.request import Request
-from minstate.sampling import choose
+from minstate.sampling import Penalties, choose
 from minstate.speculation import Guess, Verdict
 from minstate.turn import StreamedToken, Turn, TurnStats
 
@@ -53,6 +53,8 @@ class OutputProcessor:
         scores  a row for the end of the log, and one for each token of the draft
         """
         first, reason = len(request.generated), ""
+        if not first and request.options.sampling.has_penalties:
+            request.penalties = Penalties(request.options.sampling, request.sequence.log, scores.logits.shape[-1])
         for place in range(1 + len(draft)):
             token = self._choose(request, scores.logits[place], scores.best[place])
             self._append(request, token)
@@ -63,18 +65,27 @@ class OutputProcessor:
         return self._finish(request, reason) if reason else None
 
     def _choose(self, request: Request, logits: torch.Tensor, best: int) -> int:
-        """The next token, which no draft can change. `best` is the arg-max of its logits `[vocab]`."""
-        constraint = request.constraint
+        """The next token, which no draft can change. `best` is the arg-max of its logits `[vocab]`, as in `Scores`.
+
+        Raises `NonFiniteLogits`.
+        """
+        constraint, options, position = request.constraint, request.options, len(request.sequence.log)
+        if best < 0:
+            raise NonFiniteLogits(f"the logits at position {position} hold NaN or +infinity, or are all −infinity")
         if request.replay is None:
-            token = choose(logits, request.options.sampling, len(request.sequence.log), constraint, best)
+            token = choose(logits, options.sampling, position, constraint, best, request.penalties)
         else:
             token = request.replay[len(request.generated)]
             if token == best:
                 request.agreed += 1
         if constraint:
             self._advance(request, constraint, token)
-        if request.options.logprobs:
-            request.logprobs.append(float(logits.double().log_softmax(0)[token]))
+        if options.logprobs or options.top_logprobs:
+            logprobs = logits.double().log_softmax(0)
+            request.logprobs.append(float(logprobs[token]))
+            values, ids = logprobs.topk(min(options.top_logprobs, len(logprobs)))
+            pairs = zip(ids.tolist(), values.tolist(), strict=True)
+            request.top_logprobs.append(tuple(sorted(pairs, key=lambda pair: (-pair[1], pair[0]))))
         return token
 
     def _advance(self, request: Request, constraint: Constraint, token: int) -> None:
@@ -96,6 +107,8 @@ class OutputProcessor:
     def _append(self, request: Request, token: int) -> None:
         request.sequence.log.append(token)
         request.generated.append(token)
+        if request.penalties:
+            request.penalties.generated[token] += 1
         text = self._decode(request, token)
         request.tokens.append(StreamedToken(token, text))
         request.text += text
@@ -143,6 +156,7 @@ class OutputProcessor:
             finish_reason=reason,
             stats=_stats(request),
             logprobs=tuple(request.logprobs) if request.options.logprobs else None,
+            top_logprobs=tuple(request.top_logprobs) if request.options.top_logprobs else None,
             reasoning=reply.reasoning,
             content=without(reply.content, self.marks),
             verdicts=tuple(request.verdicts),

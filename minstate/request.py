@@ -10,6 +10,7 @@ from minstate.chat.grammar import Constraint
 from minstate.chat.tool_calls import Tools
 from minstate.chat.transcript import Transcript
 from minstate.model import Model
+from minstate.sampling import Penalties
 from minstate.sequence import Sequence
 from minstate.speculation import Verdict
 from minstate.turn import StreamedToken, Turn, TurnOptions
@@ -48,6 +49,8 @@ class Request:
     decoder: DecodeStream = field(default_factory=lambda: DecodeStream(skip_special_tokens=True))
     first_token_s: float = 0.0
     logprobs: list[float] = field(default_factory=list)  # of each generated token, if `options.logprobs`
+    top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)  # if `options.top_logprobs`
+    penalties: Penalties | None = None  # from the first choice on, if `options.sampling` has any
     verdicts: list[Verdict] = field(default_factory=list)
     agreed: int = 0  # replayed tokens that the model itself would have chosen
     forced: int = 0  # generated tokens to which the constraint left no alternative

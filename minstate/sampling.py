@@ -1,32 +1,49 @@
 """From logits to a token. The noise depends on nothing but the seed and the token's position."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from minstate.arguments import plain, real_number, whole_number
 from minstate.chat.grammar import Constraint
-from minstate.errors import BadValue
+from minstate.errors import BadValue, NonFiniteLogits
 
-MAX_FLOAT = sys.float_info.max
+RANGES = {  # of the settings that are real numbers; True: the lower end is not included
+    "temperature": (0, sys.float_info.max), "top_p": (0, 1, True), "min_p": (0, 1),
+    "repetition_penalty": (0.01, 100), "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are chosen. The default is greedy: always the most likely token.
 
-    temperature  divides the logits; 0 is greedy
-    top_k        only the k most likely tokens; 0 for all
-    top_p        only the most likely tokens that together reach this probability
-                 ([nucleus sampling](https://arxiv.org/abs/1904.09751)); 1 for all
-    min_p        only tokens at least this fraction as likely as the most likely token
-                 ([min-p sampling](https://arxiv.org/abs/2407.01082)); 0 for all
-    seed         of the noise. The noise at a position is the same in any batch, and after any eviction
-    stop         a turn ends when its text contains one of these strings, or at one of these token ids
-    ignore_eos   do not end a turn at the model's own end-of-sequence tokens
+    The settings work in this order, on each token that the grammar does not force:
 
-    Raises `BadValue` if a value is outside its range.
+    logit_bias          {token id: number that is added to its logit}, −100 to 100, as in OpenAI's API
+    repetition_penalty  divides the logits above 0, and multiplies those below, of all tokens that are in the log: old
+                        turns, the prompt and the output so far, as in transformers and vLLM
+                        ([Keskar et al.](https://arxiv.org/abs/1909.05858)); 0.01 to 100; 1 for none
+    frequency_penalty   is subtracted from a token's logit for each time that this turn has generated it; −2 to 2
+    presence_penalty    is subtracted once if this turn has generated the token, as in OpenAI's API; −2 to 2
+    temperature         divides the logits; 0 is greedy
+    top_k               only the k most likely tokens; 0 for all
+    top_p               only the most likely tokens that together reach this probability
+                        ([nucleus sampling](https://arxiv.org/abs/1904.09751)); 1 for all
+    min_p               only tokens at least this fraction as likely as the most likely token
+                        ([min-p sampling](https://arxiv.org/abs/2407.01082)); 0 for all
+
+    A grammar excludes tokens between the penalties and the temperature. The other settings:
+
+    seed        of the noise. The noise at a position is the same in any batch, and after any eviction
+    stop        a turn ends when its text contains one of these strings, or at one of these token ids
+    ignore_eos  do not end a turn at the model's own end-of-sequence tokens
+
+    `logit_bias` is stored as a sorted tuple of pairs, so that a `Sampling` can be hashed. Raises `BadValue` if a value
+    is outside its range.
     """
 
     temperature: float = 0.0
@@ -36,24 +53,21 @@ class Sampling:
     seed: int = 0
     stop: tuple[str | int, ...] = ()
     ignore_eos: bool = False
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
-        is_single = isinstance(self.stop, str | int)
-        if not is_single and not isinstance(self.stop, tuple | list):
-            raise BadValue(f"stop takes strings and token ids, not {self.stop!r}")
-        object.__setattr__(self, "stop", (self.stop,) if is_single else tuple(self.stop))
-        for name, value, is_in_range, expected in [
-            ("temperature", self.temperature, lambda t: 0 <= t <= MAX_FLOAT, "a number from 0 up"),
-            ("top_k", self.top_k, lambda k: isinstance(k, int) and k >= 0, "a whole number from 0 up"),
-            ("top_p", self.top_p, lambda p: 0 < p <= 1, "above 0 and at most 1"),
-            ("min_p", self.min_p, lambda p: 0 <= p <= 1, "from 0 to 1"),
-            ("seed", self.seed, lambda s: isinstance(s, int) and 0 <= s < 2**64, "a whole number from 0 to 2**64 - 1"),
-        ]:
-            if isinstance(value, bool) or not isinstance(value, int | float) or not is_in_range(value):
-                raise BadValue(f"{name} must be {expected}, not {value!r}")
-        for stop in self.stop:
-            if isinstance(stop, bool) or not isinstance(stop, str | int) or stop == "":
-                raise BadValue(f"stop takes non-empty strings and token ids, not {stop!r}")
+        numbers = {name: real_number(name, getattr(self, name), *limits) for name, limits in RANGES.items()}
+        numbers |= {"top_k": whole_number("top_k", self.top_k), "seed": whole_number("seed", self.seed, 0, 2**64 - 1)}
+        for name, value in {**numbers, "stop": _stops(self.stop), "logit_bias": _biases(self.logit_bias)}.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether logits are changed before temperature and filters."""
+        return self.repetition_penalty != 1 or any((self.presence_penalty, self.frequency_penalty, self.logit_bias))
 
     def for_fork(self, lineage: tuple[int, ...]) -> "Sampling":
         """The same settings with a seed of its own for the fork that `lineage` names. `()` names no fork: no change."""
@@ -63,20 +77,68 @@ class Sampling:
         return replace(self, seed=int(seed))
 
 
+def _stops(given) -> tuple[str | int, ...]:
+    """Stop strings and token ids as a tuple. Raises `BadValue`."""
+    stops = plain(given)
+    stops = [plain(stop) for stop in stops] if isinstance(stops, tuple | list) else [stops]
+    if bad := [stop for stop in stops if isinstance(stop, bool) or not isinstance(stop, str | int) or stop == ""]:
+        raise BadValue(f"stop takes non-empty strings and token ids, not {bad[0]!r}")
+    return tuple(stops)
+
+
+def _biases(given) -> tuple[tuple[int, float], ...]:
+    """Token ids and their biases, sorted by token id. Raises `BadValue`."""
+    try:
+        pairs = dict(given).items()
+    except (TypeError, ValueError) as error:
+        raise BadValue(f"logit_bias takes {{token id: bias}}, not {given!r}") from error
+    checked = [(whole_number("an id in logit_bias", i), real_number("logit_bias", x, -100, 100)) for i, x in pairs]
+    return tuple(sorted(checked))
+
+
+class Penalties:
+    """What a turn adds to its logits, and takes from them: bias and penalties, as `Sampling` describes them.
+
+    Setting it up takes time in proportion to the log, once a turn. Counting a token that the turn has generated takes
+    constant time.
+    """
+
+    def __init__(self, sampling: Sampling, log: list[int], vocab_size: int):
+        self.sampling = sampling
+        # `[vocab]` each: 1 for what is in the log as the turn's output begins; how often the output has it; its bias.
+        self.in_prompt, self.generated, self.bias = torch.zeros(3, vocab_size, dtype=torch.float64)
+        self.in_prompt[log] = 1
+        for token, bias in dict(sampling.logit_bias).items():
+            self.bias[token] = bias
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits `[vocab]` of the next token with bias and penalties, in float64 in the host's memory."""
+        penalty, logits = self.sampling.repetition_penalty, logits.cpu().double() + self.bias
+        repeated = torch.where(logits < 0, logits * penalty, logits / penalty)
+        logits = torch.where(self.in_prompt + self.generated > 0, repeated, logits)
+        logits = logits - self.sampling.frequency_penalty * self.generated
+        return logits - self.sampling.presence_penalty * (self.generated > 0)
+
+
 def choose(
     logits: torch.Tensor,
     sampling: Sampling,
     position: int,
     constraint: Constraint | None = None,
     best: int | None = None,
+    penalties: Penalties | None = None,
 ) -> int:
     """The token for `position` of its sequence, from logits `[vocab]`; `best` is their arg-max, if it is known.
 
-    A `constraint` excludes tokens before any filter does. Its mask is computed only if the choice depends on it. Logits
-    are copied from a GPU only if the choice depends on a mask or on noise.
+    A `constraint` excludes tokens after the penalties, and before any filter does. Its mask is computed only if the
+    choice depends on it. Logits are copied from a GPU only if the choice depends on penalties, on a mask or on noise.
+
+    Raises `NonFiniteLogits` if the constraint allows no token that has a finite logit.
     """
     if constraint and constraint.forced:
         return constraint.forced[0]
+    if penalties:
+        logits, best = penalties.apply(logits), None
     if sampling.temperature == 0:
         best = int(logits.argmax()) if best is None else best
         if constraint is None or constraint.allows(best):
@@ -84,6 +146,8 @@ def choose(
     logits = logits.cpu()
     if constraint:
         logits = logits.masked_fill(~torch.from_numpy(constraint.mask(len(logits))), -torch.inf)
+        if logits.max() == -torch.inf:
+            raise NonFiniteLogits(f"each token that the grammar allows at position {position} has the logit −infinity")
     if sampling.temperature == 0:
         return int(logits.argmax())
     probabilities = _filtered_probabilities(logits, sampling)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Self
 
 from minstate import persistence
+from minstate.arguments import real_number
 from minstate.chat.drift import Drift, find_drift
 from minstate.chat.messages import Message
 from minstate.chat.transcript import Continuation, Transcript
-from minstate.errors import BadValue, BrokenInvariant, SessionBusy, SessionClosed, StaleMark
+from minstate.errors import BrokenInvariant, SessionBusy, SessionClosed, StaleMark
 from minstate.guard import entry
 from minstate.request import Request
 from minstate.sequence import Sequence
@@ -154,9 +155,7 @@ class Session:
     def expect(self, seconds: float) -> None:
         """A hint: a tool is running, and the next turn comes in about so many seconds. Eviction prefers others."""
         self.require_idle()
-        if not isinstance(seconds, int | float) or not seconds >= 0:
-            raise BadValue(f"seconds must be a number from 0 up, not {seconds!r}")
-        self.engine.cache.expect(self.sequence, seconds)
+        self.engine.cache.expect(self.sequence, real_number("seconds", seconds))
 
     @entry
     def save(self, path: str | Path) -> None:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 
+from minstate.arguments import whole_number
 from minstate.draft_budget import CostTable, Ledger
 from minstate.errors import BadValue
 from minstate.prompt_lookup import LONGEST_MATCH, NO_MATCH, Corpus, NgramIndex
@@ -53,9 +54,9 @@ class Speculation:
     sources: tuple[str, ...] = SOURCES
 
     def __post_init__(self) -> None:
-        for name, value in [("max_draft", self.max_draft), ("max_sequences", self.max_sequences)]:
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise BadValue(f"{name} must be a whole number from 0 up, not {value!r}")
+        object.__setattr__(self, "max_draft", whole_number("max_draft", self.max_draft))
+        if self.max_sequences is not None:
+            object.__setattr__(self, "max_sequences", whole_number("max_sequences", self.max_sequences))
         if not isinstance(self.sources, tuple) or not set(self.sources) <= set(SOURCES):
             raise BadValue(f"sources must be a tuple of some of {', '.join(SOURCES)}, not {self.sources!r}")
 

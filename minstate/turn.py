@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any, NamedTuple, TypeVar, cast
 
-from minstate.arguments import require_positive, whole_numbers
+from minstate.arguments import real_number, token_ids_of, whole_number
 from minstate.chat.messages import Message, normalise_choice, normalise_format, normalise_tools
 from minstate.chat.tool_calls import ToolCall, Tools
 from minstate.errors import BadMessage, BadValue
@@ -19,7 +19,7 @@ GREEDY = Sampling()
 OTHER_NAMES = {  # what other APIs call an option of a turn, or of its `Sampling`
     "max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "max_output_tokens": "max_new_tokens",
     "timeout": "timeout_s", "format": "response_format", "functions": "tools", "function_call": "tool_choice",
-    "top_logprobs": "logprobs", "stop_sequences": "stop", "stop_token_ids": "stop",
+    "stop_sequences": "stop", "stop_token_ids": "stop",
 }  # fmt: skip
 
 
@@ -40,6 +40,7 @@ class TurnOptions:
                      whether one answer may have several calls; None: it may where calls are not required
     response_format  instead of a call: a JSON schema that the whole answer fits, or an object around it as in OpenAI's
     logprobs         whether `Turn.logprobs` is wanted
+    top_logprobs     how many tokens of each position `Turn.top_logprobs` lists: 20 at most, as in OpenAI's API
     timeout_s        seconds after which the turn is given up between two steps; `send` then raises `TurnTimeout`
 
     Raises `BadMessage`, `BadValue`.
@@ -53,19 +54,20 @@ class TurnOptions:
     parallel_tool_calls: bool | None = None
     response_format: Mapping[str, Any] | None = None
     logprobs: bool = False
+    top_logprobs: int = 0
     timeout_s: float = math.inf
 
     def __post_init__(self) -> None:
         if self.replay is not None and not isinstance(self.replay, str | Mapping):
-            ids = tuple(whole_numbers("replay", self.replay))
+            ids = tuple(token_ids_of("replay", self.replay))
             if not ids:
                 raise BadMessage("replay needs at least one token id")
             object.__setattr__(self, "replay", ids)
         if not isinstance(self.sampling, Sampling):
             raise BadValue(f"sampling must be a Sampling, not {type(self.sampling).__name__}")
-        require_positive("max_new_tokens", self.max_new_tokens)
-        if not isinstance(self.timeout_s, int | float) or not self.timeout_s > 0:
-            raise BadValue(f"timeout_s must be a number of seconds above 0, not {self.timeout_s!r}")
+        object.__setattr__(self, "max_new_tokens", whole_number("max_new_tokens", self.max_new_tokens, 1))
+        object.__setattr__(self, "top_logprobs", whole_number("top_logprobs", self.top_logprobs, 0, 20))
+        object.__setattr__(self, "timeout_s", real_number("timeout_s", self.timeout_s, above=True))
         if self.tools is not None:
             object.__setattr__(self, "tools", normalise_tools(self.tools))
         object.__setattr__(self, "tool_choice", normalise_choice(self.tool_choice))
@@ -158,7 +160,10 @@ class Turn:
     tool_calls: tuple[ToolCall, ...]
     finish_reason: str  # "stop": end of reply or stop condition; "length": max_new_tokens; "replay": end of the replay
     stats: TurnStats
-    logprobs: tuple[float, ...] | None  # natural log of each token's probability, before any sampling setting
+    # Natural logs of probabilities by the softmax of the model's own logits: without temperature, penalties, bias,
+    # filters and grammar, so that they do not depend on how the tokens were chosen.
+    logprobs: tuple[float, ...] | None  # of each generated token
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None  # (token id, logprob), best first, at each position
     reasoning: str  # the model's thoughts in front of its answer
     content: str  # the text in front of its calls
     verdicts: tuple[Verdict, ...]  # of each forward pass that sampled: what was drafted, and what was sampled

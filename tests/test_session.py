@@ -268,7 +268,7 @@ BAD = [
     ({}, BadMessage, "either"),
     ({"token_ids": [VOCABULARY]}, BadMessage, str(VOCABULARY)),
     ({"token_ids": [-1]}, BadMessage, "-1"),
-    ({"token_ids": [1.5]}, BadMessage, "whole numbers"),
+    ({"token_ids": [1.5]}, BadMessage, "whole number"),
     ({"token_ids": 5}, BadMessage, "whole numbers"),
     ({"token_ids": [5], "replay": []}, BadMessage, "at least one"),
     ({"token_ids": [5], "replay": ["a"]}, BadMessage, "replay"),

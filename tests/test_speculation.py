@@ -141,7 +141,7 @@ def play(e, plan, allowed=lambda session: session):
 
     def options(session, turn):
         known = {} if turn["tool_choice"] is None else {"tools": [TOOL]}
-        return {**turn, **known, "logprobs": True}
+        return {**turn, **known, "logprobs": True, "top_logprobs": 3}
 
     def run(turns, steps=10**6):
         handles = {}
@@ -211,6 +211,8 @@ def test_drafts_never_change_what_is_said(cls):
                 other.finish_reason,
             )
             assert turn.logprobs == pytest.approx(other.logprobs, abs=1e-9)
+            for mine, its in zip(turn.top_logprobs, other.top_logprobs, strict=True):
+                assert dict(mine) == pytest.approx(dict(its), abs=1e-9)
             stats = turn.stats
             assert (stats.delta, stats.context, stats.agreed) == (
                 other.stats.delta,

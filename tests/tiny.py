@@ -120,6 +120,8 @@ SAMPLINGS = st.sampled_from(
         Sampling(ignore_eos=True),
         Sampling(temperature=1.0, seed=3, ignore_eos=True),
         Sampling(temperature=0.7, top_k=9, top_p=0.9, min_p=0.01, seed=2**40, ignore_eos=True),
+        Sampling(repetition_penalty=0.7, frequency_penalty=0.4, logit_bias={9: 1.5, 70: -100}, ignore_eos=True),
+        Sampling(0.8, repetition_penalty=1.3, presence_penalty=0.9, frequency_penalty=-0.3, ignore_eos=True),
     ]
 )
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from tiny import engine
 
@@ -56,6 +57,11 @@ def test_the_conversation_goes_on_as_if_it_had_been_computed():
         {"sampling": Sampling(temperature=1.0, ignore_eos=True)},
         {"sampling": Sampling()},
         {"logprobs": True},
+        {"top_logprobs": 1},
+        {"sampling": replace(FREE, repetition_penalty=1.2)},
+        {"sampling": replace(FREE, presence_penalty=0.1)},
+        {"sampling": replace(FREE, frequency_penalty=0.1)},
+        {"sampling": replace(FREE, logit_bias={7: 1})},
         {"tools": [{"name": "f", "parameters": {}}], "tool_choice": "required", "max_new_tokens": 40},
         {"replay": [9, 9]},
     ],
@@ -71,6 +77,14 @@ def test_a_repeat_in_the_form_of_another_api_is_an_exact_one():
     schema = {"type": "boolean"}
     cache.send(first, **ASK, response_format=schema)
     cache.send(second, **ASK, response_format={"type": "json_schema", "json_schema": {"name": "b", "schema": schema}})
+    assert cache.hits == 1
+
+
+def test_the_same_settings_as_other_kinds_of_numbers_are_an_exact_repeat():
+    cache, first, second = two_sessions()
+    cache.send(first, **ASK | {"sampling": replace(FREE, repetition_penalty=2, logit_bias={7: 1, 5: 2})})
+    again = replace(FREE, repetition_penalty=np.float32(2), logit_bias={np.int64(5): 2.0, 7: np.int8(1)})
+    cache.send(second, **ASK | {"sampling": again, "max_new_tokens": np.int32(4)})
     assert cache.hits == 1
 
 
