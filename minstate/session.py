@@ -43,7 +43,7 @@ class Session:
         self.lineage: tuple[int, ...]
         self.lineage, self.forks = seeds
         self.running: Request | None = None
-        self._marks: list[Mark] = []  # those still valid, oldest first
+        self.marks: list[Mark] = []  # those still valid, oldest first
         self._undo: tuple[list[int], list[Mark]] | None = None  # what the running turn's input has cut off
         self._open = weakref.finalize(self, engine.guard.forgotten.append, sequence)
         self._open.atexit = False
@@ -92,7 +92,7 @@ class Session:
         """Remember the present end of the log."""
         self.require_idle()
         mark = Mark(len(self.sequence.log), self.transcript)
-        self._marks.append(mark)
+        self.marks.append(mark)
         return mark
 
     @entry
@@ -117,11 +117,11 @@ class Session:
         Raises `StaleMark` for a mark of another session, or one that an earlier rollback has passed.
         """
         self.require_idle()
-        if mark not in self._marks:
+        if mark not in self.marks:
             raise StaleMark(f"{mark!r} is no mark of this session, or the session was rolled back to before it")
         self.engine.cache.rollback(self.sequence, mark.length)
         self.transcript = mark.transcript
-        del self._marks[self._marks.index(mark) + 1 :]
+        del self.marks[self.marks.index(mark) + 1 :]
 
     def drift(self, messages, tools=None) -> Drift:
         """Whether a history, given as messages, extends what the model saw; if not, where they part, and why.
@@ -193,7 +193,7 @@ class Session:
         if transcript is not None:
             self.transcript = transcript
         elif self._undo:
-            cut_off, self._marks = self._undo
+            cut_off, self.marks = self._undo
             self.sequence.log += cut_off
         self._undo = None
 
@@ -224,7 +224,7 @@ class Session:
         self.sequence.check(at_rest=not self.running)
         if self.closed and self.sequence.table.pages:
             raise BrokenInvariant(f"{self!r} is closed and still holds pages")
-        if any(mark.length > len(self.sequence.log) for mark in self._marks):
+        if any(mark.length > len(self.sequence.log) for mark in self.marks):
             raise BrokenInvariant(f"a mark lies beyond the log's {len(self.sequence.log)} tokens")
 
     def _given(self, messages, tools) -> Transcript:
@@ -234,9 +234,9 @@ class Session:
 
     def _cut(self, length: int) -> tuple[list[int], list[Mark]]:
         """Forget the log from `length` on, and marks beyond. Returns the tokens cut off, and the marks as they were."""
-        undo = self.sequence.log[length:], self._marks
+        undo = self.sequence.log[length:], self.marks
         self.engine.cache.rollback(self.sequence, length)
-        self._marks = [mark for mark in self._marks if mark.length <= length]
+        self.marks = [mark for mark in self.marks if mark.length <= length]
         return undo
 
     @contextmanager
