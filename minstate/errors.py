@@ -65,6 +65,10 @@ class EngineMisuse(MinstateError, RuntimeError):
     """An engine was called from a second thread, or from inside one of its own steps."""
 
 
+class EngineClosed(MinstateError, RuntimeError):
+    """An `AsyncEngine` was closed, or its engine has failed. The message says which."""
+
+
 class UnsupportedModel(MinstateError, ValueError):
     """The model needs a feature that minstate does not implement. The message names it."""
 

@@ -1,7 +1,7 @@
 """One growing conversation, as its user sees it: a log that only grows, turns, and marks to go back to."""
 
 import weakref
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,8 @@ from minstate.errors import BadValue, BrokenInvariant, SessionBusy, SessionClose
 from minstate.guard import entry
 from minstate.request import Request
 from minstate.sequence import Sequence
-from minstate.turn import StreamedToken, Turn, takes_turn_options
+from minstate.token_stream import TokenStream
+from minstate.turn import Turn, takes_turn_options
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,8 @@ class Session:
         self.lineage, self.forks = seeds
         self.running: Request | None = None
         self.marks: list[Mark] = []  # those still valid, oldest first
-        self._undo: tuple[list[int], list[Mark]] | None = None  # what the running turn's input has cut off
+        # What takes the last turn back: where its input began, what this had cut off, and transcript and marks before.
+        self._undo: tuple[int, list[int], Transcript, list[Mark]] | None = None
         self._open = weakref.finalize(self, engine.guard.forgotten.append, sequence)
         self._open.atexit = False
 
@@ -80,7 +82,7 @@ class Session:
         return request.turn
 
     @takes_turn_options
-    def stream(self, messages=None, *, token_ids: Iterable[int] | None = None, **options) -> "TokenStream":
+    def stream(self, messages=None, *, token_ids: Iterable[int] | None = None, **options) -> TokenStream:
         """As `send`, one token at a time.
 
         A stream that is closed, left as a `with` block, or dropped aborts the turn: the session is as before it.
@@ -119,9 +121,22 @@ class Session:
         self.require_idle()
         if mark not in self.marks:
             raise StaleMark(f"{mark!r} is no mark of this session, or the session was rolled back to before it")
-        self.engine.cache.rollback(self.sequence, mark.length)
+        self._cut(mark.length)
         self.transcript = mark.transcript
         del self.marks[self.marks.index(mark) + 1 :]
+
+    @entry
+    def take_back(self) -> None:
+        """Forget the last turn: log, marks and messages are as before it. Its K/V before the turn stays.
+
+        Raises `StaleMark` if there is no such turn, because nothing was sent since the session was opened, forked,
+        rolled back, or brought in line with another history.
+        """
+        self.require_idle()
+        if not self._undo:
+            raise StaleMark("there is no turn to take back: none came after the last rollback, sync or fork")
+        self.engine.cache.rollback(self.sequence, self._undo[0])
+        self._restore()
 
     def drift(self, messages, tools=None) -> Drift:
         """Whether a history, given as messages, extends what the model saw; if not, where they part, and why.
@@ -142,7 +157,7 @@ class Session:
         given, log = self._given(messages, tools), self.sequence.log
         if log and (known := self.engine.chat.continued(self.transcript, given)):
             rest = len(self.engine.chat.read_messages(known, log, []).ids) if known.has_pending else 0
-            self.transcript = known
+            self.transcript, self._undo = known, None
             return Drift(len(log), 0, rest, "", None, "", "")
         drift = find_drift(self.engine.chat, log, self.transcript, given)
         self.engine.prepare_tools(self.sequence, given.tools)
@@ -183,19 +198,20 @@ class Session:
 
     def begin_turn(self, request: Request, given: Continuation) -> None:
         """The turn's input is in the log, from where it continues the log."""
-        self._undo = self._cut(given.keep) if given.keep < len(self.sequence.log) else None
+        undo = given.keep, self.sequence.log[given.keep :], self.transcript, list(self.marks)
+        if given.keep < len(self.sequence.log):
+            self._cut(given.keep)
+        self._undo = undo
         self.sequence.log += given.ids
         self.running = request
 
     def end_turn(self, transcript: Transcript | None) -> None:
         """The turn is over. Without a transcript it was given up: what its input had cut off is back, K/V apart."""
         self.running = None
-        if transcript is not None:
+        if transcript is None:
+            self._restore()
+        else:
             self.transcript = transcript
-        elif self._undo:
-            cut_off, self.marks = self._undo
-            self.sequence.log += cut_off
-        self._undo = None
 
     def abort_turn(self) -> None:
         """Give up the turn under way, if there is one: log, marks and messages are as before it."""
@@ -232,12 +248,18 @@ class Session:
         tools = self.transcript.tools if tools is None else tools
         return self.engine.chat.new_transcript(messages, tools, self.transcript.options)
 
-    def _cut(self, length: int) -> tuple[list[int], list[Mark]]:
-        """Forget the log from `length` on, and marks beyond. Returns the tokens cut off, and the marks as they were."""
-        undo = self.sequence.log[length:], self.marks
+    def _cut(self, length: int) -> None:
+        """Forget the log from `length` on, marks beyond, and what would take back a turn."""
         self.engine.cache.rollback(self.sequence, length)
         self.marks = [mark for mark in self.marks if mark.length <= length]
-        return undo
+        self._undo = None
+
+    def _restore(self) -> None:
+        """The log ends where the last turn's input began: what this had cut off is back, with transcript and marks."""
+        if self._undo:
+            _, cut_off, self.transcript, self.marks = self._undo
+            self.sequence.log += cut_off
+        self._undo = None
 
     @contextmanager
     def _aborting(self) -> Generator[None]:
@@ -259,42 +281,3 @@ class Session:
     def __repr__(self) -> str:
         state = "closed" if self.closed else "busy" if self.running else "idle"
         return f"<Session {self.number}: {len(self.sequence.log)} tokens, {self.resident} with K/V, {state}>"
-
-
-class TokenStream:
-    """The tokens of one turn, as they come; `turn` holds the whole answer once the last one is out."""
-
-    def __init__(self, engine, request: Request):
-        self._engine, self._request = engine, request
-        self._delivered = 0
-
-    @property
-    def turn(self) -> Turn | None:
-        """The whole answer; None until the turn is done."""
-        return self._request.turn
-
-    def __iter__(self) -> Iterator[StreamedToken]:
-        return self
-
-    def __next__(self) -> StreamedToken:
-        while self._delivered == len(self._request.tokens):
-            if self._request.error:
-                raise self._request.error
-            if self._request.done:
-                raise StopIteration
-            self._engine.step()
-        self._delivered += 1
-        return self._request.tokens[self._delivered - 1]
-
-    def close(self) -> None:
-        """Abort the turn unless it is done."""
-        self._request.abort()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self._engine.guard.abandon(self._request)

@@ -136,7 +136,7 @@ def test_everything_that_the_message_of_a_refused_turn_names_helps(sent, raw, le
         ({"token_ids": [5] * 70, "max_new_tokens": 30}, ": send a shorter input$"),
         (
             {"token_ids": [5] * 70, "max_new_tokens": 64},
-            ": send a shorter input, and lower max_new_tokens to less than 64",
+            ": send a shorter input, lower max_new_tokens to less than 32$",
         ),
     ],
 )
@@ -251,7 +251,7 @@ def test_a_turn_that_drops_generates_what_a_session_opened_with_the_rest_generat
 
 
 def test_marks_beyond_the_cut_become_stale_and_those_before_it_stay():
-    session = engine(positions=128).open([SYSTEM])
+    session = engine(positions=100).open([SYSTEM])
     start = session.mark()
     session.send("a" * 20, max_new_tokens=5)
     late = session.mark()
@@ -265,12 +265,12 @@ def test_marks_beyond_the_cut_become_stale_and_those_before_it_stay():
 
 
 def test_keys_and_values_of_the_system_message_stay():
-    session = engine(positions=200).open([{"role": "system", "content": "s" * 60}])
+    session = engine(positions=160).open([{"role": "system", "content": "s" * 60}])
     session.send("a" * 20, max_new_tokens=5, sampling=FREE)
     turn = session.send("b" * 40, max_new_tokens=5, sampling=FREE, on_overflow="drop_oldest")
     common = len("\x01system\n" + "s" * 60 + "\x02\n\x01user\n")
     assert turn.stats.dropped and turn.stats.context == common - 1 and turn.stats.recomputed == 0
-    assert turn.stats.prefilled == turn.stats.delta < common
+    assert turn.stats.prefilled == turn.stats.delta - turn.stats.shared < common
 
 
 def test_a_history_that_is_given_as_messages_is_dropped_from_too():
