@@ -46,12 +46,9 @@ class PageAllocator:
         if count > self.num_free:
             self.reclaim(count - self.num_free)
         if count > self.num_free:
-            raise OutOfPages(
-                f"{count} more KV pages needed, {self.num_free} of {self.num_pages} are free: close or roll back "
-                "sessions, or build the engine with a larger num_pages",
-                needed=count,
-                available=self.num_free,
-            )
+            why = f"{count} more KV pages needed, {self.num_free} of {self.num_pages} are free"
+            ways = "close or roll back sessions, or build the engine with a larger num_pages"
+            raise OutOfPages(f"{why}: {ways}", needed=count, available=self.num_free)
         pages = [] if after is None else self._take(after + 1, count)
         if len(pages) < count:
             gaps = [gap.span() for gap in re.finditer(rb"\x01+", self._free)]

@@ -265,7 +265,7 @@ class Conversations(RuleBasedStateMachine):
     def start(self, num_pages, budget, page_size, prefix_cache):
         self.engine = engine(num_pages=num_pages, token_budget=budget, page_size=page_size, prefix_cache=prefix_cache)
         self.engine.core.runner.model = copy.copy(self.engine.model)
-        self.sessions, self.logs, self.marks, self.handles = [], {}, {}, {}
+        self.sessions, self.logs, self.marks, self.handles, self.before = [], {}, {}, {}, {}
         self.open("A")
 
     def pick(self, data, sessions=None):
@@ -313,6 +313,7 @@ class Conversations(RuleBasedStateMachine):
             assert pages > self.engine.pool.allocator.num_pages, "only what can never fit is refused"
         else:
             self.handles[session] = (handle, ids)
+            self.before.pop(session, None)
 
     @rule(steps=st.integers(1, 6))
     def step(self, steps):
@@ -320,6 +321,7 @@ class Conversations(RuleBasedStateMachine):
             for handle in self.engine.step():
                 _, ids = self.handles.pop(handle.session)
                 log, turn, request = self.logs[handle.session], handle.turn, handle
+                self.before[handle.session] = list(log)
                 if request.options.replay:
                     assert turn.token_ids == request.options.replay
                     log += [*ids, *turn.token_ids]
@@ -354,6 +356,7 @@ class Conversations(RuleBasedStateMachine):
         finished = [session for session, (handle, _) in self.handles.items() if handle.turn]
         for session in finished:  # before its neighbour failed
             handle, ids = self.handles.pop(session)
+            self.before[session] = list(self.logs[session])
             self.logs[session] += [*ids, *handle.turn.token_ids]
         self.handles = {session: running for session, running in self.handles.items() if not running[0].aborted}
 
@@ -376,7 +379,17 @@ class Conversations(RuleBasedStateMachine):
             mark, log = self.marks[session][at]
             session.rollback(mark)
             self.logs[session] = list(log)
+            self.before.pop(session, None)
             del self.marks[session][at + 1 :]
+
+    @rule(data=st.data())
+    def take_back(self, data):
+        session = self.pick_idle(data)
+        if session and session in self.before:
+            session.take_back()
+            self.logs[session] = self.before.pop(session)
+            self.marks[session] = [each for each in self.marks[session] if each[0] in session.marks]
+            assert all(len(log) <= len(self.logs[session]) for _, log in self.marks[session])
 
     @rule(count=st.integers(1, 12))
     def evict(self, count):
