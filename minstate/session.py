@@ -129,8 +129,8 @@ class Session:
     def take_back(self) -> None:
         """Forget the last turn: log, marks and messages are as before it. Its K/V before the turn stays.
 
-        Raises `StaleMark` if there is no such turn, because nothing was sent since the session was opened, forked,
-        rolled back, or brought in line with another history.
+        Raises `StaleMark` if there is no such turn: none has ended since the session was opened, forked, rolled back or
+        synchronised, or a later one was given up.
         """
         self.require_idle()
         if not self._undo:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import LOOK, engine
 
 from minstate import BadValue, ContextOverflow, OutOfPages, Sampling, StaleMark
-from minstate.chat.messages import exchanges
+from minstate.chat.shortening import exchanges
 from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
 
 FREE = Sampling(ignore_eos=True)
@@ -72,12 +72,9 @@ def helps(session, remedy, input_, options):
     elif remedy.startswith("open"):
         session = session.engine.open()
     elif remedy.startswith("send a shorter input"):
-        session = session.engine.open() if remedy.endswith("in another session") else session
+        session = session.engine.open() if "another" in remedy else session
         input_ = {"token_ids": [5]} if "token_ids" in input_ else {"messages": "a"}
-        if "max_new_tokens" in remedy:
-            options = {**options, "max_new_tokens": int(number) - 1}
-        elif "replay" in remedy:
-            options = {**options, "replay": options["replay"][: int(number) - 1]}
+        options = {**options, "replay": [5]} if "replay" in options else {"max_new_tokens": 1}
     else:
         positions = session.engine.model.config.max_positions
         larger = idle_engine(num_pages=int(number), positions=positions)
@@ -133,10 +130,10 @@ def test_everything_that_the_message_of_a_refused_turn_names_helps(sent, raw, le
     [
         ({"token_ids": [5] * 50, "max_new_tokens": 30}, "lower max_new_tokens to at most 14$"),
         ({"token_ids": [5] * 50, "replay": [5] * 30}, ": replay at most 14 tokens$"),
-        ({"token_ids": [5] * 70, "max_new_tokens": 30}, ": send a shorter input$"),
+        ({"token_ids": [5] * 70, "max_new_tokens": 30}, ": send a shorter input with less output if need be$"),
         (
             {"token_ids": [5] * 70, "max_new_tokens": 64},
-            ": send a shorter input, lower max_new_tokens to less than 32$",
+            ": send a shorter input with less output if need be$",
         ),
     ],
 )

@@ -98,22 +98,6 @@ def normalise_format(response_format: Mapping[str, Any] | None) -> Mapping[str, 
     return schema
 
 
-def exchanges(messages: Messages) -> tuple[int, list[int]]:
-    """How many system messages a conversation begins with, and where it may go on if the oldest others are dropped.
-
-    That is at a user's message, behind which no result answers a call in front of it.
-    """
-    roles = [message["role"] for message in messages]
-    begin = next((place for place, role in enumerate(roles) if role not in ("system", "developer")), len(roles))
-    open_calls: list[int] = []  # the places of calls that have no result yet
-    apart = set(range(begin + 1))  # places between a call and its result, and those before which nothing is dropped
-    for place, message in enumerate(messages):
-        open_calls += [place] * len(message.get("tool_calls", ()))
-        if message["role"] == "tool" and open_calls:
-            apart.update(range(open_calls.pop() + 1, place + 1))
-    return begin, [place for place, role in enumerate(roles) if role == "user" and place not in apart]
-
-
 def _normalise_one(message: Message, where: int) -> Message:
     def require(holds: bool, problem: str) -> None:
         if not holds:
