@@ -18,12 +18,13 @@ from minstate.chat.grammar import Constraint, Grammars
 from minstate.chat.tool_calls import Tools
 from minstate.chat.transcript import Continuation, Options, Transcript
 from minstate.engine_core import EngineCore
-from minstate.errors import BadValue, ContextOverflow, EngineMisuse, UnsupportedModel, UnsupportedSchema
+from minstate.errors import BadValue, EngineMisuse, UnsupportedModel, UnsupportedSchema
 from minstate.guard import Guard, entry
 from minstate.invariants import check_engine
 from minstate.model import Model
 from minstate.model_runner import ModelRunner
 from minstate.output import OutputProcessor
+from minstate.overflow import Admission
 from minstate.prefix_cache import PrefixCache
 from minstate.prompt_lookup import Corpora, Corpus
 from minstate.request import Request
@@ -200,22 +201,21 @@ class Engine:
         options = TurnOptions.of(options)
         replay = self._read_replay(options)
         token_ids_of("logit_bias", dict(options.sampling.logit_bias), self.model.config.vocab_size, BadValue)
-        max_new_tokens = options.max_new_tokens if replay is None else len(replay)
+        if replay is not None:
+            options = replace(options, max_new_tokens=len(replay))
         session.require_idle()
-        # 2. What the turn adds to the log, what its output must fit, and whether there could ever be room for it.
+        # 2. What the turn adds to the log, for which there must be room, and what its output must fit.
         tools = session.transcript.tools if options.tools is None else options.tools
-        given = self.read_input(session.transcript, session.sequence.log, messages, token_ids)
+        given, dropped = Admission(session, messages, token_ids, options).admit()
         constraint = self._constraint(options, tools, given.thinking)
-        self._require_room(given, max_new_tokens)
         # 3. From here on the turn is under way.
         request = Request(
             session.sequence,
             number=self._requests_made,
             log_before=given.keep,
             prompt_length=given.keep + len(given.ids),
-            options=replace(
-                options, max_new_tokens=max_new_tokens, sampling=options.sampling.for_fork(session.lineage)
-            ),
+            dropped=dropped,
+            options=replace(options, sampling=options.sampling.for_fork(session.lineage)),
             replay=replay,
             tools=tools,
             session=session,
@@ -285,13 +285,3 @@ class Engine:
         speculation = self.scheduler.speculation
         guesses = speculation is not None and GRAMMAR in speculation.sources
         return self.grammars.constraint_for_replay(*wanted, **how) if guesses else None
-
-    def _require_room(self, given: Continuation, max_new_tokens: int) -> None:
-        """Raises `ContextOverflow` or `OutOfPages` if the turn could not end even with the engine to itself."""
-        prompt_length, most = given.keep + len(given.ids), self.model.config.max_positions
-        if prompt_length + max_new_tokens > most:
-            raise ContextOverflow(
-                f"{given.keep} tokens of history, {len(given.ids)} new and {max_new_tokens} to be generated are "
-                f"{prompt_length + max_new_tokens}; the model has {most} positions: lower max_new_tokens, or roll back"
-            )
-        self.scheduler.require_pages(prompt_length, max_new_tokens)

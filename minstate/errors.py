@@ -18,11 +18,27 @@ class BadValue(MinstateError, ValueError):
 
 
 class OutOfPages(MinstateError, MemoryError):
-    """The KV pool has too few free pages. The message says how many are needed, how many there are, and what to do."""
+    """The KV pool has too few free pages. The message says how many are needed, how many there are, and what to do.
+
+    needed     pages that the turn, the session or the pool needs
+    available  pages that it can have; 0 for a pool that the memory cannot hold
+    """
+
+    def __init__(self, message: str = "", *, needed: int = 0, available: int = 0):
+        super().__init__(message)
+        self.needed, self.available = needed, available
 
 
 class ContextOverflow(MinstateError, ValueError):
-    """The conversation would outgrow the positions that the model was trained for."""
+    """The conversation would outgrow the positions that the model was trained for.
+
+    needed  positions, in tokens, of the conversation with the whole turn
+    limit   positions that the model has
+    """
+
+    def __init__(self, message: str = "", *, needed: int = 0, limit: int = 0):
+        super().__init__(message)
+        self.needed, self.limit = needed, limit
 
 
 class SessionBusy(MinstateError, RuntimeError):
@@ -54,6 +70,10 @@ class NonFiniteLogits(MinstateError, FloatingPointError):
 
 class EngineMisuse(MinstateError, RuntimeError):
     """An engine was called from a second thread, or from inside one of its own steps."""
+
+
+class EngineClosed(MinstateError, RuntimeError):
+    """An `AsyncEngine` was closed, or its engine has failed. The message says which."""
 
 
 class UnsupportedModel(MinstateError, ValueError):

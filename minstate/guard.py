@@ -59,10 +59,10 @@ def entry(method: Callable) -> Callable:
     def guarded(self, *args, **options):
         engine = getattr(self, "engine", self)
         guard = engine.guard
+        guard.require_owner()  # before another thread touches the count
         with nullcontext() if guard.entered else interrupted_later():
             guard.entered += 1
             try:
-                guard.require_owner()
                 while guard.abandoned:
                     engine.abort(guard.abandoned.pop())
                 while guard.forgotten:

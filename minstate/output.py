@@ -183,6 +183,7 @@ def _stats(request: Request) -> TurnStats:
         forwarded=request.forwarded,
         steps=request.steps,
         preempted=request.preempted,
+        dropped=request.dropped,
         flops=request.flops,
         kv_bytes_read=request.kv_bytes_read,
         ttft_s=request.first_token_s - request.started_s,

@@ -46,10 +46,9 @@ class PageAllocator:
         if count > self.num_free:
             self.reclaim(count - self.num_free)
         if count > self.num_free:
-            raise OutOfPages(
-                f"{count} more KV pages needed, {self.num_free} of {self.num_pages} are free: close or roll back "
-                "sessions, or build the engine with a larger num_pages"
-            )
+            why = f"{count} more KV pages needed, {self.num_free} of {self.num_pages} are free"
+            ways = "close or roll back sessions, or build the engine with a larger num_pages"
+            raise OutOfPages(f"{why}: {ways}", needed=count, available=self.num_free)
         pages = [] if after is None else self._take(after + 1, count)
         if len(pages) < count:
             gaps = [gap.span() for gap in re.finditer(rb"\x01+", self._free)]
@@ -122,7 +121,8 @@ class KVPool:
             self._kv = torch.empty(shape, dtype=dtype, device=device)
         except RuntimeError as error:
             size = math.prod(shape) * dtype.itemsize / 1e9
-            raise OutOfPages(f"no {size:,.0f} GB for {num_pages} KV pages: build the engine with fewer") from error
+            why = f"no {size:,.0f} GB for {num_pages} KV pages: build the engine with fewer"
+            raise OutOfPages(why, needed=num_pages) from error
         self.allocator = PageAllocator(num_pages)
         self.page_size = page_size
         self._collect = self._kv.is_cuda

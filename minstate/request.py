@@ -27,13 +27,14 @@ class Request:
     number: int  # in order of arrival
     log_before: int  # length of the log before the turn; an abort truncates to it
     prompt_length: int  # length of the log with the turn's input
-    options: TurnOptions  # with the seed of the session's fork
+    options: TurnOptions  # with the seed of the session's fork, and the length of the replay
     replay: tuple[int, ...] | None = None  # the output's token ids, where it is replayed
     tools: Tools = ()  # that the model may call
     session: Any = None  # the `Session` that it belongs to; None in a simulation
     transcript: Transcript = field(default_factory=Transcript)  # with the turn's input, without its answer
     thinking: bool = False  # whether the answer begins inside the model's thoughts
     constraint: Constraint | None = None  # what the output must fit; of a replayed output, what it seems to fit
+    dropped: int = 0  # tokens by which the prompt is shorter because exchanges were dropped
     started_s: float = 0.0  # by `time.perf_counter`
     deadline: float = math.inf  # by the engine's clock
     # Written by the scheduler.

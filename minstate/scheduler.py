@@ -76,8 +76,9 @@ class Scheduler:
         longest = pages_for(prompt_length + max_new_tokens - 1, page_size)
         if longest > num_pages:
             raise OutOfPages(
-                f"the turn needs {longest} KV pages and the whole pool has {num_pages} (of {page_size} "
-                "tokens each): build the engine with a larger num_pages, or lower max_new_tokens"
+                f"the turn needs {longest} KV pages and the whole pool has {num_pages} (of {page_size} tokens each)",
+                needed=longest,
+                available=num_pages,
             )
 
     def submit(self, request: Request) -> None:

@@ -1,7 +1,7 @@
 """One growing conversation, as its user sees it: a log that only grows, turns, and marks to go back to."""
 
 import weakref
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,8 @@ from minstate.errors import BrokenInvariant, SessionBusy, SessionClosed, StaleMa
 from minstate.guard import entry
 from minstate.request import Request
 from minstate.sequence import Sequence
-from minstate.turn import StreamedToken, Turn, takes_turn_options
+from minstate.token_stream import TokenStream
+from minstate.turn import Turn, takes_turn_options
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +45,9 @@ class Session:
         self.lineage: tuple[int, ...]
         self.lineage, self.forks = seeds
         self.running: Request | None = None
-        self._marks: list[Mark] = []  # those still valid, oldest first
-        self._undo: tuple[list[int], list[Mark]] | None = None  # what the running turn's input has cut off
+        self.marks: list[Mark] = []  # those still valid, oldest first
+        # What takes the last turn back: where its input began, what this had cut off, and transcript and marks before.
+        self._undo: tuple[int, list[int], Transcript, list[Mark]] | None = None
         self._open = weakref.finalize(self, engine.guard.forgotten.append, sequence)
         self._open.atexit = False
 
@@ -81,7 +83,7 @@ class Session:
         return request.turn
 
     @takes_turn_options
-    def stream(self, messages=None, *, token_ids: Iterable[int] | None = None, **options) -> "TokenStream":
+    def stream(self, messages=None, *, token_ids: Iterable[int] | None = None, **options) -> TokenStream:
         """As `send`, one token at a time.
 
         A stream that is closed, left as a `with` block, or dropped aborts the turn: the session is as before it.
@@ -93,7 +95,7 @@ class Session:
         """Remember the present end of the log."""
         self.require_idle()
         mark = Mark(len(self.sequence.log), self.transcript)
-        self._marks.append(mark)
+        self.marks.append(mark)
         return mark
 
     @entry
@@ -118,11 +120,24 @@ class Session:
         Raises `StaleMark` for a mark of another session, or one that an earlier rollback has passed.
         """
         self.require_idle()
-        if mark not in self._marks:
+        if mark not in self.marks:
             raise StaleMark(f"{mark!r} is no mark of this session, or the session was rolled back to before it")
-        self.engine.cache.rollback(self.sequence, mark.length)
+        self._cut(mark.length)
         self.transcript = mark.transcript
-        del self._marks[self._marks.index(mark) + 1 :]
+        del self.marks[self.marks.index(mark) + 1 :]
+
+    @entry
+    def take_back(self) -> None:
+        """Forget the last turn: log, marks and messages are as before it. Its K/V before the turn stays.
+
+        Raises `StaleMark` if there is no such turn: none has ended since the session was opened, forked, rolled back or
+        synchronised, or a later one was given up.
+        """
+        self.require_idle()
+        if not self._undo:
+            raise StaleMark("there is no turn to take back: none came after the last rollback, sync or fork")
+        self.engine.cache.rollback(self.sequence, self._undo[0])
+        self._restore()
 
     def drift(self, messages, tools=None) -> Drift:
         """Whether a history, given as messages, extends what the model saw; if not, where they part, and why.
@@ -143,7 +158,7 @@ class Session:
         given, log = self._given(messages, tools), self.sequence.log
         if log and (known := self.engine.chat.continued(self.transcript, given)):
             rest = len(self.engine.chat.read_messages(known, log, []).ids) if known.has_pending else 0
-            self.transcript = known
+            self.transcript, self._undo = known, None
             return Drift(len(log), 0, rest, "", None, "", "")
         drift = find_drift(self.engine.chat, log, self.transcript, given)
         self.engine.prepare_tools(self.sequence, given.tools)
@@ -182,19 +197,20 @@ class Session:
 
     def begin_turn(self, request: Request, given: Continuation) -> None:
         """The turn's input is in the log, from where it continues the log."""
-        self._undo = self._cut(given.keep) if given.keep < len(self.sequence.log) else None
+        undo = given.keep, self.sequence.log[given.keep :], self.transcript, list(self.marks)
+        if given.keep < len(self.sequence.log):
+            self._cut(given.keep)
+        self._undo = undo
         self.sequence.log += given.ids
         self.running = request
 
     def end_turn(self, transcript: Transcript | None) -> None:
         """The turn is over. Without a transcript it was given up: what its input had cut off is back, K/V apart."""
         self.running = None
-        if transcript is not None:
+        if transcript is None:
+            self._restore()
+        else:
             self.transcript = transcript
-        elif self._undo:
-            cut_off, self._marks = self._undo
-            self.sequence.log += cut_off
-        self._undo = None
 
     def abort_turn(self) -> None:
         """Give up the turn under way, if there is one: log, marks and messages are as before it."""
@@ -223,7 +239,7 @@ class Session:
         self.sequence.check(at_rest=not self.running)
         if self.closed and self.sequence.table.pages:
             raise BrokenInvariant(f"{self!r} is closed and still holds pages")
-        if any(mark.length > len(self.sequence.log) for mark in self._marks):
+        if any(mark.length > len(self.sequence.log) for mark in self.marks):
             raise BrokenInvariant(f"a mark lies beyond the log's {len(self.sequence.log)} tokens")
 
     def _given(self, messages, tools) -> Transcript:
@@ -231,12 +247,18 @@ class Session:
         tools = self.transcript.tools if tools is None else tools
         return self.engine.chat.new_transcript(messages, tools, self.transcript.options)
 
-    def _cut(self, length: int) -> tuple[list[int], list[Mark]]:
-        """Forget the log from `length` on, and marks beyond. Returns the tokens cut off, and the marks as they were."""
-        undo = self.sequence.log[length:], self._marks
+    def _cut(self, length: int) -> None:
+        """Forget the log from `length` on, marks beyond, and what would take back a turn."""
         self.engine.cache.rollback(self.sequence, length)
-        self._marks = [mark for mark in self._marks if mark.length <= length]
-        return undo
+        self.marks = [mark for mark in self.marks if mark.length <= length]
+        self._undo = None
+
+    def _restore(self) -> None:
+        """The log ends where the last turn's input began: what this had cut off is back, with transcript and marks."""
+        if self._undo:
+            _, cut_off, self.transcript, self.marks = self._undo
+            self.sequence.log += cut_off
+        self._undo = None
 
     @contextmanager
     def _aborting(self) -> Generator[None]:
@@ -258,42 +280,3 @@ class Session:
     def __repr__(self) -> str:
         state = "closed" if self.closed else "busy" if self.running else "idle"
         return f"<Session {self.number}: {len(self.sequence.log)} tokens, {self.resident} with K/V, {state}>"
-
-
-class TokenStream:
-    """The tokens of one turn, as they come; `turn` holds the whole answer once the last one is out."""
-
-    def __init__(self, engine, request: Request):
-        self.engine, self.request = engine, request
-        self._delivered = 0
-
-    @property
-    def turn(self) -> Turn | None:
-        """The whole answer; None until the turn is done."""
-        return self.request.turn
-
-    def __iter__(self) -> Iterator[StreamedToken]:
-        return self
-
-    def __next__(self) -> StreamedToken:
-        while self._delivered == len(self.request.tokens):
-            if self.request.error:
-                raise self.request.error
-            if self.request.done:
-                raise StopIteration
-            self.engine.step()
-        self._delivered += 1
-        return self.request.tokens[self._delivered - 1]
-
-    def close(self) -> None:
-        """Abort the turn unless it is done."""
-        self.request.abort()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.engine.guard.abandon(self.request)

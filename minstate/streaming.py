@@ -31,7 +31,7 @@ from minstate.chat.json_calls import json_end, read_json
 from minstate.chat.tool_calls import ToolCall, Tools
 from minstate.output import OutputProcessor
 from minstate.request import Request
-from minstate.session import TokenStream
+from minstate.token_stream import TokenStream
 
 
 class Delta(NamedTuple):

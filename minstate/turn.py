@@ -42,6 +42,8 @@ class TurnOptions:
     logprobs         whether `Turn.logprobs` is wanted
     top_logprobs     how many tokens of each position `Turn.top_logprobs` lists: 20 at most, as in OpenAI's API
     timeout_s        seconds after which the turn is given up between two steps; `send` then raises `TurnTimeout`
+    on_overflow      where the turn has no room, in the model's positions or in the pool: "error" refuses it,
+                     "drop_oldest" first drops the oldest exchanges of the conversation (see `minstate.overflow`)
 
     Raises `BadMessage`, `BadValue`.
     """
@@ -56,6 +58,7 @@ class TurnOptions:
     logprobs: bool = False
     top_logprobs: int = 0
     timeout_s: float = math.inf
+    on_overflow: str = "error"
 
     def __post_init__(self) -> None:
         if self.replay is not None and not isinstance(self.replay, str | Mapping):
@@ -68,6 +71,8 @@ class TurnOptions:
         object.__setattr__(self, "max_new_tokens", whole_number("max_new_tokens", self.max_new_tokens, 1))
         object.__setattr__(self, "top_logprobs", whole_number("top_logprobs", self.top_logprobs, 0, 20))
         object.__setattr__(self, "timeout_s", real_number("timeout_s", self.timeout_s, above=True))
+        if self.on_overflow not in ("error", "drop_oldest"):
+            raise BadValue(f"on_overflow must be 'error' or 'drop_oldest', not {self.on_overflow!r}")
         if self.tools is not None:
             object.__setattr__(self, "tools", normalise_tools(self.tools))
         object.__setattr__(self, "tool_choice", normalise_choice(self.tool_choice))
@@ -102,8 +107,10 @@ def takes_turn_options(function: F) -> F:
 class TurnStats:
     """What one turn cost. Counts of tokens unless the name says otherwise.
 
-    With `log` the session's token ids before the turn, `context + delta` is the whole prompt. A session that is still
-    resident prefills `delta`, less what is `shared`; the naive baseline prefills `context + delta`.
+    With `log` the session's token ids before the turn, as far as its input has kept them, `context + delta` is the
+    whole prompt. A session that is still resident prefills `delta`, less what is `shared`; the naive baseline prefills
+    `context + delta`. A turn that has `dropped` something cuts the log where the conversation does: what is rendered
+    again behind the cut is part of `delta`.
 
     A turn that is `preempted` may lose K/V that it has computed: tokens that it then forwards twice are in `forwarded`,
     and in none of the counts above it.
@@ -120,6 +127,7 @@ class TurnStats:
     forwarded: int  # query tokens of all forward passes, rejected drafts included
     steps: int  # forward passes
     preempted: int  # how often the turn went back to waiting, when pages ran out
+    dropped: int  # tokens by which the prompt is shorter because `on_overflow` dropped exchanges
     flops: int
     kv_bytes_read: int
     ttft_s: float  # seconds until the first token

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import threading
+from typing import ClassVar
 
 import pytest
 import torch
@@ -18,8 +19,10 @@ from minstate import (
     Sampling,
     SessionBusy,
 )
+from minstate.guard import Guard
 from minstate.lab.engines.baselines import NaiveEngine
 
+LIKE_IT = {"max_new_tokens": 3, "sampling": Sampling(ignore_eos=True)}
 SIMILAR = st.lists(st.integers(3, 4), min_size=1, max_size=20)  # so that prefixes have much in common
 
 
@@ -171,6 +174,68 @@ def test_a_second_thread_is_refused():
     assert len(errors) == 1
 
 
+class Watched(Guard):
+    """Knows which threads have written into it."""
+
+    writers: ClassVar[set[threading.Thread]] = set()
+
+    def __setattr__(self, name, value):
+        self.writers.add(threading.current_thread())
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("inside_a_step", [False, True])
+@pytest.mark.parametrize("call", ["open", "submit", "send", "stream", "fork", "abort", "close", "take_back"])
+def test_another_thread_adds_no_turn_and_leaves_everything_whole(call, inside_a_step, monkeypatch):
+    e = engine()
+    e.guard = Watched()
+    busy, idle, forward = e.open(), e.open(), e.model.forward
+    idle.send("hi", max_new_tokens=2)
+    log, errors = idle.token_ids, []
+    request = e.submit(busy, token_ids=[5], max_new_tokens=3, sampling=Sampling(ignore_eos=True))
+    calls = {
+        "open": lambda: e.open("hi"),
+        "submit": lambda: e.submit(idle, "more"),
+        "send": lambda: idle.send("more"),
+        "stream": lambda: idle.stream("more"),
+        "fork": idle.fork,
+        "abort": request.abort,
+        "close": idle.close,
+        "take_back": idle.take_back,
+    }
+
+    def intrude():
+        try:
+            calls[call]()
+        except EngineMisuse as error:
+            errors.append(str(error))
+
+    def from_another_thread():
+        thread = threading.Thread(target=intrude)
+        thread.start()
+        thread.join()
+
+    def interrupted(*args):
+        from_another_thread()
+        return forward(*args)
+
+    with monkeypatch.context() as patch:
+        Watched.writers.clear()
+        if inside_a_step:
+            patch.setattr(e.model, "forward", interrupted)
+        else:
+            from_another_thread()
+        e.step()
+    assert set(errors) == {"an engine belongs to the thread that made it: make one in this thread"}
+    assert Watched.writers == {threading.current_thread()} and not e.guard.entered and not e.guard.in_step
+    e.check()
+    e.run()
+    assert request.turn.token_ids == engine().open().send(token_ids=[5], **LIKE_IT).token_ids
+    assert idle.token_ids == log and not idle.closed and not idle.running
+    assert e.submit(idle, "more", max_new_tokens=1) and e.run()
+    e.check()
+
+
 def test_entering_an_engine_from_its_own_step_is_refused(monkeypatch):
     e = engine()
     session, forward = e.open(), e.model.forward
@@ -200,7 +265,7 @@ class Conversations(RuleBasedStateMachine):
     def start(self, num_pages, budget, page_size, prefix_cache):
         self.engine = engine(num_pages=num_pages, token_budget=budget, page_size=page_size, prefix_cache=prefix_cache)
         self.engine.core.runner.model = copy.copy(self.engine.model)
-        self.sessions, self.logs, self.marks, self.handles = [], {}, {}, {}
+        self.sessions, self.logs, self.marks, self.handles, self.before = [], {}, {}, {}, {}
         self.open("A")
 
     def pick(self, data, sessions=None):
@@ -248,6 +313,7 @@ class Conversations(RuleBasedStateMachine):
             assert pages > self.engine.pool.allocator.num_pages, "only what can never fit is refused"
         else:
             self.handles[session] = (handle, ids)
+            self.before.pop(session, None)
 
     @rule(steps=st.integers(1, 6))
     def step(self, steps):
@@ -255,6 +321,7 @@ class Conversations(RuleBasedStateMachine):
             for handle in self.engine.step():
                 _, ids = self.handles.pop(handle.session)
                 log, turn, request = self.logs[handle.session], handle.turn, handle
+                self.before[handle.session] = list(log)
                 if request.options.replay:
                     assert turn.token_ids == request.options.replay
                     log += [*ids, *turn.token_ids]
@@ -289,6 +356,7 @@ class Conversations(RuleBasedStateMachine):
         finished = [session for session, (handle, _) in self.handles.items() if handle.turn]
         for session in finished:  # before its neighbour failed
             handle, ids = self.handles.pop(session)
+            self.before[session] = list(self.logs[session])
             self.logs[session] += [*ids, *handle.turn.token_ids]
         self.handles = {session: running for session, running in self.handles.items() if not running[0].aborted}
 
@@ -311,7 +379,17 @@ class Conversations(RuleBasedStateMachine):
             mark, log = self.marks[session][at]
             session.rollback(mark)
             self.logs[session] = list(log)
+            self.before.pop(session, None)
             del self.marks[session][at + 1 :]
+
+    @rule(data=st.data())
+    def take_back(self, data):
+        session = self.pick_idle(data)
+        if session and session in self.before:
+            session.take_back()
+            self.logs[session] = self.before.pop(session)
+            self.marks[session] = [each for each in self.marks[session] if each[0] in session.marks]
+            assert all(len(log) <= len(self.logs[session]) for _, log in self.marks[session])
 
     @rule(count=st.integers(1, 12))
     def evict(self, count):

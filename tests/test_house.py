@@ -2,6 +2,7 @@
 
 import ast
 import io
+import sys
 import tokenize
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -15,6 +16,8 @@ CHAT = sorted((ROOT / "minstate" / "chat").glob("*.py"))
 CORE = [*ENGINE, *CHAT, *sorted((ROOT / "minstate" / "kernels").glob("*.py"))]
 LAB = sorted((ROOT / "minstate" / "lab").rglob("*.py"))
 
+SERVE = sorted((ROOT / "minstate" / "serve").rglob("*.py"))
+
 FILE_LINES = 300
 LONGER_FUNCTIONS: dict[str, str] = {}  # such as "minstate/lab/figures/x.py: draw", and why it stays in one piece
 NOT_BELOW_THE_MODEL = {"radix_tree", "speculation", "draft_budget", "prompt_lookup"}
@@ -25,7 +28,7 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-MODULES = {name_of(path): path for path in [*CORE, *LAB]}
+MODULES = {name_of(path): path for path in [*CORE, *SERVE, *LAB]}
 
 
 @cache
@@ -36,6 +39,12 @@ def tree(path: Path) -> ast.Module:
 @cache
 def imports(path: Path) -> frozenset[str]:
     """The package's modules that a file imports: at its top, inside functions, and for a type checker alone."""
+    return frozenset(name for name in all_imports(path) if name.partition(".")[0] == "minstate")
+
+
+@cache
+def all_imports(path: Path) -> frozenset[str]:
+    """Every module that a file imports, wherever it comes from."""
     found = set()
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
@@ -44,7 +53,7 @@ def imports(path: Path) -> frozenset[str]:
             assert not node.level, f"{path.relative_to(ROOT)}:{node.lineno}: write the import with its full name"
             inside = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= (inside & MODULES.keys()) or {node.module}
-    return frozenset(name for name in found if name.partition(".")[0] == "minstate")
+    return frozenset(found)
 
 
 def known(name: str) -> set[str]:
@@ -65,8 +74,16 @@ def test_the_core_imports_neither_the_lab_nor_the_server():
         )
 
 
+def test_the_server_imports_the_core_and_never_the_lab():
+    for path in SERVE:
+        above = {name for name in imports(path) if name.startswith("minstate.lab")}
+        assert not above, f"{path.relative_to(ROOT)} imports {above}: the lab looks at the server, not the other way"
+        others = {name.partition(".")[0] for name in all_imports(path)} - {"minstate"} - sys.stdlib_module_names
+        assert not others, f"{path.relative_to(ROOT)} imports {others}: it does with the standard library and the core"
+
+
 def test_no_module_of_the_core_imports_itself_through_others():
-    graph = {name_of(path): imports(path) for path in CORE if path != ROOT / "minstate" / "__init__.py"}
+    graph = {name_of(path): imports(path) for path in [*CORE, *SERVE] if path != ROOT / "minstate" / "__init__.py"}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -82,12 +99,12 @@ def test_the_model_knows_neither_the_tree_nor_speculation():
 
 
 def test_a_file_can_be_read_at_one_sitting():
-    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in [*CORE, *LAB]}
+    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in [*CORE, *SERVE, *LAB]}
     long = {file: count for file, count in lines.items() if count > FILE_LINES}
     assert not long, f"longer than {FILE_LINES} lines: {long}. Split a file by what a reader looks for"
 
 
-@pytest.mark.parametrize(("paths", "most"), [(CORE, 50), (LAB, 60)], ids=["core", "lab"])
+@pytest.mark.parametrize(("paths", "most"), [(CORE, 50), (SERVE, 50), (LAB, 60)], ids=["core", "serve", "lab"])
 def test_a_function_fits_on_a_screen(paths, most):
     long = {}
     for path in paths:

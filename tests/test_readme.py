@@ -11,7 +11,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_example_runs():
-    example, agent = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    example, agent, tasks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names = {}
     exec(example, names)
     assert names["turn"].stats.prefilled == names["turn"].stats.delta
@@ -20,6 +20,8 @@ def test_the_example_runs():
     exec(agent, names := {})
     names["engine"].check()
     assert len(names["agent"].messages) >= 2
+    exec(tasks, names := {})
+    assert len(names["answers"]) == 3 and all(names["answers"])
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)\)", README))))

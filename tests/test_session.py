@@ -301,6 +301,61 @@ def test_bad_input_changes_nothing(options, error, says):
     assert session.token_ids == before
 
 
+@pytest.mark.parametrize("speculation", [False, True])
+def test_a_turn_that_is_taken_back_was_never_there(speculation):
+    e = engine(speculation=speculation)
+    session = e.open([{"role": "system", "content": "Be."}])
+    greedy = Sampling(ignore_eos=True)
+    session.send("hi", max_new_tokens=5, sampling=Sampling(stop=("<|endoftext|>",)))
+    early = session.mark()
+    before, messages = session.token_ids, session.messages
+    turn = session.send("more", max_new_tokens=9, sampling=greedy)
+    late = session.mark()
+    session.take_back()
+    e.check()
+    assert (session.token_ids, session.messages) == (before, messages)
+    assert session.send("more", max_new_tokens=9, sampling=greedy).token_ids == turn.token_ids
+    session.take_back()
+    with pytest.raises(StaleMark):
+        session.rollback(late)
+    with pytest.raises(StaleMark, match="no turn to take back"):
+        session.take_back()
+    session.rollback(early)
+    assert session.token_ids == before
+
+
+@pytest.mark.parametrize("what", ["rollback", "sync", "nothing sent", "fork"])
+def test_only_the_last_thing_that_happened_can_be_taken_back(what):
+    session = engine().open()
+    mark = session.mark()
+    if what != "nothing sent":
+        session.send("hi", max_new_tokens=3)
+    if what == "rollback":
+        session.rollback(mark)
+    elif what == "sync":
+        session.sync([*session.messages, {"role": "user", "content": "more"}])
+    elif what == "fork":
+        session = session.fork()
+    log = session.token_ids
+    with pytest.raises(StaleMark, match="no turn to take back"):
+        session.take_back()
+    assert session.token_ids == log
+    session.engine.check()
+
+
+def test_what_the_input_of_a_turn_cut_off_is_back_with_its_marks():
+    session = engine(positions=100).open()
+    session.send("a" * 20, max_new_tokens=5)
+    mark, before, messages = session.mark(), session.token_ids, session.messages
+    assert session.send("b" * 30, max_new_tokens=5, on_overflow="drop_oldest").stats.dropped
+    session.take_back()
+    session.engine.check()
+    assert (session.token_ids, session.messages) == (before, messages)
+    session.send("c", max_new_tokens=1)
+    session.rollback(mark)
+    assert session.token_ids == before
+
+
 def test_the_first_turn_needs_a_token():
     with pytest.raises(BadMessage, match="at least one token"):
         engine().open().send(token_ids=[])

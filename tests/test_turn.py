@@ -50,7 +50,9 @@ def test_an_unknown_option_is_answered_with_the_one_that_is_meant(name, meant):
 
 
 def test_an_option_like_no_other_is_answered_with_all_there_are():
-    with pytest.raises(TypeError, match=r"no option wibble: there are replay, max_new_tokens, sampling, .*timeout_s$"):
+    with pytest.raises(
+        TypeError, match=r"no option wibble: there are replay, max_new_tokens, sampling, .*on_overflow$"
+    ):
         engine().open().send("hi", wibble=1)
 
 

@@ -77,3 +77,8 @@ class Continuation(NamedTuple):
     ids: list[int]  # token ids that follow
     transcript: Transcript  # with the turn's input
     thinking: bool = False  # whether the reply begins inside the model's thoughts
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt."""
+        return self.keep + len(self.ids)

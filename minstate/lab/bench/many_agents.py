@@ -75,6 +75,7 @@ def measure_throughput(agents: tuple[int, ...] = AGENTS) -> tuple[pd.DataFrame, 
             engine.open().send("Are you there?", max_new_tokens=2)
             timer = StepTimer(engine)
             turns = replay_concurrently(engine, [agent_trace(seed) for seed in range(count)], pace=PACE)
+            assert not turns["error"].any(), "a turn failed"
             steps.append(timer.end().assign(configuration=name, agents=count))
             total_s = turns["done_s"].max()
             rows.append(
@@ -125,6 +126,7 @@ def shrink_pool(shares: tuple[float, ...] = (2.0, 1.0, 0.75, 0.5, 0.375, 0.25), 
             clock = ModelledClock(CostTable.default("float32"))
             engine = stub_engine(num_pages=num_pages, page_size=PAGE_SIZE, clock=clock.now)
             turns = replay_concurrently(engine, traces, clock=clock, hints=hints)
+            assert not turns["error"].any(), "a turn failed"
             engine.check()
             if share is None:
                 working_set = engine.pool.allocator.num_pages - engine.pool.allocator.num_free

@@ -4,6 +4,9 @@ A team has the sessions of one trace. A turn is due when the session's previous 
 parent's), its tools or people have taken their `delay_s`, and the reports that it waits for have been made. The turns
 that are due are submitted, and the engine's steps move all of them on together.
 
+A turn that fails, or is refused, ends its own conversation only. Its row has the reason. The turns that need it are
+left out: those that follow in its session, that fork it, or that wait for its report. All others go on.
+
 The clock is the machine's, or a cost table moves it on (`clocks`): then a replay never sleeps.
 """
 
@@ -14,11 +17,13 @@ import pandas as pd
 from tqdm import tqdm
 
 from minstate.engine import Engine
+from minstate.errors import MinstateError
 from minstate.lab.measure import turn_row
 from minstate.lab.serving.clocks import ModelledClock, WallClock
 from minstate.lab.traces.trace import Trace, TraceTurn
 from minstate.request import Request
 from minstate.session import Session
+from minstate.turn import Turn
 
 
 class DueTurn(NamedTuple):
@@ -58,6 +63,11 @@ class Team:
             self.sessions[turn.session] = engine.open(opening.messages, opening.tools)
         return engine.submit(self.sessions[turn.session], list(turn.messages), replay=turn.output)
 
+    def fail(self, place: int) -> None:
+        """The turn is not done, and never will be: close its session, if it was opened."""
+        if session := self.sessions.get(self.turns[place].session):
+            session.close()
+
     def end(self, place: int, now_s: float, *, hint: bool) -> None:
         """The turn is done. Fork the sessions that begin here, and close the session after its last turn.
 
@@ -92,10 +102,12 @@ def replay_concurrently(
 ) -> pd.DataFrame:
     """A row for each turn, in the order in which they were done: what it cost; when it was due and done, in seconds.
 
+    If a turn failed, its `error` is the reason, and it has no costs; `error` is "" for all others.
+
     pace   factor on all delays of tools and people
     hints  whether sessions announce how long their tools will take (`Session.expect`)
 
-    Raises what a turn raises, and what `Engine.submit` raises; all sessions are then closed.
+    Raises what is no turn's fault, such as an exception of the engine's step; all sessions are then closed.
     """
     clock = clock or WallClock()
     start_s = clock.now()
@@ -104,23 +116,30 @@ def replay_concurrently(
     rows = []
     try:
         with tqdm(total=sum(len(team.turns) for team in teams), unit="turn", mininterval=1) as bar:
-            while running or any(team.to_do for team in teams):
-                due_turns = sorted(due for team in teams for due in team.due())
-                for due in due_turns:
-                    if due.at_s <= clock.now():
-                        running[teams[due.team].begin(engine, due.place)] = due
+            while (due_turns := sorted(due for team in teams for due in team.due())) or running:
+                for due in [due for due in due_turns if due.at_s <= clock.now()]:
+                    due_turns.remove(due)
+                    team = teams[due.team]
+                    try:
+                        running[team.begin(engine, due.place)] = due
+                    except MinstateError as error:
+                        team.fail(due.place)
+                        rows.append(_row(team.turns[due.place], due, clock.now(), start_s, error=error))
                 if not running:
-                    clock.wait(due_turns[0].at_s)
+                    if due_turns:
+                        clock.wait(due_turns[0].at_s)
                     continue
                 ended = engine.step()
                 clock.after_step(engine, list(running))
                 for request in ended:
-                    if request.error:
-                        raise request.error
                     due, now_s = running.pop(request), clock.now()
                     team = teams[due.team]
-                    team.end(due.place, now_s, hint=hints)
-                    rows.append(_row(team.turns[due.place], due, request, now_s, start_s))
+                    if request.turn:
+                        team.end(due.place, now_s, hint=hints)
+                    else:
+                        team.fail(due.place)
+                    row = _row(team.turns[due.place], due, now_s, start_s, ended=request.turn, error=request.error)
+                    rows.append(row)
                     bar.update()
     finally:
         for team in teams:
@@ -129,7 +148,17 @@ def replay_concurrently(
     return pd.DataFrame(rows)
 
 
-def _row(turn: TraceTurn, due: DueTurn, request: Request, now_s: float, start_s: float) -> dict:
+def _row(
+    turn: TraceTurn,
+    due: DueTurn,
+    now_s: float,
+    start_s: float,
+    *,
+    ended: Turn | None = None,
+    error: Exception | None = None,
+) -> dict:
     due_s, done_s = due.at_s - start_s, now_s - start_s
     times = {"due_s": due_s, "done_s": done_s, "latency_s": done_s - due_s}
-    return {"team": due.team, "session": turn.session, "turn": turn.turn, **times, **turn_row(request.turn)}
+    costs = turn_row(ended) if ended else {}
+    reason = f"{type(error).__name__}: {error}" if error else ""
+    return {"team": due.team, "session": turn.session, "turn": turn.turn, **times, "error": reason, **costs}

@@ -37,7 +37,7 @@ class ResponseCache:
         asked = TurnOptions.of(options)
         session.require_idle()
         ids = None if token_ids is None else list(token_ids)
-        if asked.replay is not None:
+        if asked.replay is not None or asked.on_overflow != "error":
             return session.send(messages, token_ids=ids, **options)
         log = session.sequence.log
         given = self.engine.read_input(session.transcript, log, messages, ids)

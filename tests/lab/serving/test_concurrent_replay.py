@@ -1,5 +1,7 @@
 """Concurrent traces keep their order and their times, and generate the same tokens as alone."""
 
+from dataclasses import replace
+
 import pytest
 
 from minstate.draft_budget import CostTable
@@ -9,6 +11,7 @@ from minstate.lab.engines.small_engine import small_engine
 from minstate.lab.serving.clocks import ModelledClock, WallClock
 from minstate.lab.serving.concurrent_replay import replay_concurrently
 from minstate.lab.traces.trace import Fork, Opening, Trace, TraceHeader, TraceTurn
+from minstate.output import OutputProcessor
 
 COSTS = CostTable((1, 64), (0, 10000), ((10.0, 73.0), (10.0, 73.0)))  # 9 ms and 1 ms a token
 SYSTEM = Opening(({"role": "system", "content": "sys"},))
@@ -80,10 +83,64 @@ def test_a_naive_engine_replays_the_same_trace_and_forwards_more():
     assert played(NaiveEngine)["forwarded"].sum() > 1.5 * played()["forwarded"].sum()
 
 
-def test_sessions_are_closed_when_a_turn_fails():
+LONG = {"role": "user", "content": "x" * 1024}  # more than the model has positions
+
+
+@pytest.mark.parametrize(
+    ("fails", "left"),
+    [
+        ("main 1", []),
+        ("a 1", [("main", 1), ("b", 1)]),
+        ("a 2", [("main", 1), ("a", 1), ("b", 1)]),
+        ("main 2", [("main", 1), ("a", 1), ("b", 1), ("a", 2)]),
+    ],
+)
+def test_a_turn_that_is_refused_ends_its_own_conversation_and_the_others_go_on(fails, left):
+    broken = [
+        replace(each, messages=(LONG,)) if f"{each.session} {each.turn}" == fails else each for each in TEAM.turns
+    ]
+    rows = played(traces=(TEAM, Trace(TEAM.header, tuple(broken)), TEAM))
+    for _, team in rows[rows["team"] != 1].groupby("team"):
+        alone = played().set_index(["session", "turn"])["token_ids"]
+        assert team.set_index(["session", "turn"])["token_ids"].reindex(alone.index).equals(alone)
+    own = rows[rows["team"] == 1].set_index(["session", "turn"])
+    failed = own[own["error"] != ""]
+    assert [" ".join(map(str, name)) for name in failed.index] == [fails]
+    assert failed["error"].iloc[0].startswith("ContextOverflow: ") and failed["token_ids"].isna().all()
+    assert {name for name, error in own["error"].items() if not error} == set(left)
+
+
+def test_a_turn_that_fails_on_its_way_ends_its_own_conversation_and_the_others_go_on(monkeypatch):
+    class Broken(Exception):
+        pass
+
+    process = OutputProcessor.process
+
+    def fails_once(self, request, scores, draft):
+        if request.number == 1:
+            raise Broken("half-way")
+        return process(self, request, scores, draft)
+
+    monkeypatch.setattr(OutputProcessor, "process", fails_once)
+    one = Trace(TraceHeader("one", {"main": SYSTEM}), (turn("main", 1), turn("main", 2)))
+    rows = played(traces=(one, one)).sort_values(["team", "turn"])
+    assert rows["error"].tolist() == ["", "", "Broken: half-way"]
+
+
+def test_turns_that_find_no_room_are_rows_and_all_sessions_are_closed():
     clock = ModelledClock(COSTS)
     engine = small_engine(clock=clock.now, num_pages=4)
-    with pytest.raises(MemoryError):
+    rows = replay_concurrently(engine, [TEAM], clock=clock)
+    assert len(rows) == 1 and rows["error"].str.startswith("OutOfPages: ").all()
+    engine.check()
+    assert all(session.closed for session in engine._sessions) and not engine.scheduler.running
+
+
+def test_sessions_are_closed_when_a_step_fails():
+    clock = ModelledClock(COSTS)
+    engine = small_engine(clock=clock.now, num_pages=512)
+    engine.scheduler.next_step = lambda build: 1 / 0
+    with pytest.raises(ZeroDivisionError):
         replay_concurrently(engine, [TEAM], clock=clock)
     engine.check()
     assert all(session.closed for session in engine._sessions) and not engine.scheduler.running
