@@ -27,3 +27,10 @@ def token_ids_of(name: str, ids: Iterable[int], vocab_size: int) -> list[int]:
         if not 0 <= i < vocab_size:
             raise BadMessage(f"{name} contains {i}; the vocabulary has the ids 0 to {vocab_size - 1}")
     return ids
+
+
+def require_embedded(ids: Iterable[int], tokenizer, vocab_size: int) -> None:
+    """Raises `BadMessage` at a token for which the model has no embedding: a tokenizer may know more tokens."""
+    for i in ids:
+        if i >= vocab_size:
+            raise BadMessage(f"the input holds {tokenizer.decode([i])!r}, token {i}; the model has {vocab_size} tokens")

@@ -4,11 +4,12 @@ A family of models is a row of `FAMILIES`. `_require_implemented` refuses, by na
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from minstate.config_values import require_sensible
 from minstate.errors import DamagedWeights, UnsupportedModel
 
 
@@ -62,11 +63,10 @@ class ModelConfig:
         Raises `UnsupportedModel`, which names what is not implemented, and `DamagedWeights` if a value is missing or
         makes no sense.
         """
+        require_sensible(config)
         rope = _rope_settings(config)
         _require_implemented(config, rope)
-        shape = _read_shape(config, rope, FAMILIES[config["model_type"]])
-        _require_positive_sizes(shape)
-        return shape
+        return _read_shape(config, rope, FAMILIES[config["model_type"]])
 
     @property
     def layer_parameters(self) -> int:
@@ -197,11 +197,3 @@ def _read_shape(config: Mapping[str, Any], rope: Mapping[str, Any], family: Fami
         raise DamagedWeights(f"config.json lacks {missing}") from missing
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise DamagedWeights(f"config.json holds a value that makes no sense: {error}") from error
-
-
-def _require_positive_sizes(shape: ModelConfig) -> None:
-    """Raises `DamagedWeights` unless each size is a whole number above 0."""
-    for field in fields(shape):
-        value = getattr(shape, field.name)
-        if field.type is int and (not isinstance(value, int) or value < 1):
-            raise DamagedWeights(f"config.json says {value!r} for {field.name}, which must be a whole number above 0")

@@ -1,13 +1,16 @@
 """From logits to a token. The noise depends on nothing but the seed and the token's position."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from minstate.chat.grammar import Constraint
 from minstate.errors import BadValue
+from minstate.model_files import GENERATION, read_json
+from minstate.weights import find_model
 
 MAX_FLOAT = sys.float_info.max
 
@@ -54,6 +57,22 @@ class Sampling:
         for stop in self.stop:
             if isinstance(stop, bool) or not isinstance(stop, str | int) or stop == "":
                 raise BadValue(f"stop takes non-empty strings and token ids, not {stop!r}")
+
+    @staticmethod
+    def from_pretrained(name: str | Path | None = None) -> "Sampling":
+        """What the model's maker recommends in `generation_config.json`; the default if there is no such file.
+
+        name  of the model, as for `Engine.from_pretrained`
+
+        `do_sample: false` means temperature 0; `do_sample: true` without a temperature means 1, as in transformers.
+        Raises `BadValue` if a value is outside its range, `ModelNotFound`, `DamagedWeights`.
+        """
+        folder = find_model(name)
+        says = read_json(folder, GENERATION) if (folder / GENERATION).exists() else {}
+        own = {field.name: says[field.name] for field in fields(Sampling) if says.get(field.name) is not None}
+        if (samples := says.get("do_sample")) is not None:
+            own["temperature"] = own.get("temperature", 1.0) if samples else 0.0
+        return Sampling(**own)
 
     def for_fork(self, lineage: tuple[int, ...]) -> "Sampling":
         """The same settings with a seed of its own for the fork that `lineage` names. `()` names no fork: no change."""

@@ -28,7 +28,7 @@ def many(start: str) -> str:
 ENDLESS = {
     "loops": "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
     "a loop without turns": "{% for a in range(9999) %}{% for b in range(9999) if false %}{% endfor %}{% endfor %}",
-    "a recursive loop": "{% for a in [0] recursive %}{% if loop.depth < 5 %}{{ loop(range(9999)) }}{% endif %}{% endfor %}",
+    "recursive loops": "{% for a in [0] recursive %}{{ loop(range(999)) if loop.depth < 5 }}{% endfor %}",
     "macros": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "~": growing("'ab'", "ns.x ~ ns.x"),
     "+": growing("'ab'", "ns.x + ns.x"),
