@@ -264,33 +264,8 @@ def test_llama_3_frequencies_are_in_order(tmp_path):
         load(folder)
 
 
-NASTY = st.sampled_from(
-    [
-        0,
-        -1,
-        1,
-        3,
-        10**6,
-        10**12,
-        2**63,
-        10**400,
-        1.5,
-        -1e-9,
-        1e308,
-        math.nan,
-        math.inf,
-        True,
-        False,
-        None,
-        "",
-        "32",
-        "x" * 9999,
-        [],
-        [1],
-        {},
-        {"a": {"b": []}},
-    ]  # fmt: skip
-)
+NUMBERS = [0, -1, 1, 3, 10**6, 10**12, 2**63, 10**400, 1.5, -1e-9, 1e308, math.nan, math.inf]
+NASTY = st.sampled_from([*NUMBERS, True, False, None, "", "32", "x" * 9999, [], [1], {}, {"a": {"b": []}}])
 FIELDS = st.sampled_from(
     [*HIGHEST, *SWITCHES, "rope_parameters", "rope_scaling", "hidden_act", "model_type", "eos_token_id"]
 )
