@@ -45,3 +45,10 @@ def token_ids_of(name: str, ids: Iterable[int], vocab_size: float = math.inf, er
         return [i if type(i) is int and 0 <= i <= last else whole_number(each, i, 0, last, error) for i in plain(ids)]
     except TypeError as problem:
         raise error(f"{name} must be whole numbers: {problem}") from problem
+
+
+def require_embedded(ids: Iterable[int], tokenizer, vocab_size: int) -> None:
+    """Raises `BadMessage` at a token for which the model has no embedding: a tokenizer may know more tokens."""
+    for i in ids:
+        if i >= vocab_size:
+            raise BadMessage(f"the input holds {tokenizer.decode([i])!r}, token {i}; the model has {vocab_size} tokens")

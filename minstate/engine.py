@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from minstate import persistence
-from minstate.arguments import token_ids_of, whole_number
+from minstate.arguments import require_embedded, token_ids_of, whole_number
 from minstate.chat.conversation import Chat, read_input
 from minstate.chat.grammar import Constraint, Grammars
 from minstate.chat.tool_calls import Tools
@@ -39,6 +39,7 @@ from minstate.weights import load_model
 class Engine:
     """Runs the turns of any number of sessions over one pool of KV pages. Belongs to the thread that made it.
 
+    num_pages     of the pool; None: 65,536 tokens, but at most a quarter of the free memory. `engine.pool` shows both
     token_budget  query tokens a forward pass takes at most: longer prompts are prefilled in chunks, between which
                   running decodes go on
     prefix_cache  whether sessions of one tenant share what they have in common; if not, a session shares with its own
@@ -55,14 +56,16 @@ class Engine:
         *,
         eos_ids: Iterable[int] = (),
         page_size: int = 16,
-        num_pages: int = 4096,
+        num_pages: int | None = None,
         token_budget: int = 512,
         prefix_cache: bool = True,
         speculation: bool | Speculation = False,
         clock: Callable[[], float] = time.monotonic,
     ):
-        page_size, num_pages = whole_number("page_size", page_size, 1), whole_number("num_pages", num_pages, 1)
-        token_budget = whole_number("token_budget", token_budget, 1)
+        page_size, token_budget = (
+            whole_number(name, value, 1) for name, value in [("page_size", page_size), ("token_budget", token_budget)]
+        )
+        num_pages = None if num_pages is None else whole_number("num_pages", num_pages, 1)
         eos = frozenset(token_ids_of("eos_ids", eos_ids, model.config.vocab_size, BadValue))
         runner = ModelRunner(model, num_pages=num_pages, page_size=page_size)
         self.tokenizer, self.eos_ids, self.clock = tokenizer, eos, clock
@@ -70,9 +73,7 @@ class Engine:
         costs = "bfloat16" if model.dtype == torch.bfloat16 else "float32"
         self.scheduler = Scheduler(self.cache, token_budget, Speculation.of(speculation, costs))
         self.core = EngineCore(runner, OutputProcessor(tokenizer, eos), self.scheduler, clock)
-        self.prefix_cache = prefix_cache
-        self.guard = Guard()
-        self._corpora = Corpora()
+        self.prefix_cache, self.guard, self._corpora = prefix_cache, Guard(), Corpora()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._sessions_made = self._requests_made = 0
 
@@ -207,6 +208,7 @@ class Engine:
         # 2. What the turn adds to the log, for which there must be room, and what its output must fit.
         tools = session.transcript.tools if options.tools is None else options.tools
         given, dropped = Admission(session, messages, token_ids, options).admit()
+        require_embedded(given.ids, self.tokenizer, self.model.config.vocab_size)
         constraint = self._constraint(options, tools, given.thinking)
         # 3. From here on the turn is under way.
         request = Request(

@@ -4,22 +4,18 @@ A family of models is a row of `model_families.FAMILIES`. `_require_implemented`
 `Model` lacks.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from minstate.config_values import require_sensible
 from minstate.errors import DamagedWeights, UnsupportedModel
 from minstate.model_families import FAMILIES, Family
 from minstate.rotary import Rope
 
-MULTIPLIERS = (
-    "embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling", "query_pre_attn_scalar",
-    "rms_norm_eps",
-)  # fmt: skip
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as `config.json` names them
 
 
@@ -56,18 +52,16 @@ class ModelConfig:
         Raises `UnsupportedModel`, which names what is not implemented, and `DamagedWeights` if a value is missing or
         makes no sense.
         """
+        require_sensible(config)
         _require_implemented(config)
-        _require_multipliers(config)
         try:
-            shape = _read_shape(config, FAMILIES[config["model_type"]])
+            return _read_shape(config, FAMILIES[config["model_type"]])
         except (UnsupportedModel, DamagedWeights):
             raise
         except KeyError as missing:
             raise DamagedWeights(f"config.json lacks {missing}") from missing
         except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise DamagedWeights(f"config.json holds a value that makes no sense: {error}") from error
-        _require_sizes(shape)
-        return shape
 
     @property
     def layer_parameters(self) -> int:
@@ -247,22 +241,3 @@ def _read_ropes(config: Mapping[str, Any], family: Family, head_dim: int) -> tup
         for each in (settings, local)
     )
     return full_rope, local_rope
-
-
-def _require_multipliers(config: Mapping[str, Any]) -> None:
-    """Raises `DamagedWeights` unless each multiplier that is given is a number above 0."""
-    for name in MULTIPLIERS:
-        value = config.get(name, 1.0)
-        if type(value) not in (int, float) or not 0 < value < math.inf:
-            raise DamagedWeights(f"config.json says {value!r} for {name}, which must be a number above 0")
-
-
-def _require_sizes(shape: ModelConfig) -> None:
-    """Raises `DamagedWeights` unless each size is a whole number above 0."""
-    sizes = {field.name: getattr(shape, field.name) for field in fields(shape) if field.type is int}
-    for name, value in [
-        *sizes.items(),
-        *(("sliding_window", window) for window in shape.windows if window is not None),
-    ]:
-        if type(value) is not int or value < 1:
-            raise DamagedWeights(f"config.json says {value!r} for {name}, which must be a whole number above 0")

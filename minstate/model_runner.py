@@ -8,6 +8,7 @@ import torch
 
 from minstate.attention import TorchAttention
 from minstate.errors import UnsupportedModel
+from minstate.memory import default_pages
 from minstate.model import Model
 from minstate.paged_kv import KVPool
 from minstate.ragged_batch import RaggedBatch
@@ -23,8 +24,10 @@ class Scores(NamedTuple):
 class ModelRunner:
     """Owns the pool, and runs the model over it. Raises `UnsupportedModel` where a GPU lacks triton."""
 
-    def __init__(self, model: Model, *, num_pages: int, page_size: int):
+    def __init__(self, model: Model, *, num_pages: int | None, page_size: int):
         config = model.config
+        if num_pages is None:
+            num_pages = default_pages(config, model.dtype, model.device, page_size)
         self.model = model
         self.pool = KVPool(
             num_layers=config.num_layers,

@@ -123,10 +123,12 @@ class KVPool:
             size = math.prod(shape) * dtype.itemsize / 1e9
             why = f"no {size:,.0f} GB for {num_pages} KV pages: build the engine with fewer"
             raise OutOfPages(why, needed=num_pages) from error
-        self.allocator = PageAllocator(num_pages)
-        self.page_size = page_size
+        self.allocator, self.page_size = PageAllocator(num_pages), page_size
         self._collect = self._kv.is_cuda
         self._copies: dict[int, tuple[int, int, int]] = {}  # pending copies by target: source, target, tokens
+
+    def __repr__(self) -> str:
+        return f"KVPool({self._kv.shape[3]:,} tokens in pages of {self.page_size}, {self._kv.nbytes / 1e9:.2f} GB)"
 
     @property
     def kv(self) -> torch.Tensor:

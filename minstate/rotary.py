@@ -27,7 +27,6 @@ SETTINGS = {
     "yarn": ("factor",),
     "longrope": ("short_factor", "long_factor"),
 }
-OPTIONAL = ("rope_theta", "attention_factor", "beta_fast", "beta_slow", "original_max_position_embeddings")
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,8 @@ class Rope:
         dims = int(head_dim * (settings.get("partial_rotary_factor") or 1))
         if dims % 2 or not dims:
             raise DamagedWeights(f"config.json rotates {dims} dimensions of a head, which must be pairs")
-        for name in (*SETTINGS[kind], *OPTIONAL):
-            count = dims // 2 if name in ("short_factor", "long_factor") else 1
-            _require_positive(name, settings.get(name), count)
+        for name in SETTINGS["longrope"] if kind == "longrope" else ():
+            _require_factors(name, settings[name], dims // 2)
         return Rope(
             dims=dims,
             theta=float(settings.get("rope_theta") or theta),
@@ -77,16 +75,11 @@ class Rope:
         )
 
 
-def _require_positive(name: str, value: Any, count: int) -> None:
-    """Raises `DamagedWeights` unless the setting is a number above 0, or a list of so many of them, or None."""
-    numbers = value if count > 1 else [value]
-    if value is not None and not (
-        isinstance(numbers, list)
-        and len(numbers) == count
-        and all(isinstance(n, int | float) and not isinstance(n, bool) and 0 < n < math.inf for n in numbers)
-    ):
-        expected = "a number above 0" if count == 1 else f"a list of {count} numbers above 0"
-        raise DamagedWeights(f"config.json says {str(value)[:80]} for {name}, which must be {expected}")
+def _require_factors(name: str, numbers: Any, pairs: int) -> None:
+    """Raises `DamagedWeights` unless there is a number above 0 for each pair of dimensions."""
+    is_list = isinstance(numbers, list) and len(numbers) == pairs
+    if not is_list or not all(type(n) in (int, float) and 0 < n < math.inf for n in numbers):
+        raise DamagedWeights(f"config.json says {str(numbers)[:80]} for {name}, which must be {pairs} numbers above 0")
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ import torch
 from minstate.arguments import plain, real_number, whole_number
 from minstate.chat.grammar import Constraint
 from minstate.errors import BadValue, NonFiniteLogits
+from minstate.model_files import GENERATION, read_json
+from minstate.weights import find_model
 
 RANGES = {  # of the settings that are real numbers; True: the lower end is not included
     "temperature": (0, sys.float_info.max), "top_p": (0, 1, True), "min_p": (0, 1),
@@ -68,6 +71,22 @@ class Sampling:
     def has_penalties(self) -> bool:
         """Whether logits are changed before temperature and filters."""
         return self.repetition_penalty != 1 or any((self.presence_penalty, self.frequency_penalty, self.logit_bias))
+
+    @staticmethod
+    def from_pretrained(name: str | Path | None = None) -> "Sampling":
+        """What the model's maker recommends in `generation_config.json`; the default if there is no such file.
+
+        name  of the model, as for `Engine.from_pretrained`
+
+        `do_sample: false` means temperature 0; `do_sample: true` without a temperature means 1, as in transformers.
+        Raises `BadValue` if a value is outside its range, `ModelNotFound`, `DamagedWeights`.
+        """
+        folder = find_model(name)
+        says = read_json(folder, GENERATION) if (folder / GENERATION).exists() else {}
+        own = {field.name: says[field.name] for field in fields(Sampling) if says.get(field.name) is not None}
+        if (samples := says.get("do_sample")) is not None:
+            own["temperature"] = own.get("temperature", 1.0) if samples else 0.0
+        return Sampling(**own)
 
     def for_fork(self, lineage: tuple[int, ...]) -> "Sampling":
         """The same settings with a seed of its own for the fork that `lineage` names. `()` names no fork: no change."""

@@ -15,6 +15,7 @@ from typing import Any
 from minstate.chat.content import ControlTokens
 from minstate.chat.messages import Message, Messages, in_order_of_calls
 from minstate.chat.probing import PROBE_TOOLS, find_dialect
+from minstate.chat.sandbox import Stopped, render
 from minstate.chat.tool_calls import Tools, signatures
 from minstate.chat.transcript import NO_OPTIONS, Options
 from minstate.errors import BadMessage, UnsupportedModel
@@ -35,12 +36,14 @@ class Template:
     eos_ids  tokens that end a reply, besides those that the template writes behind one
     """
 
+    stopped: Stopped | None = None  # a template that takes too much for a probe is not tried again
+
     def __init__(self, tokenizer, eos_ids: frozenset[int] = frozenset()):
         self.tokenizer, self.control = tokenizer, ControlTokens(tokenizer)
         source = getattr(tokenizer, "chat_template", None)
         if not source:
             raise UnsupportedModel("the tokenizer has no chat template: send token_ids")
-        user = STAND_IN[0]
+        user, self.knows_results = STAND_IN[0], True
         self.wants_parts = not self._shows([user], "stand-in") and self._shows([_in_parts(user)], "stand-in")
         self.knows_tools = self._shows([user], "probe_tool_a", PROBE_TOOLS)
         self.knows_system = self._shows([{"role": "system", "content": "probe system"}, user], "probe system")
@@ -50,11 +53,13 @@ class Template:
         reply_end = self._raw([user, {"role": "assistant", "content": REPLY}]).partition(REPLY)[2]
         text = source if isinstance(source, str) else "\n".join(source.values())
         self.dialect, self.writes_calls = find_dialect(self._probe, text, self.control.ids, spelt, reply_end)
+        if self.stopped:
+            raise UnsupportedModel(f"the chat template takes too much for a few words: {self.stopped}")
         # What a reply may spell: marks of calls and thoughts, but nothing that ends it, or is between messages.
         marks, ends = "".join(self.dialect.think or ()) + self.dialect.calls, (reply_end, *spelt)
         own = (token for token in self.control.ids if token in marks)
         self.marks = frozenset(token for token in own if not any(token in end for end in ends))
-        self.knows_results = self.takes_ids = True
+        self.takes_ids = True
         self.knows_results = any(
             self._shows(self._for_template([user, reply, RESULT], NO_OPTIONS, frozenset()), "probe result", PROBE_TOOLS)
             for reply in ({"role": "assistant", "content": "", "tool_calls": [CALL]}, STAND_IN_REPLY)
@@ -101,9 +106,7 @@ class Template:
         if self.wants_parts:
             written = [_in_parts(message) for message in written]
         try:
-            return self.tokenizer.apply_chat_template(
-                written, tools=list(safe) or None, tokenize=False, add_generation_prompt=reply, **options.variables
-            )
+            return render(self.tokenizer, written, safe, reply=reply, variables=options.variables)
         except Exception as error:  # a template may raise anything
             raise BadMessage(f"the chat template refuses these messages: {error}") from error
 
@@ -272,11 +275,13 @@ To call one, write {how}:
 
     def _probe(self, messages: Messages, tools: Tools = (), *, reply: bool = False) -> str:
         try:
-            return self.tokenizer.apply_chat_template(
-                list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=reply
-            )
+            if self.stopped is None:
+                return render(self.tokenizer, messages, tools, reply=reply)
+        except Stopped as error:
+            self.stopped = error
         except Exception as error:  # a template may raise anything
             raise ValueError(str(error)) from error
+        raise ValueError(str(self.stopped))
 
 
 def _in_parts(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from minstate.lab.engines.small_engine import byte_tokenizer
 from minstate.lab.measure import machine
 from minstate.lab.templates.check import CHECKS, Verdict, check_template, control_tokens_in
-from minstate.weights import read_config, read_tokenizer
+from minstate.weights import read_eos, read_tokenizer
 
 # Tokens that end a reply in one family or another. A configuration would tell; a template alone does not.
 ENDS = (
@@ -33,8 +33,8 @@ def tokenizers(paths: list[Path]) -> Iterator[tuple[str, object, frozenset[int]]
     """The name, the tokenizer and the end tokens of each template that the paths lead to."""
     for path in paths:
         if (path / "tokenizer.json").is_file():
-            eos = read_config(path).get("eos_token_id") if (path / "config.json").is_file() else None
-            yield path.name, read_tokenizer(path), frozenset(eos if isinstance(eos, list) else [eos] if eos else [])
+            tokenizer = read_tokenizer(path)
+            yield path.name, tokenizer, frozenset(read_eos(path, tokenizer, len(tokenizer)))
             continue
         for file in sorted(path.glob("**/*.jinja")) if path.is_dir() else [path]:
             template = file.read_bytes().decode()
