@@ -260,11 +260,13 @@ def mutated(draw):
             header["transcript"] = "[" * 50_000 + "]" * 50_000
         elif place == "log":
             log = tensors["log"]
-            odd = [log[:5], log.float(), log[None], log[0], -log, log + 10**6, log.to(torch.int8), log != 0]
+            odd = [log[:5], log.float(), log[None], log[:0], -log, log + 10**6, log.to(torch.int8), log != 0]
             tensors["log"] = draw.choice(odd).contiguous()
         elif place == "kv":
             kv = tensors["kv"]
-            tensors["kv"] = draw.choice([kv[0], kv.float(), kv[..., :1], kv[:, :, :, :0], kv[0, 0, 0, 0, 0], kv * torch.nan])
+            tensors["kv"] = draw.choice(
+                [kv[0], kv.float(), kv[..., :1], kv[:, :, :, :0], kv[0, 0, 0, 0], kv * torch.nan]
+            )
             tensors["kv"] = tensors["kv"].contiguous()
         else:
             tensors.pop(draw.choice(["log", "kv"]))
