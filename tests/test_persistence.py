@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -319,7 +320,7 @@ def test_a_link_is_written_through_a_long_name_fits_and_a_folder_is_refused(tmp_
     with pytest.raises(IsADirectoryError):
         session.save(tmp_path / "folder")
     session.save(os.devnull)
-    assert not os.path.isfile(os.devnull) and len([*tmp_path.iterdir()]) == 4
+    assert Path(os.devnull).is_char_device() and len([*tmp_path.iterdir()]) == 4
 
 
 def test_what_a_killed_save_has_left_is_removed_and_what_a_live_one_writes_is_not(saved, monkeypatch):
