@@ -118,7 +118,7 @@ def played(acts):
 
 @cache
 def script():
-    """For each act: sites, above all those that no earlier act has, with their counts; the sessions before and after."""
+    """For each act: sites, mostly those that no earlier act has, their counts, and the sessions before and after."""
     user_key()  # which is made once for a process
     known, acts, seen = set(), {}, set()
     for act, needed in ACTS.items():
