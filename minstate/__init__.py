@@ -16,6 +16,7 @@ from minstate.errors import (
     BrokenInvariant,
     ContextOverflow,
     DamagedWeights,
+    EngineBroken,
     EngineClosed,
     EngineMisuse,
     MinstateError,

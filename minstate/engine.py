@@ -144,11 +144,7 @@ class Engine:
         sequence = self._new_sequence(tenant, transcript.tools)
         sequence.log += log
         session = self.new_session(tenant, sequence, transcript, (tuple(seeds["lineage"]), seeds["forks"]))
-        try:
-            self.cache.fill(sequence, kv)
-        except BaseException:
-            session.close()
-            raise
+        self.cache.fill(sequence, kv)
         return session
 
     def _new_sequence(self, tenant: str, tools: Tools) -> Sequence:
@@ -228,8 +224,7 @@ class Engine:
             deadline=self.clock() + options.timeout_s,
         )
         self._requests_made += 1
-        session.begin_turn(request, given)
-        self.scheduler.submit(request)
+        self.core.begin(request, given)
         return request
 
     @entry
@@ -237,12 +232,14 @@ class Engine:
         """One forward pass for all running turns; returns those that it ended: with a `turn`, or with an `error`.
 
         An exception in one turn's sampling, grammar or drafts ends that turn, and the others go on. If the forward pass
-        fails, it is tried for each turn alone, and ends those that fail again. Ctrl-C waits for the end of a step, and
-        leaves its turns running. An exception that is no turn's fault (Ctrl-C pressed twice, for one) aborts all
-        running turns, and is raised again.
+        fails, it is tried for each turn alone, and ends those that fail again. Ctrl-C waits for the end of a step. An
+        exception that is no turn's fault (Ctrl-C pressed twice, for one) aborts all running turns, and is raised again.
         """
-        with self.guard.stepping():
+        self.guard.in_step = True
+        try:
             return self.core.step()
+        finally:
+            self.guard.in_step = False
 
     def run(self) -> list[Request]:
         """Step until nothing runs; returns the turns that ended, in that order: with a `turn`, or with an `error`.
@@ -257,12 +254,15 @@ class Engine:
     @entry
     def abort(self, request: Request) -> None:
         """Give up a running turn: its session's log is as before it. Does nothing to a turn that is done."""
-        if not request.done:
-            self.core.give_up(request)
+        self.core.give_up(request)
 
     @entry
     def check(self) -> None:
         """Recount everything. Raises `BrokenInvariant` if any bookkeeping contradicts itself."""
+        self.recount()
+
+    def recount(self) -> None:
+        """As `check`, without another `entry`."""
         check_engine(self.cache, list(self._sessions), self.scheduler.running, self.scheduler.requests)
 
     def read_input(self, transcript: Transcript, log: list[int], messages, ids: list[int] | None) -> Continuation:

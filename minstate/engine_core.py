@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from minstate.chat.transcript import Continuation
 from minstate.errors import TurnTimeout
 from minstate.model_runner import ModelRunner, Scores
 from minstate.output import OutputProcessor
@@ -45,10 +46,21 @@ class EngineCore:
                 self.give_up(request)
             raise
 
+    def begin(self, request: Request, given: Continuation) -> None:
+        """The turn is under way; or an exception is raised, and its session is as before it."""
+        try:
+            request.session.begin_turn(request, given)
+            self.scheduler.submit(request)
+        except BaseException:
+            if request.session.running is request:
+                self.give_up(request)
+            raise
+
     def give_up(self, request: Request) -> None:
-        """End a turn without an answer: its session is as before it."""
-        self.scheduler.end(request, request.log_before)
-        request.end()
+        """End a turn without an answer, unless it is done: its session is as before it."""
+        if not request.done:
+            self.scheduler.end(request, request.log_before)
+            request.end()
 
     def _expire(self) -> None:
         now = self.clock()

@@ -1,7 +1,7 @@
 """All errors that minstate raises on purpose. Each is also the standard exception that a caller would expect.
 
-After any of these errors, the log and the marks of the session are as they were before the call, and `Engine.check()`
-passes.
+After any of these errors but `EngineBroken` and `BrokenInvariant`, the log and the marks of the session are as they
+were before the call, and `Engine.check()` passes.
 """
 
 
@@ -74,6 +74,10 @@ class EngineMisuse(MinstateError, RuntimeError):
 
 class EngineClosed(MinstateError, RuntimeError):
     """An `AsyncEngine` was closed, or its engine has failed. The message says which."""
+
+
+class EngineBroken(MinstateError, RuntimeError):
+    """An exception has left the engine's bookkeeping half changed, and the engine refuses all calls: make a new one."""
 
 
 class UnsupportedModel(MinstateError, ValueError):

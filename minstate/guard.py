@@ -1,4 +1,9 @@
-"""Who may touch an engine, and when: its own thread, one call at a time, and Ctrl-C between two calls."""
+"""Who may touch an engine, and when: its own thread, one call at a time, and Ctrl-C between two calls.
+
+Any line of a call may raise: memory runs out, recursion goes too deep, a signal handler raises. Where it can, the call
+undoes what it has begun. Nobody can foresee every place, so the next call first recounts all bookkeeping. If pages,
+tree, logs and turns contradict each other, this call and all later ones are refused, rather than read other's pages.
+"""
 
 import signal
 import threading
@@ -6,7 +11,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 
-from minstate.errors import EngineMisuse
+from minstate.errors import EngineBroken, EngineMisuse, MinstateError
 from minstate.request import Request
 from minstate.sequence import Sequence
 
@@ -22,6 +27,7 @@ class Guard:
         self.owner = threading.current_thread()
         self.entered = 0  # how many guarded methods are on the stack
         self.in_step = False
+        self.suspect = ""  # the type of an exception that left a call; "" once everything has been recounted
         self.abandoned: list[Request] = []  # turns whose stream became garbage
         self.forgotten: list[Sequence] = []  # of sessions that became garbage
 
@@ -32,14 +38,22 @@ class Guard:
         if self.in_step:
             raise EngineMisuse("the engine is in the middle of a step")
 
-    @contextmanager
-    def stepping(self) -> Generator[None]:
-        """Inside, no other call may enter the engine."""
-        self.in_step = True
+    def tidy(self, engine) -> None:
+        """Do what destructors have left to do, and recount if an exception left a call. Raises `EngineBroken`."""
         try:
-            yield
-        finally:
-            self.in_step = False
+            while self.abandoned:
+                engine.core.give_up(self.abandoned.pop())
+            while self.forgotten:
+                engine.cache.release(self.forgotten.pop())
+            if self.suspect:
+                engine.recount()
+                self.suspect = ""
+        except Exception as error:
+            self.suspect = self.suspect or type(error).__name__
+            raise EngineBroken(
+                f"{self.suspect} has left this engine's bookkeeping half changed ({error}): make a new engine. The "
+                "token_ids and messages of its sessions can still be read, but sessions cannot be saved any more"
+            ) from error
 
     def abandon(self, request: Request) -> None:
         """As `Request.abort`, for a destructor, which may run in any thread and at any moment."""
@@ -52,22 +66,24 @@ def entry(method: Callable) -> Callable:
     """A method of `Engine` or `Session` that changes something, or needs it to keep still.
 
     Only the engine's own thread may call it, and not inside a step. First it does what destructors have left to do.
-    Ctrl-C waits until it is over.
+    Ctrl-C waits until it is over. An error that minstate raises on purpose has changed nothing, unless it is raised on
+    the way out of another exception; after any other exception, the next call recounts.
     """
 
     @wraps(method)
     def guarded(self, *args, **options):
         engine = getattr(self, "engine", self)
         guard = engine.guard
-        guard.require_owner()  # before another thread touches the count
+        guard.require_owner()
         with nullcontext() if guard.entered else interrupted_later():
             guard.entered += 1
             try:
-                while guard.abandoned:
-                    engine.abort(guard.abandoned.pop())
-                while guard.forgotten:
-                    engine.cache.release(guard.forgotten.pop())
+                guard.tidy(engine)
                 return method(self, *args, **options)
+            except BaseException as error:
+                if error.__context__ or not isinstance(error, MinstateError):
+                    guard.suspect = guard.suspect or type(error).__name__
+                raise
             finally:
                 guard.entered -= 1
 
@@ -89,8 +105,8 @@ def interrupted_later() -> Generator[None]:
             handler(*args)
         pressed.append(args)
 
-    signal.signal(signal.SIGINT, wait)
     try:
+        signal.signal(signal.SIGINT, wait)
         yield
     finally:
         signal.signal(signal.SIGINT, handler)

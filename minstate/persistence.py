@@ -1,27 +1,38 @@
 """A session in a file, K/V included: it outlives the process, and goes on without computing anything again.
 
 The file is one safetensors file. Its tensors are the log and the K/V of the log's beginning. Its header holds the
-transcript, the model's fingerprint, and a checksum of everything. The file is written under a temporary name, and then
-moved into place: so it is complete, or it is not there.
+transcript, the model's fingerprint, a checksum of everything, and a signature of the checksum. The file is written
+under a temporary name, and then moved into place: so it is complete, or it is not there.
+
+**Whom we trust.** Whoever can write a file decides what it says: its log and messages are taken as data, and checked.
+But K/V that do not belong to their log would change the answers of all sessions that share them, and no check can tell.
+So K/V are used only if this user's key has signed them; those of any other file are computed again from its log. A
+private copy for such a session would not do: saved again, it would carry our signature. And the log would no longer
+be what the model saw.
 """
 
+import fcntl
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
+from minstate.arguments import token_ids_of
+from minstate.chat.messages import normalise, normalise_tools
 from minstate.chat.transcript import Options, Transcript
 from minstate.errors import UnreadableSession
 from minstate.model import Model
 from minstate.paged_kv import KVPool
+from minstate.signing import sign, user_key
 
-FORMAT = "minstate-session-3"
+FORMAT = "minstate-session-4"
 replace = Path.replace  # a name of this module, so that a test can put a function here that fails
 
 
@@ -40,65 +51,106 @@ def write(
             {**vars(transcript), "verbatim": sorted(transcript.verbatim), "options": vars(transcript.options)}
         ),
         "seeds": json.dumps(seeds),
+        "signer": sign(user_key(), FORMAT),
     }
-    data = save(tensors, header | {"checksum": _checksum(tensors, header)})
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
+    checksum = _checksum(tensors, header)
+    _put(path, save(tensors, header | {"checksum": checksum, "signature": sign(user_key(), checksum)}))
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Write a file as other tools do: through a link, with the mode of the file before it, into a device as it is."""
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)  # raises IsADirectoryError
+        return
+    prefix = f".minstate-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}-"  # short, however long the name
+    for left in path.parent.glob(f"{prefix}*"):
+        with suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails unless the process that wrote it was killed
+            if left.stat().st_size:  # an empty one may have been made just now, and not be locked yet
+                left.unlink()
+    temporary = path.parent / f"{prefix}{secrets.token_hex(8)}"
+    try:
+        with temporary.open("xb") as file:
+            with suppress(OSError):  # where there are no locks, nothing is removed either
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if path.exists():
+                temporary.chmod(path.stat().st_mode & 0o7777)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            replace(Path(file.name), path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+            replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read(path: Path, model: Model, pool: KVPool) -> tuple[list[int], torch.Tensor, Transcript, dict]:
     """The log, its K/V `[layers, 2, H_kv, tokens, D]`, the transcript, and the seeds, as `write` took them.
 
-    Raises OSError, and `UnreadableSession` if the file is damaged, or of another model, precision or format.
+    There are no K/V if another user has written the file. Raises OSError, and `UnreadableSession` if the file is
+    damaged, or of another model, precision or format.
     """
+    data = path.read_bytes()  # at once: another process may put a new file in its place meanwhile
     try:
-        with safe_open(path, framework="pt") as file:
-            header = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise UnreadableSession(f"{path} is damaged, or holds no session: {error}") from error
+        return _parse(data, model, pool)
+    except (SafetensorError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UnreadableSession(f"{path} holds no session, or is damaged: {error}") from error
+
+
+def _parse(data: bytes, model: Model, pool: KVPool) -> tuple[list[int], torch.Tensor, Transcript, dict]:
+    """As `read`. Raises any of many errors if the file is not as `write` wrote it."""
+    tensors = load(data)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
     if header.get("format") != FORMAT:
-        raise UnreadableSession(f"{path} has the format {header.get('format')!r}, not {FORMAT!r}")
-    checksum = header.pop("checksum", None)
-    if tensors.keys() != {"log", "kv"} or checksum != _checksum(tensors, header):
-        raise UnreadableSession(f"{path} is damaged: its checksum does not match its content")
+        raise ValueError(f"it has the format {header.get('format')!r}, not {FORMAT!r}")
+    signature, checksum = header.pop("signature"), header.pop("checksum")
+    ours = header["signer"] == sign(user_key(), FORMAT)
+    intact = checksum == _checksum(tensors, header) and (not ours or signature == sign(user_key(), checksum))
+    if tensors.keys() != {"log", "kv"} or not intact:
+        raise ValueError("its checksum does not match its content")
     if header["model"] != model.fingerprint:
-        raise UnreadableSession(f"{path} was written with another model, or in another precision: open a new session")
+        raise ValueError("it was written with another model, or in another precision: open a new session")
+    log, kv = token_ids_of("its log", tensors["log"].tolist(), model.config.vocab_size), tensors["kv"]
     layers, two, heads, _, dim = pool.kv.shape
-    log, kv = tensors["log"].tolist(), tensors["kv"]
-    if kv.dtype != pool.kv.dtype or kv.shape != (layers, two, heads, kv.shape[3], dim) or kv.shape[3] > len(log):
-        raise UnreadableSession(f"{path} holds K/V of shape {list(kv.shape)}, which does not fit this model")
-    return log, kv, _transcript(json.loads(header["transcript"])), json.loads(header["seeds"])
+    tokens = min(kv.shape[3], max(0, len(log) - 1))
+    if kv.dtype != pool.kv.dtype or kv.shape != (layers, two, heads, tokens, dim):
+        raise ValueError(f"it holds K/V of shape {list(kv.shape)}, which does not fit this model and {len(log)} tokens")
+    if not kv.isfinite().all():
+        raise ValueError("its K/V are not finite")
+    seeds = json.loads(header["seeds"])
+    _counts([*seeds["lineage"], seeds["forks"]])
+    return log, kv if ours else kv[:, :, :, :0], _transcript(json.loads(header["transcript"]), len(log)), seeds
 
 
-def _transcript(values: dict[str, Any]) -> Transcript:
+def _transcript(values: dict[str, Any], log_length: int) -> Transcript:
     """A transcript from its fields. JSON has lists where a transcript has tuples."""
-    messages = values["messages"]
+    messages, options = values["messages"], Options(**values["options"])
+    messages = normalise(messages) if messages else None if messages is None else ()
+    in_log, reply_start = _counts([values["in_log"], values["reply_start"]])
+    flags = {type(options.content_may_control), type(values["thinking"])}
+    too_many = reply_start > log_length or (messages is not None and in_log > len(messages))
+    if too_many or flags != {bool} or not isinstance(options.variables, dict):
+        raise ValueError("its transcript does not fit its log, or is none")
     return Transcript(
-        messages=None if messages is None else tuple(messages),
-        tools=tuple(values["tools"]),
-        in_log=values["in_log"],
-        reply_start=values["reply_start"],
+        messages=messages,
+        tools=normalise_tools(values["tools"]),
+        in_log=in_log,
+        reply_start=reply_start,
         thinking=values["thinking"],
-        verbatim=frozenset(values["verbatim"]),
-        options=Options(**values["options"]),
+        verbatim=frozenset(_counts(values["verbatim"])),
+        options=options,
     )
+
+
+def _counts(values: list[int]) -> list[int]:
+    """The values. Raises ValueError unless they are whole numbers from 0 up."""
+    return token_ids_of("its header", values, 2**63)
 
 
 def _checksum(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
-        digest.update(_bytes(tensors[name]))
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    return tensor.contiguous().cpu().view(torch.uint8).numpy().data

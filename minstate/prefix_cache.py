@@ -44,6 +44,8 @@ from minstate.radix_tree import RadixTree
 from minstate.ranked_queue import RankedQueue
 from minstate.sequence import Sequence
 
+LONGEST_HINT_S = 86_400.0  # a day
+
 
 class PrefixCache:
     """All sequences of one pool, the tree that they share, and the order in which they lose their pages."""
@@ -60,6 +62,7 @@ class PrefixCache:
         """Let a sequence without K/V share pages with the sequences under `root`."""
         sequence.root = sequence.node = root
         self.tree.join(root)
+        self._limit_hints()
 
     def begin(self, sequence: Sequence) -> None:
         """A turn begins: find what eviction has left, lock it, and borrow what the tree has of the log besides."""
@@ -175,10 +178,15 @@ class PrefixCache:
             sequence.table.truncate(at)
 
     def expect(self, sequence: Sequence, seconds: float) -> None:
-        """The idle sequence's next turn is expected in so many seconds: until then other sequences lose pages first."""
+        """The idle sequence's next turn is expected in so many seconds: until then other sequences lose pages first.
+
+        A hint holds for `LONGEST_HINT_S` at most. The hints of a tenant protect at most its share of the pool, which is
+        the same for all tenants: where they would protect more, those furthest in the future are dropped.
+        """
         self.refresh(sequence)
         self._unexpect(sequence)
-        self._expect(sequence, self._clock() + seconds)
+        self._expect(sequence, self._clock() + min(seconds, LONGEST_HINT_S))
+        self._limit_hints()
 
     def make_room(self, count: int) -> None:
         """Free `count` pages, or as many as can be freed: idle tails and leaves of the tree, by `EvictionRank`.
@@ -267,6 +275,15 @@ class PrefixCache:
             if sequence in self.idle_tails:
                 self._rank_tail(sequence)
         return when
+
+    def _limit_hints(self) -> None:
+        """Otherwise a tenant that expects all its sessions back, always, would leave other tenants no room."""
+        share = self.pool.allocator.num_pages // max(1, len(self.tree.tenants))
+        for root in {sequence.root for sequence in self.expected_returns}:
+            expected = [sequence for sequence in self.expected_returns if sequence.root is root]
+            expected.sort(key=self.expected_returns.rank)
+            while len({page for sequence in expected for page in sequence.table.pages}) > share:
+                self._unexpect(expected.pop())
 
     def _drop_late_expectations(self) -> None:
         """A sequence that missed its expected return time loses its protection."""

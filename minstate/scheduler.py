@@ -133,7 +133,8 @@ class Scheduler:
             self.running.remove(request)
             self.cache.end(request.sequence, length)
         else:
-            self.waiting.remove(request)
+            if request in self.waiting:  # where an exception hindered `submit`, it may not be
+                self.waiting.remove(request)
             self.cache.rollback(request.sequence, length)
         self._note(request, "end")
 

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -12,7 +12,7 @@ from minstate.arguments import real_number
 from minstate.chat.drift import Drift, find_drift
 from minstate.chat.messages import Message
 from minstate.chat.transcript import Continuation, Transcript
-from minstate.errors import BrokenInvariant, SessionBusy, SessionClosed, StaleMark
+from minstate.errors import BrokenInvariant, EngineBroken, SessionBusy, SessionClosed, StaleMark
 from minstate.guard import entry
 from minstate.request import Request
 from minstate.sequence import Sequence
@@ -48,6 +48,7 @@ class Session:
         self.marks: list[Mark] = []  # those still valid, oldest first
         # What takes the last turn back: where its input began, what this had cut off, and transcript and marks before.
         self._undo: tuple[int, list[int], Transcript, list[Mark]] | None = None
+        self._length = len(sequence.log)  # between two turns; written last, so that a change left half-way shows
         self._open = weakref.finalize(self, engine.guard.forgotten.append, sequence)
         self._open.atexit = False
 
@@ -91,6 +92,7 @@ class Session:
         with self._aborting():
             return TokenStream(self.engine, self.engine.submit(self, messages, token_ids=token_ids, **options))
 
+    @entry
     def mark(self) -> Mark:
         """Remember the present end of the log."""
         self.require_idle()
@@ -102,13 +104,13 @@ class Session:
     def fork(self) -> "Session":
         """A second session with the same log, marks apart, that goes on by itself.
 
-        It shares all K/V, of which at most one partly filled page is copied once either writes. Forks draw different
-        noise from the same `Sampling`.
+        It shares all K/V; once either writes, one page at most is copied. Forks draw noise of their own.
         """
         self.require_idle()
+        child, lineage = self.engine.cache.fork(self.sequence), (*self.lineage, self.forks + 1)
+        session = self.engine.new_session(self.tenant, child, self.transcript, seeds=(lineage, 0))
         self.forks += 1
-        child = self.engine.cache.fork(self.sequence)
-        return self.engine.new_session(self.tenant, child, self.transcript, seeds=((*self.lineage, self.forks), 0))
+        return session
 
     @entry
     def rollback(self, mark: Mark) -> None:
@@ -122,9 +124,9 @@ class Session:
         self.require_idle()
         if mark not in self.marks:
             raise StaleMark(f"{mark!r} is no mark of this session, or the session was rolled back to before it")
-        self._cut(mark.length)
-        self.transcript = mark.transcript
-        del self.marks[self.marks.index(mark) + 1 :]
+        kept = self.marks[: self.marks.index(mark) + 1]
+        self.engine.cache.rollback(self.sequence, mark.length)
+        self.transcript, self.marks, self._length, self._undo = mark.transcript, kept, mark.length, None
 
     @entry
     def take_back(self) -> None:
@@ -163,7 +165,7 @@ class Session:
         drift = find_drift(self.engine.chat, log, self.transcript, given)
         self.engine.prepare_tools(self.sequence, given.tools)
         self._cut(drift.at)
-        self.transcript = given
+        self.transcript, self._length, self._undo = given, drift.at, None
         return drift
 
     @entry
@@ -176,12 +178,10 @@ class Session:
     def save(self, path: str | Path) -> None:
         """Write log and K/V into a file, from which `Engine.load` makes a session. Marks are lost. Raises OSError."""
         self.require_idle()
-        sequence, pool = self.sequence, self.engine.pool
-        self.engine.cache.refresh(sequence)
-        seeds = {"lineage": self.lineage, "forks": self.forks}
-        persistence.write(
-            Path(path), self.engine.model, pool, sequence.table.slots, sequence.log, self.transcript, seeds
-        )
+        sequence, engine = self.sequence, self.engine
+        engine.cache.refresh(sequence)
+        slots, seeds = sequence.table.slots, {"lineage": self.lineage, "forks": self.forks}
+        persistence.write(Path(path), engine.model, engine.pool, slots, sequence.log, self.transcript, seeds)
 
     @entry
     def close(self) -> None:
@@ -193,24 +193,20 @@ class Session:
         if self._open.detach():
             self.engine.cache.release(self.sequence)
 
-    # Called by the engine, or by a cache that answers in its place.
-
     def begin_turn(self, request: Request, given: Continuation) -> None:
         """The turn's input is in the log, from where it continues the log."""
-        undo = given.keep, self.sequence.log[given.keep :], self.transcript, list(self.marks)
-        if given.keep < len(self.sequence.log):
-            self._cut(given.keep)
-        self._undo = undo
+        self._undo = given.keep, self.sequence.log[given.keep :], self.transcript, list(self.marks)
+        self.running = request  # from here on, `end_turn` can undo the rest
+        self._cut(given.keep)
         self.sequence.log += given.ids
-        self.running = request
 
     def end_turn(self, transcript: Transcript | None) -> None:
         """The turn is over. Without a transcript it was given up: what its input had cut off is back, K/V apart."""
-        self.running = None
         if transcript is None:
             self._restore()
         else:
-            self.transcript = transcript
+            self.transcript, self._length = transcript, len(self.sequence.log)
+        self.running = None
 
     def abort_turn(self) -> None:
         """Give up the turn under way, if there is one: log, marks and messages are as before it."""
@@ -221,10 +217,10 @@ class Session:
         """A turn is added whose answer is known already. Its K/V is computed with the next turn."""
         self._cut(given.keep)
         self.sequence.log += [*given.ids, *turn.token_ids]
-        known = given.transcript.messages is not None
-        self.transcript = (
-            self.engine.chat.after_turn(given.transcript, self.sequence.log) if known else given.transcript
-        )
+        transcript, log = given.transcript, self.sequence.log
+        known = transcript.messages is not None
+        self.transcript = self.engine.chat.after_turn(transcript, log) if known else transcript
+        self._length, self._undo = len(log), None
 
     def require_idle(self) -> None:
         """Raises `SessionClosed` or `SessionBusy` unless a turn may begin."""
@@ -241,6 +237,8 @@ class Session:
             raise BrokenInvariant(f"{self!r} is closed and still holds pages")
         if any(mark.length > len(self.sequence.log) for mark in self.marks):
             raise BrokenInvariant(f"a mark lies beyond the log's {len(self.sequence.log)} tokens")
+        if not self.running and self._length != len(self.sequence.log):
+            raise BrokenInvariant(f"{self!r} had {self._length} tokens")
 
     def _given(self, messages, tools) -> Transcript:
         """A history that is given as messages, for this session's tools unless others are given."""
@@ -248,17 +246,17 @@ class Session:
         return self.engine.chat.new_transcript(messages, tools, self.transcript.options)
 
     def _cut(self, length: int) -> None:
-        """Forget the log from `length` on, marks beyond, and what would take back a turn."""
-        self.engine.cache.rollback(self.sequence, length)
-        self.marks = [mark for mark in self.marks if mark.length <= length]
-        self._undo = None
+        """Forget the log from `length` on, and marks beyond."""
+        if length < len(self.sequence.log):
+            self.engine.cache.rollback(self.sequence, length)
+            self.marks = [mark for mark in self.marks if mark.length <= length]
 
     def _restore(self) -> None:
         """The log ends where the last turn's input began: what this had cut off is back, with transcript and marks."""
         if self._undo:
             _, cut_off, self.transcript, self.marks = self._undo
             self.sequence.log += cut_off
-        self._undo = None
+        self._undo, self._length = None, len(self.sequence.log)
 
     @contextmanager
     def _aborting(self) -> Generator[None]:
@@ -268,7 +266,8 @@ class Session:
             yield
         except BaseException:
             if self.running is not before:
-                self.abort_turn()
+                with suppress(EngineBroken):  # which the next call raises
+                    self.abort_turn()
             raise
 
     def __enter__(self) -> Self:

@@ -142,7 +142,11 @@ class Speculator:
         Proposes nothing that `constraint`, which stays as it is, does not allow. `sure` is the chance of a forced
         token: less than 1 where the output is replayed and need not obey the grammar, or may end before.
         """
-        self.index.extend(log)
+        try:
+            self.index.extend(log)
+        except BaseException:
+            self.index = NgramIndex()  # half an entry may be missing: the next draft makes it anew
+            raise
         walk = constraint.copy() if constraint else None
         forced_too = walk is not None and GRAMMAR in self.settings.sources
         draft: list[Guess] = []

@@ -495,3 +495,20 @@ def test_a_long_prompt_without_a_match_is_not_read_again_at_every_step(monkeypat
     cache.begin(sequence)
     cache.extend(sequence)
     assert sum(encoded) <= 4 * 4
+
+
+@pytest.mark.parametrize("seconds", [1e9, float("inf")])
+def test_a_tenants_hints_leave_other_tenants_their_share(seconds):
+    e = engine(num_pages=40)
+    greedy, modest, recomputed = [e.open(tenant="greedy") for _ in range(4)], e.open(tenant="modest"), []
+    for new in (37, 1, 1, 1):
+        for number, session in enumerate(greedy):
+            session.send(token_ids=[10 + number] * new, max_new_tokens=1, sampling=FREE)
+            session.expect(seconds)
+            e.check()
+            protected = {page for sequence in e.cache.expected_returns for page in sequence.table.pages}
+            assert len(protected) <= 20
+            recomputed.append(
+                modest.send(token_ids=[9] * min(new, 3), max_new_tokens=1, sampling=FREE).stats.recomputed
+            )
+    assert sum(recomputed) == 0

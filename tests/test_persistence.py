@@ -1,5 +1,11 @@
 """A session that was saved and loaded continues like the original, and a file that is damaged is refused."""
 
+import json
+import os
+import stat
+from pathlib import Path
+from random import Random
+
 import pytest
 import torch
 from hypothesis import given
@@ -185,3 +191,154 @@ def test_a_tenant_that_is_not_a_string_is_refused_before_anything_is_loaded(tmp_
     with pytest.raises(BadValue, match="tenant must be a string"):
         e.load(tmp_path / "session", tenant=None)
     e.check()
+
+
+# ---- Files that others wrote
+
+
+def forged(path, change, *, signed=True):
+    """Rewrite a file so that its checksum is right; its signature is, too, if `signed`."""
+    data = path.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    tensors = persistence.load(data)
+    del header["checksum"], header["signature"]
+    change(tensors, header)
+    header["checksum"] = persistence._checksum(tensors, header)
+    header["signature"] = persistence.sign(persistence.user_key(), header["checksum"]) if signed else "0" * 64
+    path.write_bytes(persistence.save(tensors, header))
+
+
+def test_kv_that_this_user_has_not_signed_are_computed_again_and_reach_no_other_session(saved):
+    def lies(tensors, header):
+        tensors["kv"] += 1
+        header["signer"] = "another user"
+
+    forged(saved, lies, signed=False)
+    e = engine()
+    loaded, other = e.load(saved), e.open()
+    assert loaded.resident == 0 and len(loaded.token_ids) == 32
+    honest = engine().open().send(token_ids=[5] * 31, max_new_tokens=3, sampling=FREE).token_ids
+    assert other.send(token_ids=[5] * 31, max_new_tokens=3, sampling=FREE).token_ids == honest
+    shared = loaded.send(token_ids=[6], max_new_tokens=3, sampling=FREE)
+    assert shared.stats.reused >= 28, "pages of the tenant's tree are found by their token ids"
+    e.check()
+
+
+def test_kv_whose_signature_does_not_fit_are_refused(saved):
+    forged(saved, lambda tensors, header: tensors["kv"].add_(1), signed=False)
+    refused(saved, "damaged")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_kv_that_are_not_finite_are_refused(saved, value):
+    forged(saved, lambda tensors, header: tensors["kv"][0, 0, 0, 3].fill_(value))
+    refused(saved, "not finite")
+
+
+ODD = [None, -1, 10**30, 1.5, True, "x", [], [[]], {}, [{"role": "x"}], [1, "a"], float("nan"), {"a": 1}]
+
+
+def mutated(draw):
+    """A random change of one field of the header, or of one tensor."""
+
+    def change(tensors, header):
+        place = draw.choice(["transcript", "seeds", "options", "header", "deep", "log", "kv", "shape"])
+        if place in ("transcript", "seeds", "options"):
+            whole = json.loads(header["seeds" if place == "seeds" else "transcript"])
+            fields = whole["options"] if place == "options" else whole
+            name = draw.choice(sorted(fields))
+            if draw.random() < 0.2:
+                del fields[name]
+            else:
+                fields[name] = draw.choice(ODD)
+            header["seeds" if place == "seeds" else "transcript"] = json.dumps(whole)
+        elif place == "header":
+            name = draw.choice(sorted(header))
+            header[name] = draw.choice(["", "{", "[]", "null", "x" * 10_000])
+            if draw.random() < 0.3:
+                del header[name]
+        elif place == "deep":
+            header["transcript"] = "[" * 50_000 + "]" * 50_000
+        elif place == "log":
+            log = tensors["log"]
+            odd = [log[:5], log.float(), log[None], log[:0], -log, log + 10**6, log.to(torch.int8), log != 0]
+            tensors["log"] = draw.choice(odd).contiguous()
+        elif place == "kv":
+            kv = tensors["kv"]
+            tensors["kv"] = draw.choice(
+                [kv[0], kv.float(), kv[..., :1], kv[:, :, :, :0], kv[0, 0, 0, 0], kv * torch.nan]
+            )
+            tensors["kv"] = tensors["kv"].contiguous()
+        else:
+            tensors.pop(draw.choice(["log", "kv"]))
+
+    return change
+
+
+def test_a_file_of_odd_content_is_loaded_rightly_or_refused_and_the_engine_stays_whole(tmp_path):
+    source = engine(positions=4096, num_pages=600)
+    session = source.open([{"role": "system", "content": "short"}], [{"name": "look", "parameters": {}}])
+    session.send("hi", max_new_tokens=3, sampling=FREE)
+    session.save(tmp_path / "s")
+    whole, draw, outcomes = (tmp_path / "s").read_bytes(), Random(0), {True: 0, False: 0}
+    e = engine(positions=4096, num_pages=600)
+    other = e.open()
+    for _ in range(300):
+        (tmp_path / "s").write_bytes(whole)
+        forged(tmp_path / "s", mutated(draw))
+        try:
+            loaded = e.load(tmp_path / "s")
+        except UnreadableSession:
+            outcomes[False] += 1
+        else:
+            outcomes[True] += 1
+            loaded.close()
+        e.check()
+    assert outcomes[False] > 150 and outcomes[True] > 5
+    assert other.send(token_ids=[5] * 9, max_new_tokens=3, sampling=FREE).token_ids
+
+
+# ---- Files as other tools write them
+
+
+def test_a_file_has_the_mode_that_other_tools_give_it_and_keeps_the_one_it_had(saved):
+    other = saved.parent / "other"
+    other.touch()
+    assert saved.stat().st_mode == other.stat().st_mode
+    saved.chmod(0o640)
+    engine().open().save(saved)
+    assert stat.S_IMODE(saved.stat().st_mode) == 0o640
+
+
+def test_a_link_is_written_through_a_long_name_fits_and_a_folder_is_refused(tmp_path):
+    session = engine().open()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    session.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and engine().load(tmp_path / "target").token_ids == []
+    session.save(tmp_path / ("n" * 255))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        session.save(tmp_path / "folder")
+    session.save(os.devnull)
+    assert Path(os.devnull).is_char_device() and len([*tmp_path.iterdir()]) == 4
+
+
+def test_what_a_killed_save_has_left_is_removed_and_what_a_live_one_writes_is_not(saved, monkeypatch):
+    """A killed process leaves a file without a lock. The second save here runs inside the first."""
+    session, inner = engine().open(), []
+    left = None
+
+    def observed(temporary, path):
+        nonlocal left
+        left = temporary.with_name(temporary.name + "left")
+        if not inner:
+            inner.append(True)
+            left.write_bytes(b"half of a session")
+            session_too.save(saved)
+            assert temporary.exists() and not left.exists()
+        temporary.rename(path)
+
+    session_too = engine().open()
+    monkeypatch.setattr(persistence, "replace", observed)
+    session.save(saved)
+    assert inner and [*saved.parent.iterdir()] == [saved]

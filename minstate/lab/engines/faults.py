@@ -52,7 +52,7 @@ def faults(engine: Engine, when: Callable[[str], bool]) -> Iterator[Counter[str]
             (output, "choose", failing("sampling", output.choose)),
             (Constraint, "advance", failing("sampling", Constraint.advance)),
             (persistence, "replace", failing("file", persistence.replace)),  # complete, but not yet in place
-            (persistence, "safe_open", failing("file", persistence.safe_open)),
+            (persistence, "load", failing("file", persistence.load)),
         ]:
             stack.enter_context(mock.patch.object(place, name, replacement))
         yield injected
