@@ -58,7 +58,7 @@ class AsyncEngine:
 
     async def open(self, *args, **options) -> AsyncSession:
         """A new session. Takes what `Engine.open` takes, and raises what it raises."""
-        return AsyncSession(self, await self.call(lambda engine: engine.open(*args, **options)))
+        return await self.call(lambda engine: AsyncSession(self, engine.open(*args, **options)))
 
     async def call(self, function: Callable[[Engine], Any]) -> Any:
         """What a function returns, or raises, that the owner thread calls with the engine, between two steps.
@@ -137,6 +137,10 @@ class AsyncEngine:
             answer.left = True
             self._reading.discard(answer)
             self._jobs.put(partial(self._give_up, answer))
+
+    def forget(self, session: Session) -> None:
+        """Nobody uses this session any more: the owner thread closes it. Called by destructors, as `leave` is."""
+        self._jobs.put(lambda _: session.close())
 
     def _end(self, answer: Answer, *news) -> None:
         self._reading.discard(answer)

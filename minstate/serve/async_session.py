@@ -43,8 +43,9 @@ class Answer:
 class AsyncTokenStream:
     """The tokens of one turn, as they come; `turn` holds the whole answer once the last one is there."""
 
-    def __init__(self, engine, answer: Answer):
-        self._engine, self._answer = engine, answer
+    def __init__(self, session: "AsyncSession", answer: Answer):
+        self._session, self._answer = session, answer  # so the session stays open until nobody reads its turn
+        self._engine = session._engine
 
     @property
     def turn(self) -> Turn | None:
@@ -87,6 +88,7 @@ class AsyncSession:
     """One conversation, for one task at a time. Made by `AsyncEngine.open` and `fork`; as `Session`, but awaited.
 
     It is busy until a turn's last token was taken, or its stream was left: other calls raise `SessionBusy` till then.
+    Use it in `async with`, or `close` it; a session that becomes garbage is closed too, by the owner thread.
     """
 
     def __init__(self, engine, session: Session):
@@ -119,7 +121,7 @@ class AsyncSession:
         answer = Answer()
         self._engine.submit(answer, self._session, messages, **options)
         self._answer = answer
-        return AsyncTokenStream(self._engine, answer)
+        return AsyncTokenStream(self, answer)
 
     async def mark(self) -> Mark:
         """As `Session.mark`."""
@@ -131,7 +133,7 @@ class AsyncSession:
 
     async def fork(self) -> "AsyncSession":
         """As `Session.fork`."""
-        return AsyncSession(self._engine, await self.call(Session.fork))
+        return await self.call(lambda session: AsyncSession(self._engine, session.fork()))
 
     async def sync(self, messages, tools=None) -> Drift:
         """As `Session.sync`."""
@@ -154,6 +156,9 @@ class AsyncSession:
     async def __aexit__(self, *_) -> None:
         with suppress(EngineClosed):
             await self.close()
+
+    def __del__(self) -> None:
+        self._engine.forget(self._session)
 
     def _require_idle(self) -> None:
         if self._answer and self._answer.unread:

@@ -23,7 +23,7 @@ from minstate import (
     SessionClosed,
     StaleMark,
 )
-from minstate.serve import AsyncEngine
+from minstate.serve import AsyncEngine, AsyncSession
 
 FREE = Sampling(ignore_eos=True)
 OPTIONS = {"max_new_tokens": 9, "sampling": FREE}
@@ -217,7 +217,8 @@ def test_turns_that_are_cancelled_at_any_moment_leave_no_trace(seed):
         for place in range(6):
             text, before = f"{number} {place}", await log_of(session)
             task = asyncio.create_task(session.send(text, max_new_tokens=draw.randint(1, 9), sampling=FREE))
-            for _ in range(draw.choice([0, 1, 2, 5, 20, 1000])):
+            rounds = draw.choice([0, 1, 2, 5, 20, 1000]) if 0 < place < 5 else 1000 * place
+            for _ in range(rounds):
                 if task.done():
                     break
                 await e.call(lambda owned: owned.check())  # one round through the owner thread
@@ -417,6 +418,51 @@ def test_sessions_that_are_dropped_give_their_pages_back():
             gc.collect()
             free = await e.call(lambda owned: owned.check() or owned.pool.allocator.num_free)
             assert free == 512
+
+    asyncio.run(main())
+
+
+def test_a_session_is_closed_by_the_owner_thread_and_stays_open_while_its_turn_is_read():
+    async def main():
+        async with serving() as e:
+            session, raw = await e.open(), []
+            await session.call(raw.append)
+            stream = session.stream("hi", **OPTIONS)
+            del session
+            assert len([token async for token in stream]) == 9 and not raw[0].closed
+            async with held(e):
+                del stream
+                gc.collect()
+                assert not raw[0].closed, "not by this thread"
+            await e.call(lambda owned: owned.check())
+            assert raw[0].closed
+
+    asyncio.run(main())
+
+
+def test_a_session_that_nobody_waits_for_any_more_is_closed():
+    async def main():
+        async with serving() as e:
+            made = []
+            session = await e.open()
+            entered, go_on = threading.Event(), threading.Event()
+
+            def slow(one):
+                child = one.fork()
+                made.append(child)
+                entered.set()
+                go_on.wait()
+                return AsyncSession(e, child)
+
+            task = asyncio.create_task(session.call(slow))
+            await asyncio.to_thread(entered.wait)
+            task.cancel()
+            await asyncio.wait([task])
+            go_on.set()
+            await e.call(lambda _: None)
+            gc.collect()
+            await e.call(lambda owned: owned.check())
+            assert made[0].closed
 
     asyncio.run(main())
 
