@@ -177,9 +177,10 @@ class CallGrammar:
                 stop = after.rstrip() or after
                 name = f"{rule}_{place}"
                 is_atom = self._pieces.match(after.lstrip())
-                rules[name.upper()] = f"{TEXT} & ~({TEXT} {_quoted(stop)} {TEXT})"
+                never = stop if is_atom else stop.strip() or stop  # in the string, for which a reader may end there
+                rules[name.upper()] = f"{TEXT} & ~({TEXT} {_quoted(never)} {TEXT})"
                 text = f"{name.upper()} {self._literal(after)}" if is_atom else f"{name} {_quoted(after[len(stop) :])}"
-                rules[f"{name}[lazy]"] = f"TEXT {_quoted(stop)}"
+                rules[f"{name}[lazy]"] = f"{name.upper()} {_quoted(stop)}"
                 choices.append(f"{self._literal(tagged.to_text + quote)} {text}")
         return {**rules, rule: " | ".join(choices)}
 

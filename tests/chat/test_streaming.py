@@ -14,7 +14,7 @@ from minstate.chat.content import without
 from minstate.chat.dialect import HERMES
 from minstate.chat.families import HARMONY, NAMED, THOUGHTS
 from minstate.lab.engines.small_engine import byte_tokenizer
-from minstate.streaming import Delta, Deltas, ReplyStream, Settled, deltas, held_back, settle, spoken
+from minstate.serve.streaming import Delta, Deltas, ReplyStream, Settled, deltas, held_back, settle, spoken
 
 THINK = ("<think>", "</think>")
 LEARNT = {name: replace(chat_of(name).dialect, think=THINK) for name in DIALECTS}

@@ -11,7 +11,7 @@ closed, every page must be free. Freed pages hold NaN, so a stale read changes t
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -60,7 +60,7 @@ class Round:
 class Outcome:
     """What a run has generated, and what happened to it."""
 
-    outputs: list[tuple[int, ...]] = field(default_factory=list)
+    outputs: list[tuple] = field(default_factory=list)  # token ids, and the most likely ones where asked for
     faults: Counter = field(default_factory=Counter)  # injected, by seam
     happenings: Counter = field(default_factory=Counter)
     failed: int = 0  # turns that ended with an error, and were submitted again
@@ -88,12 +88,25 @@ def draw_rounds(turns: int, seed: int = 0) -> list[Round]:
 
 
 def _draw_turn(draw: Random, place: int) -> SoakTurn:
-    sampling = Sampling(draw.choice([0.0, 0.0, 1.0]), seed=draw.randrange(100), ignore_eos=True)
-    options = {"max_new_tokens": draw.randint(1, 24), "sampling": sampling}
+    penalties = _draw_penalties(draw) if draw.random() < 1 / 3 else {}
+    sampling = Sampling(draw.choice([0.0, 0.0, 1.0]), seed=draw.randrange(100), ignore_eos=True, **penalties)
+    options = {"max_new_tokens": draw.randint(1, 24), "sampling": sampling, "top_logprobs": draw.choice([0, 0, 3])}
     if draw.random() < 0.1:
-        options = {"max_new_tokens": 60, "tools": [TOOL], "tool_choice": "required"}
+        sampling = replace(sampling, ignore_eos=False)
+        options |= {"max_new_tokens": 60, "tools": [TOOL], "tool_choice": "required", "sampling": sampling}
     token_ids = tuple(draw.randrange(40, 60) for _ in range(draw.randint(1, 12)))
     return SoakTurn(place, token_ids, options, draw.randint(0, 3) if draw.random() < 0.05 else None)
+
+
+def _draw_penalties(draw: Random) -> dict:
+    """Some of the settings that change logits."""
+    drawn = {
+        "repetition_penalty": draw.uniform(0.7, 1.4),
+        "presence_penalty": draw.uniform(-2, 2),
+        "frequency_penalty": draw.uniform(-2, 2),
+        "logit_bias": {draw.randrange(40, 60): draw.uniform(-9, 9) for _ in range(5)},
+    }
+    return {name: value for name, value in drawn.items() if draw.random() < 0.6}
 
 
 def play_rounds(rounds: Iterable[Round], engine: Engine, rates: Mapping[str, float], seed: int = 0) -> Outcome:
@@ -157,9 +170,9 @@ class Clients:
                 self._move_through_file(round_.place, path)
         self.engine.check()
 
-    def take_turns(self, turns: Iterable[SoakTurn]) -> Iterator[tuple[int, ...]]:
+    def take_turns(self, turns: Iterable[SoakTurn]) -> Iterator[tuple]:
         """Run the turns in one batch, and submit those that fail again. Yields the outputs, in the order of `turns`."""
-        outputs: dict[SoakTurn, tuple[int, ...]] = {}
+        outputs: dict[SoakTurn, tuple] = {}
         while waiting := [turn for turn in turns if turn not in outputs]:
             running: dict[Request, tuple[SoakTurn, list[int], Mark]] = {}
             for turn in waiting:
@@ -188,7 +201,7 @@ class Clients:
             if len(session.token_ids) > MAX_LOG:
                 self._replace(place, self._open(place))
 
-    def _end_turn(self, turn: SoakTurn, request: Request, before: list[int], mark: Mark) -> tuple[int, ...] | None:
+    def _end_turn(self, turn: SoakTurn, request: Request, before: list[int], mark: Mark) -> tuple | None:
         """Count what a turn that is done has cost. Returns its output, or None if it failed and must be run again."""
         session = self.sessions[turn.place]
         self.outcome.preempted += request.preempted
@@ -202,7 +215,8 @@ class Clients:
             return None
         self.outcome.recomputed += request.turn.stats.recomputed
         self.outcome.accepted += request.turn.stats.accepted
-        return request.turn.token_ids
+        likely = [token for top in request.turn.top_logprobs or () for token, _ in top]
+        return request.turn.token_ids, tuple(likely)
 
     def _open(self, place: int) -> Session:
         return self.engine.open(tenant=_tenant(place))
