@@ -1,5 +1,8 @@
 """Models of every family through the engine: sharing, forks, eviction and drafts, whatever their layers have."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from test_model import logits_of_chunks, oracle_in_full_precision, pool_for  # noqa: F401
@@ -9,6 +12,7 @@ from minstate import DamagedWeights, Sampling, UnsupportedModel
 from minstate.attention import TorchAttention, plain_attention
 from minstate.lab.engines.baselines import NaiveEngine
 from minstate.model_config import ModelConfig
+from minstate.model_families import FAMILIES as FAMILY_TABLE
 from minstate.ragged_batch import RaggedBatch
 from minstate.rotary import rotary_table
 from minstate.sequence import Sequence
@@ -152,3 +156,8 @@ def test_older_forms_of_a_configuration_say_the_same(family, old):
     assert ModelConfig.from_hf(config | old).windows == ModelConfig.from_hf(config).windows
     for ours, theirs in zip(ModelConfig.from_hf(config | old).ropes, ModelConfig.from_hf(config).ropes, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(rotary_table(ours, 50), rotary_table(theirs, 50), strict=True))
+
+
+def test_the_readme_lists_the_families_that_load():
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    assert set(re.findall(r"^\| [^|]+ \| `(\w+)` \|", readme, flags=re.MULTILINE)) == FAMILY_TABLE.keys()
