@@ -160,4 +160,6 @@ def test_older_forms_of_a_configuration_say_the_same(family, old):
 
 def test_the_readme_lists_the_families_that_load():
     readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-    assert set(re.findall(r"^\| [^|]+ \| `(\w+)` \|", readme, flags=re.MULTILINE)) == FAMILY_TABLE.keys()
+    assert (
+        set(re.findall(r"^\| [^|]+ \| `(\w+)` \|", readme, flags=re.MULTILINE)) - {"model_type"} == FAMILY_TABLE.keys()
+    )
