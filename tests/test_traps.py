@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from tiny import engine, model, tokenizer
 
-from minstate import BrokenInvariant, Engine, OutOfPages, Sampling
+from minstate import BrokenInvariant, Engine, NonFiniteLogits, OutOfPages, Sampling
 from minstate.lab.engines.baselines import NaiveEngine, drop_kv
 from minstate.paged_kv import PageTable
 from minstate.prefix_cache import PrefixCache
@@ -18,7 +18,7 @@ from minstate.radix_tree import RadixTree
 
 GREEDY = Sampling(ignore_eos=True)
 PROMPT = list(range(10, 30))  # five pages of four
-FAILURES = (AssertionError, BrokenInvariant, OutOfPages, ValueError, IndexError, RuntimeError, StopIteration)
+FAILURES = (AssertionError, BrokenInvariant, OutOfPages, ValueError, IndexError, RuntimeError, StopIteration, NonFiniteLogits)
 
 
 def say(session, ids, count=3):
@@ -34,6 +34,9 @@ def together(e: Engine, ids, count=3):
     """Two sessions whose turns go through the same steps."""
     handles = [e.submit(e.open(), token_ids=ids, max_new_tokens=count, sampling=GREEDY) for _ in range(2)]
     e.run()
+    for handle in handles:
+        if handle.error:
+            raise handle.error
     return handles
 
 
