@@ -18,7 +18,16 @@ from minstate.radix_tree import RadixTree
 
 GREEDY = Sampling(ignore_eos=True)
 PROMPT = list(range(10, 30))  # five pages of four
-FAILURES = (AssertionError, BrokenInvariant, OutOfPages, ValueError, IndexError, RuntimeError, StopIteration, NonFiniteLogits)
+FAILURES = (
+    AssertionError,
+    BrokenInvariant,
+    OutOfPages,
+    ValueError,
+    IndexError,
+    RuntimeError,
+    StopIteration,
+    NonFiniteLogits,
+)
 
 
 def say(session, ids, count=3):

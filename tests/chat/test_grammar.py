@@ -258,9 +258,19 @@ def unchanged(session, *arguments, error, match=None, **options):
 def test_a_schema_that_cannot_be_enforced_is_refused_before_anything_happens(schema):
     session = drafting().open()
     session.send("hi", max_new_tokens=3)
-    unchanged(session, "more", max_new_tokens=9, response_format=schema, error=UnsupportedSchema, match="cannot be enforced")
+    unchanged(
+        session, "more", max_new_tokens=9, response_format=schema, error=UnsupportedSchema, match="cannot be enforced"
+    )
     tool = {"name": "x", "parameters": {"type": "object", "properties": {"a": schema}, "required": ["a"]}}
-    unchanged(session, "more", max_new_tokens=9, tools=[tool], tool_choice="required", error=UnsupportedSchema, match="tool 'x'")
+    unchanged(
+        session,
+        "more",
+        max_new_tokens=9,
+        tools=[tool],
+        tool_choice="required",
+        error=UnsupportedSchema,
+        match="tool 'x'",
+    )
     assert session.send("more", max_new_tokens=3).stats.generated
     with pytest.warns(UserWarning, match="left free: .* tool 'x'"):
         assert session.send("more", tools=[tool], max_new_tokens=3).stats.generated
