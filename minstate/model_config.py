@@ -45,6 +45,10 @@ class ModelConfig:
     residual_scale: float = 1.0  # of what attention and MLP add to the residual
     logits_scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name in ("ropes", "windows"):  # a model may be cut down to its first layers
+            object.__setattr__(self, name, getattr(self, name)[: self.num_layers])
+
     @staticmethod
     def from_hf(config: Mapping[str, Any]) -> "ModelConfig":
         """Read a Hugging Face `config.json`.
@@ -118,16 +122,23 @@ class ModelConfig:
         return shapes | {f"model.layers.{i}.{name}": shape for i in range(self.num_layers) for name, shape in layer}
 
     def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
-        hidden, mlp = self.hidden_size, self.mlp_size
+        hidden, mlp, fused = self.hidden_size, self.mlp_size, self.family.fused
         q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        rows = {"qkv_proj": q + 2 * kv} if self.family.fused else {"q_proj": q, "k_proj": kv, "v_proj": kv}
-        gate_up = {"gate_up_proj": 2 * mlp} if self.family.fused else {"gate_proj": mlp, "up_proj": mlp}
-        matrices = {f"self_attn.{name}": ((size, hidden), self.qkv_bias) for name, size in rows.items()}
-        matrices |= {"self_attn.o_proj": ((hidden, q), self.o_bias), "mlp.down_proj": ((hidden, mlp), self.mlp_bias)}
-        matrices |= {f"mlp.{name}": ((size, hidden), self.mlp_bias) for name, size in gate_up.items()}
-        shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, (shape, _) in matrices.items()}
-        shapes |= {f"{name}.bias": shape[:1] for name, (shape, biased) in matrices.items() if biased}
-        shapes |= {f"{name}.weight": (hidden,) for name in self.family.norms if name}
+        before, behind, before_mlp, behind_mlp = ({name: ((hidden,), False)} for name in self.family.norms)
+        qkv = {"qkv_proj": q + 2 * kv} if fused else {"q_proj": q, "k_proj": kv, "v_proj": kv}
+        gate_up = {"gate_up_proj": 2 * mlp} if fused else {"gate_proj": mlp, "up_proj": mlp}
+        parts: dict[str, tuple[tuple[int, ...], bool]] = {  # the shape of a weight, and whether there is a bias
+            **before,
+            **{f"self_attn.{name}": ((rows, hidden), self.qkv_bias) for name, rows in qkv.items()},
+            "self_attn.o_proj": ((hidden, q), self.o_bias),
+            **behind,
+            **before_mlp,
+            **{f"mlp.{name}": ((rows, hidden), self.mlp_bias) for name, rows in gate_up.items()},
+            "mlp.down_proj": ((hidden, mlp), self.mlp_bias),
+            **behind_mlp,
+        }
+        shapes = {f"{name}.weight": shape for name, (shape, _) in parts.items() if name}
+        shapes |= {f"{name}.bias": shape[:1] for name, (shape, biased) in parts.items() if biased}
         if self.family.qk_norm:
             whole_row = self.family.qk_norm == "row"
             shapes["self_attn.q_norm.weight"] = (q if whole_row else self.head_dim,)

@@ -72,7 +72,7 @@ class Play:
     def close(self):
         self.sessions.pop("loaded").close()
 
-    def two_turns_one_of_which_waits(self):
+    def two_turns_one_of_which_is_preempted(self):
         self.ask("ids", [52, 53, 54], 24)
         self.ask("fork", [52, 53, 55], 30)
         self.engine.run()
@@ -82,7 +82,7 @@ FORKED, SYNCED = ["open", "send", "mark_and_fork"], ["open", "message", "sync"]
 ACTS = {  # each with the acts that it needs before it
     "open": [], "send": ["open"], "message": ["open"], "mark_and_fork": ["open", "send"], "rollback": FORKED,
     "expect": FORKED, "sync": ["open", "message"], "abort": ["open", "send"], "answer": SYNCED, "save": FORKED,
-    "load": [*FORKED, "save"], "close": [*FORKED, "save", "load"], "two_turns_one_of_which_waits": FORKED,
+    "load": [*FORKED, "save"], "close": [*FORKED, "save", "load"], "two_turns_one_of_which_is_preempted": FORKED,
 }  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def script():
         acts[act] = Counter(site for site in sites if site not in known or site in again), before, states(play)
         known.update(sites)
         seen |= {event.what for event in play.engine.scheduler.timeline}
-    assert seen >= {"admit", "wait"}
+    assert seen >= {"preempt", "admit", "wait"}
     return acts
 
 
