@@ -3,6 +3,8 @@
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 
@@ -342,3 +344,38 @@ def test_what_a_killed_save_has_left_is_removed_and_what_a_live_one_writes_is_no
     monkeypatch.setattr(persistence, "replace", observed)
     session.save(saved)
     assert inner and [*saved.parent.iterdir()] == [saved]
+
+
+def test_a_file_is_loaded_whole_while_another_process_saves(tmp_path):
+    """Each load finds one of the two sessions that the other process writes in turn, never a mixture, never nothing."""
+    path, stop = tmp_path / "s", tmp_path / "stop"
+    writer = """
+import sys
+from pathlib import Path
+from tiny import engine
+from minstate import Sampling
+path, stop = map(Path, sys.argv[1:])
+sessions = [engine().open(), engine().open()]
+for number, session in enumerate(sessions):
+    session.send(token_ids=[5 + number] * (20 + 20 * number), max_new_tokens=1, sampling=Sampling(ignore_eos=True))
+while not stop.exists():
+    for session in sessions:
+        session.save(path)
+"""
+    here = Path(__file__).resolve().parent
+    paths = os.pathsep.join([str(here), str(here.parent)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", writer, path, stop], env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE
+    )
+    try:
+        while not path.exists():
+            assert process.poll() is None, process.stderr.read().decode()
+        e, found = engine(), set()
+        for _ in range(60):
+            with e.load(path) as session:
+                found.add((session.token_ids[0], len(session.token_ids)))
+                e.check()
+    finally:
+        stop.touch()
+        process.wait(timeout=60)
+    assert found <= {(5, 21), (6, 41)} and process.returncode == 0

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from minstate.draft_budget import CostTable
 from minstate.engine import Engine
-from minstate.errors import OutOfPages
+from minstate.errors import BrokenInvariant, OutOfPages, UnreadableSession
 from minstate.lab.engines.faults import InjectedFault, faults
 from minstate.lab.engines.small_engine import poison, small_engine
 from minstate.request import Request
@@ -230,9 +230,23 @@ class Clients:
         session = self.sessions[place]
         before = session.token_ids
         _retry(lambda: session.save(path))
+        self._refuse_a_damaged(path, sum(before) % path.stat().st_size)
         self._replace(place, _retry(lambda: self.engine.load(path, _tenant(place))))
         assert self.sessions[place].token_ids == before
         assert list(path.parent.iterdir()) == [path], "a partly written file is left"
+
+    def _refuse_a_damaged(self, path: Path, at: int) -> None:
+        """A copy of the file with one byte changed is refused, and changes nothing."""
+        damaged, data = path.with_name("damaged"), bytearray(path.read_bytes())
+        data[at] ^= 1
+        damaged.write_bytes(data)
+        try:
+            _retry(lambda: self.engine.load(damaged))
+        except UnreadableSession:
+            self.engine.check()
+        else:
+            raise BrokenInvariant(f"a session was loaded whose byte {at} is another")
+        damaged.unlink()
 
 
 def _tenant(place: int) -> str:
