@@ -17,6 +17,7 @@ from minstate.chat.conversation import Chat, read_input
 from minstate.chat.grammar import Constraint, Grammars
 from minstate.chat.tool_calls import Tools
 from minstate.chat.transcript import Continuation, Options, Transcript
+from minstate.draft_budget import CostTable
 from minstate.engine_core import EngineCore
 from minstate.errors import BadValue, EngineMisuse, UnsupportedModel, UnsupportedSchema
 from minstate.guard import Guard, entry
@@ -32,6 +33,7 @@ from minstate.scheduler import Scheduler
 from minstate.sequence import Sequence
 from minstate.session import Session
 from minstate.speculation import GRAMMAR, Speculation, Speculator
+from minstate.tiers import Tiers
 from minstate.turn import TurnOptions, takes_turn_options
 from minstate.weights import load_model
 
@@ -46,6 +48,9 @@ class Engine:
                   forks only
     speculation   whether several tokens are guessed and checked in one forward pass; a `Speculation` says how. The
                   output is the same either way, but for rounding at near-ties, which bfloat16 has many of
+    host_tokens   tokens whose K/V host memory keeps when the pool has no room for it; none by default
+    disk          a folder that keeps what has no room in either, for other engines of the same model as well: see
+                  `flush`. It takes `disk_bytes` at most
     clock         seconds, for `timeout_s` and `Session.expect`; no other decision of the engine reads it
     """
 
@@ -60,6 +65,9 @@ class Engine:
         token_budget: int = 512,
         prefix_cache: bool = True,
         speculation: bool | Speculation = False,
+        host_tokens: int = 0,
+        disk: str | Path | None = None,
+        disk_bytes: int = 16 * 10**9,
         clock: Callable[[], float] = time.monotonic,
     ):
         page_size, token_budget = (
@@ -69,9 +77,15 @@ class Engine:
         eos = frozenset(token_ids_of("eos_ids", eos_ids, model.config.vocab_size, BadValue))
         runner = ModelRunner(model, num_pages=num_pages, page_size=page_size)
         self.tokenizer, self.eos_ids, self.clock = tokenizer, eos, clock
-        self.pool, self.cache = runner.pool, PrefixCache(runner.pool, clock)
         costs = "bfloat16" if model.dtype == torch.bfloat16 else "float32"
-        self.scheduler = Scheduler(self.cache, token_budget, Speculation.of(speculation, costs))
+        speculation = Speculation.of(speculation, costs)
+        tiers = Tiers(runner.pool, speculation.costs if speculation else CostTable.default(costs))
+        if host_tokens:
+            tiers.add_host(host_tokens)
+        if disk is not None:
+            tiers.add_disk(disk, disk_bytes, model.fingerprint)
+        self.pool, self.cache = runner.pool, PrefixCache(runner.pool, clock, tiers)
+        self.scheduler = Scheduler(self.cache, token_budget, speculation)
         self.core = EngineCore(runner, OutputProcessor(tokenizer, eos), self.scheduler, clock)
         self.prefix_cache, self.guard, self._corpora = prefix_cache, Guard(), Corpora()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -255,6 +269,15 @@ class Engine:
     def abort(self, request: Request) -> None:
         """Give up a running turn: its session's log is as before it. Does nothing to a turn that is done."""
         self.core.give_up(request)
+
+    @entry
+    def flush(self) -> None:
+        """Copy all K/V of the prefix cache to the disk tier, if there is one: the next engine finds it there.
+
+        Without it, the disk has what was evicted. Where the disk is too small for all, it keeps what was used last.
+        """
+        tree = self.cache.tree
+        self.cache.tiers.flush(tree.nodes(tree.tenants.values()))
 
     @entry
     def check(self) -> None:

@@ -43,6 +43,7 @@ from minstate.radix_node import EvictionRank, Node, PagePrefix
 from minstate.radix_tree import RadixTree
 from minstate.ranked_queue import RankedQueue
 from minstate.sequence import Sequence
+from minstate.tiers import Promotion, Tiers
 
 LONGEST_HINT_S = 86_400.0  # a day
 
@@ -50,8 +51,10 @@ LONGEST_HINT_S = 86_400.0  # a day
 class PrefixCache:
     """All sequences of one pool, the tree that they share, and the order in which they lose their pages."""
 
-    def __init__(self, pool: KVPool, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, pool: KVPool, clock: Callable[[], float] = time.monotonic, tiers: Tiers | None = None):
         self.pool, self.tree, self._clock = pool, RadixTree(pool.allocator, pool.page_size), clock
+        self.tiers = tiers or Tiers(pool)
+        self.tree.demote = self.tiers.demote
         # Three views of the sequences, to be read only.
         self.running: set[Sequence] = set()
         self.idle_tails: RankedQueue[Sequence, EvictionRank] = RankedQueue()  # idle sequences with own pages
@@ -79,6 +82,12 @@ class PrefixCache:
         self._borrow_pages(sequence)
         self._copy_page_prefix(sequence)
         return sequence.kv_len - before
+
+    def promote(self, sequence: Sequence) -> Promotion:
+        """When a turn is admitted: bring back from lower tiers what costs less to move than to compute."""
+        promoted = self.tiers.promote(sequence, self.tree.tick())
+        self.publish(sequence)
+        return promoted
 
     def publish(self, sequence: Sequence) -> None:
         """After a step: the tree takes the sequence's full pages, and the sequence borrows the canonical ones."""
@@ -187,6 +196,7 @@ class PrefixCache:
         self._unexpect(sequence)
         self._expect(sequence, self._clock() + min(seconds, LONGEST_HINT_S))
         self._limit_hints()
+        self.tiers.find(sequence, self.tree.tick())
 
     def make_room(self, count: int) -> None:
         """Free `count` pages, or as many as can be freed: idle tails and leaves of the tree, by `EvictionRank`.

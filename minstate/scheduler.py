@@ -49,8 +49,8 @@ class Event(NamedTuple):
 
     step: int
     request: int  # its number
-    what: str  # "wait", "admit", "prefill", "decode", "defer", "preempt", "end"
-    tokens: int = 0  # of its log that the step forwards
+    what: str  # "wait", "admit", "promote", "compute", "prefill", "decode", "defer", "preempt", "end"
+    tokens: int = 0  # of its log that the step forwards, that come from a tier, or that are computed all the same
     drafted: int = 0  # and guesses beside them
 
 
@@ -120,12 +120,22 @@ class Scheduler:
                 request.cached = request.sequence.kv_len  # less than it was, or pages that other turns counted on
                 self.cache.pause(request.sequence)
                 return
-            if not request.admitted:
-                request.admitted, request.reused = True, request.sequence.kv_len
             self.waiting.remove(request)
             self.running.append(request)
             self.running.sort(key=lambda other: other.number)
             self._note(request, "admit")
+            self._promote(request)
+            if not request.admitted:
+                request.admitted, request.reused = True, request.sequence.kv_len
+
+    def _promote(self, request: Request) -> None:
+        """Bring K/V back from the tiers below the pool, where this costs less than computing it."""
+        promoted = self.cache.promote(request.sequence)
+        request.promoted += promoted.tokens
+        request.promoted_s += promoted.seconds
+        for what, tokens in [("promote", promoted.tokens), ("compute", promoted.computed)]:
+            if tokens:
+                self._note(request, what, tokens)
 
     def end(self, request: Request, length: int) -> None:
         """The turn is over, or given up; `length` tokens of its log stay."""
