@@ -6,7 +6,7 @@ under a page's name. What a power failure tears, a bad disk changes or a strange
 
     format      the model, the dtype and the layout of all pages, as JSON: another engine's folder is refused
     key         the key of the HMACs, readable by this user alone (see `minstate.signing`)
-    *.page      pages, by their names in the prefix tree: a digest of the tenant and of all tokens down to the page's end
+    *.page      pages, by their names in the prefix tree: digests of the tenant and of all tokens to the page's end
     *.writing   left by a process that was killed; removed when the folder is opened
 
 Two engines may share a folder, because files of one name have the same content; each keeps its own part of it bounded.

@@ -149,7 +149,9 @@ class Tiers:
         """Keep pages in a folder, too: those that are there already, and `max_bytes` at most. Raises as `DiskStore`."""
         kv, size = self._pool.kv, self._pool.page_size
         layout = {"format": "minstate-pages-1", "model": fingerprint, "dtype": str(kv.dtype), "page_size": size}
-        store = DiskStore(folder, self._pool.bytes_per_page, json.dumps(layout | {"shape": [*kv.shape[:3], kv.shape[4]]}))
+        store = DiskStore(
+            folder, self._pool.bytes_per_page, json.dumps(layout | {"shape": [*kv.shape[:3], kv.shape[4]]})
+        )
         each = file_bytes(self._pool.bytes_per_page)
         disk = Tier(store, whole_number("disk_bytes", max_bytes, each) // each, self._costs.disk_bytes_per_s)
         names = store.names()
