@@ -42,15 +42,13 @@ class Engine:
     """Runs the turns of any number of sessions over one pool of KV pages. Belongs to the thread that made it.
 
     num_pages     of the pool; None: 65,536 tokens, but at most a quarter of the free memory. `engine.pool` shows both
-    token_budget  query tokens a forward pass takes at most: longer prompts are prefilled in chunks, between which
-                  running decodes go on
+    token_budget  query tokens of a forward pass at most: longer prompts are prefilled in chunks, between decodes
     prefix_cache  whether sessions of one tenant share what they have in common; if not, a session shares with its own
                   forks only
     speculation   whether several tokens are guessed and checked in one forward pass; a `Speculation` says how. The
                   output is the same either way, but for rounding at near-ties, which bfloat16 has many of
     host_tokens   tokens whose K/V host memory keeps when the pool has no room for it; none by default
-    disk          a folder that keeps what has no room in either, for other engines of the same model as well: see
-                  `flush`. It takes `disk_bytes` at most
+    disk          a folder of `disk_bytes` at most that keeps what has no room in either, for later engines, too
     clock         seconds, for `timeout_s` and `Session.expect`; no other decision of the engine reads it
     """
 
@@ -70,22 +68,19 @@ class Engine:
         disk_bytes: int = 16 * 10**9,
         clock: Callable[[], float] = time.monotonic,
     ):
-        page_size, token_budget = (
-            whole_number(name, value, 1) for name, value in [("page_size", page_size), ("token_budget", token_budget)]
-        )
+        page_size, token_budget = whole_number("page_size", page_size, 1), whole_number("token_budget", token_budget, 1)
         num_pages = None if num_pages is None else whole_number("num_pages", num_pages, 1)
         eos = frozenset(token_ids_of("eos_ids", eos_ids, model.config.vocab_size, BadValue))
         runner = ModelRunner(model, num_pages=num_pages, page_size=page_size)
         self.tokenizer, self.eos_ids, self.clock = tokenizer, eos, clock
         costs = "bfloat16" if model.dtype == torch.bfloat16 else "float32"
-        speculation = Speculation.of(speculation, costs)
-        tiers = Tiers(runner.pool, speculation.costs if speculation else CostTable.default(costs))
-        if host_tokens:
-            tiers.add_host(host_tokens)
+        speculates = Speculation.of(speculation, costs)
+        tiers = Tiers(runner.pool, speculates.costs if speculates else CostTable.default(costs))
+        tiers.add_host(host_tokens)
         if disk is not None:
             tiers.add_disk(disk, disk_bytes, model.fingerprint)
         self.pool, self.cache = runner.pool, PrefixCache(runner.pool, clock, tiers)
-        self.scheduler = Scheduler(self.cache, token_budget, speculation)
+        self.scheduler = Scheduler(self.cache, token_budget, speculates)
         self.core = EngineCore(runner, OutputProcessor(tokenizer, eos), self.scheduler, clock)
         self.prefix_cache, self.guard, self._corpora = prefix_cache, Guard(), Corpora()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -185,9 +180,8 @@ class Engine:
 
     def new_session(self, tenant: str, sequence: Sequence, transcript: Transcript, seeds=((), 0)) -> Session:
         """A session around `sequence`: for `open`, `load` and `Session.fork`."""
-        session = Session(self, self._sessions_made, tenant, sequence, transcript, seeds)
+        self._sessions.add(session := Session(self, self._sessions_made, tenant, sequence, transcript, seeds))
         self._sessions_made += 1
-        self._sessions.add(session)
         return session
 
     @entry
@@ -272,12 +266,8 @@ class Engine:
 
     @entry
     def flush(self) -> None:
-        """Copy all K/V of the prefix cache to the disk tier, if there is one: the next engine finds it there.
-
-        Without it, the disk has what was evicted. Where the disk is too small for all, it keeps what was used last.
-        """
-        tree = self.cache.tree
-        self.cache.tiers.flush(tree.nodes(tree.tenants.values()))
+        """Copy the prefix cache to the disk tier, if there is one. Without `flush`, it has only what was evicted."""
+        self.cache.tiers.flush(self.cache.tree.nodes(self.cache.tree.tenants.values()))
 
     @entry
     def check(self) -> None:
@@ -294,8 +284,7 @@ class Engine:
 
     def _read_replay(self, options: TurnOptions) -> tuple[int, ...] | None:
         """The token ids of an output that is given as ids, text or message."""
-        replay = options.replay
-        if replay is None:
+        if (replay := options.replay) is None:
             return None
         if isinstance(replay, str | Mapping):
             replay = tuple(self.chat.encode_reply(replay))
@@ -307,6 +296,5 @@ class Engine:
         how = {"parallel": options.parallel_tool_calls, "thinking": thinking}
         if options.replay is None:
             return self.grammars.constraint(*wanted, **how)
-        speculation = self.scheduler.speculation
-        guesses = speculation is not None and GRAMMAR in speculation.sources
+        guesses = (speculation := self.scheduler.speculation) is not None and GRAMMAR in speculation.sources
         return self.grammars.constraint_for_replay(*wanted, **how) if guesses else None

@@ -55,8 +55,7 @@ class PrefixCache:
         self.pool, self.tree, self._clock = pool, RadixTree(pool.allocator, pool.page_size), clock
         self.tiers = tiers or Tiers(pool)
         self.tree.demote = self.tiers.demote
-        # Three views of the sequences, to be read only.
-        self.running: set[Sequence] = set()
+        self.running: set[Sequence] = set()  # three views of the sequences, to be read only
         self.idle_tails: RankedQueue[Sequence, EvictionRank] = RankedQueue()  # idle sequences with own pages
         self.expected_returns: RankedQueue[Sequence, float] = RankedQueue()  # idle; when the next turn is expected
         pool.allocator.reclaim = self.make_room
@@ -84,7 +83,7 @@ class PrefixCache:
         return sequence.kv_len - before
 
     def promote(self, sequence: Sequence) -> Promotion:
-        """When a turn is admitted: bring back from lower tiers what costs less to move than to compute."""
+        """A turn is admitted: bring back from lower tiers what costs less to move than to compute."""
         promoted = self.tiers.promote(sequence, self.tree.tick())
         self.publish(sequence)
         return promoted
@@ -152,8 +151,7 @@ class PrefixCache:
         child = Sequence(self.pool)
         child.log, child.table = list(sequence.log), sequence.table.fork()
         self.enter(child, sequence.root)
-        child.node = sequence.node
-        child.speculator = sequence.speculator and sequence.speculator.fork()
+        child.node, child.speculator = sequence.node, sequence.speculator and sequence.speculator.fork()
         self._rest(child)
         return child
 

@@ -5,10 +5,10 @@
       └──────promote──────┴────────────────────┘
 
 The tree gives each of its pages a name, which stands for all tokens down to the page's end (`radix_node.page_names`).
-Before pages are evicted, `demote` copies them into the first tier under their names. Where a match in the tree ends, the
-names of the pages that the log goes on with are looked up in the tiers. `promote` copies what it finds into pages of the
-sequence's own, which are then published as if they had been computed. So the tree, locks and owners know nothing of
-tiers, the tiers own no page of the pool, and a page that a tier has lost is a page that is computed.
+Before pages are evicted, `demote` copies them into the first tier under their names. Where a match in the tree ends,
+the names of the pages that the log goes on with are looked up in the tiers. `promote` copies what it finds into pages
+of the sequence's own, which are then published as if they had been computed. So the tree, locks and owners know nothing
+of tiers, the tiers own no page of the pool, and a page that a tier has lost is a page that is computed.
 
 Each tier evicts its least recently used page, to the tier below. A hint (`Session.expect`) counts as a use. A page that
 is promoted leaves the host tier, whose room another page can use, but stays on the disk for the next engine.
@@ -140,10 +140,10 @@ class Tiers:
         self.tiers: list[Tier] = []
 
     def add_host(self, tokens: int) -> None:
-        """Keep pages of so many tokens in host memory. Raises OSError if there is no room for them."""
-        pages = pages_for(whole_number("host_tokens", tokens), self._pool.page_size)
-        store = HostStore(pages, self._pool.bytes_per_page, pinned=self._pool.kv.is_cuda)
-        self.tiers.append(Tier(store, pages, self._costs.host_bytes_per_s))
+        """Keep pages of so many tokens, if any, in host memory. Raises OSError if there is no room for them."""
+        if pages := pages_for(whole_number("host_tokens", tokens), self._pool.page_size):
+            store = HostStore(pages, self._pool.bytes_per_page, pinned=self._pool.kv.is_cuda)
+            self.tiers.append(Tier(store, pages, self._costs.host_bytes_per_s))
 
     def add_disk(self, folder: str | Path, max_bytes: int, fingerprint: str) -> None:
         """Keep pages in a folder, too: those that are there already, and `max_bytes` at most. Raises as `DiskStore`."""

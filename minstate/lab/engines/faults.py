@@ -1,10 +1,11 @@
-"""Injected faults, at the four seams where an engine calls something that can fail.
+"""Injected faults, at the five seams where an engine calls something that can fail.
 
     seam        the call that fails                        the error
     allocation  taking pages from the pool                 `OutOfPages`, as if the pool were full
     forward     the model's forward pass                   `InjectedFault`
     sampling    choosing a token or advancing a grammar    `InjectedFault`
     file        writing or reading a session's file        `InjectedFault`, which is also an OSError
+    disk        writing or reading a page of the disk tier the same; the page is then absent, and no turn fails
 
 `minstate.errors` says what must hold afterwards: the session whose turn failed is as before, and all others continue.
 """
@@ -14,12 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
-from minstate import output, persistence
+from minstate import disk_store, output, persistence
 from minstate.chat.grammar import Constraint
 from minstate.engine import Engine
 from minstate.errors import OutOfPages
 
-SEAMS = ("allocation", "forward", "sampling", "file")
+SEAMS = ("allocation", "forward", "sampling", "file", "disk")
 
 
 class InjectedFault(OSError):
@@ -53,6 +54,8 @@ def faults(engine: Engine, when: Callable[[str], bool]) -> Iterator[Counter[str]
             (Constraint, "advance", failing("sampling", Constraint.advance)),
             (persistence, "replace", failing("file", persistence.replace)),  # complete, but not yet in place
             (persistence, "load", failing("file", persistence.load)),
+            (disk_store, "replace", failing("disk", disk_store.replace)),
+            (disk_store, "read", failing("disk", disk_store.read)),
         ]:
             stack.enter_context(mock.patch.object(place, name, replacement))
         yield injected
