@@ -97,7 +97,6 @@ class Model:
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
         ropes = [rope for i, rope in enumerate(config.ropes) if rope not in config.ropes[:i]]  # each kind once
         tables = [rotary_table(rope, config.max_positions) for rope in ropes]
-        tables = [rotary_table(rope, config.max_positions) for rope in ropes]
         self.rotary = [(cos.to(self.embedding), sin.to(self.embedding)) for cos, sin in tables]
         self.layers = [Layer.of(config, tensors, i, ropes.index(rope)) for i, rope in enumerate(config.ropes)]
         self.embedding_scale = torch.tensor(config.embedding_scale).to(self.dtype)  # rounded as in training
