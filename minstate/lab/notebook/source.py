@@ -27,7 +27,8 @@ def cpp_source(path: Path, *names: str) -> Markdown:
     lines = path.read_text().splitlines()
     texts = []
     for name in names:
-        heads = [i for i, line in enumerate(lines) if re.match(rf"\w.*\b{name} ?[({{]", line)]
+        head = re.compile(rf"(__attribute__\(\(\w+\)\) )?\w[^({{]*\b{name} ?[({{]")
+        heads = [i for i, line in enumerate(lines) if head.match(line)]
         if not heads:
             raise LookupError(f"{path} does not define {name}")
         texts += [_definition(lines, head) for head in heads]
