@@ -44,7 +44,7 @@ __attribute__((noinline)) static void block(const float* x, int K, const W* pane
 template <int P, class W, class T>
 static void rows(const float* x, int M, int K, const W* panel, const float* bias, T* out, long N, int width) {
     constexpr int MOST = P == 1 ? 6 : 3;
-    const int blocks = (M + MOST - 1) / MOST, equal = (M + blocks - 1) / blocks;
+    const int blocks = std::max(1, (M + MOST - 1) / MOST), equal = std::max(1, (M + blocks - 1) / blocks);
     for (int m = 0; m < M; m += equal) {
         const float* from = x + (long)m * K;
         T* to = out + m * N;
