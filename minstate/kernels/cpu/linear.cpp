@@ -20,9 +20,10 @@ constexpr int PANEL = 2 * LANES;
 constexpr int AHEAD = 2048;  // bytes
 constexpr int MANY_ROWS = 12;  // from here on, widening a panel of bfloat16 once is cheaper than at each block of rows
 
-// R rows times P panels: out[r][p * PANEL ...]
+// R rows times P panels: out[r][p * PANEL ...]. Not inlined: in a larger function the compiler runs out of registers.
 template <int R, int P, class W, class T>
-__attribute__((noinline)) static void block(const float* x, int K, const W* panel, const float* bias, T* out, long out_stride, int width) {
+__attribute__((noinline)) static void block(const float* x, int K, const W* panel, const float* bias, T* out,
+                                            long out_stride, int width) {
     vec total[R][2 * P];
     for (int r = 0; r < R; r++)
         for (int i = 0; i < 2 * P; i++) total[r][i] = bias ? load(bias + i * LANES) : vec{};
