@@ -63,9 +63,9 @@ def choose_kernels(wanted: str, config: ModelConfig, dtype: torch.dtype, device:
     """
     if wanted not in ("auto", "torch", device):
         raise BadValue(f"kernels must be 'auto', 'torch', or {device!r} with device={device!r}, not {wanted!r}")
-    if device == "cuda" or wanted == "torch" or (wanted == "auto" and dtype == torch.float64):
-        return "torch" if wanted == "torch" else device
-    missing = missing_in_kernels(config) + (["float64"] if dtype == torch.float64 else [])
+    if wanted == "torch" or device == "cuda":
+        return "torch" if wanted == "torch" else "cuda"
+    missing = ["float64"] if dtype == torch.float64 else missing_in_kernels(config)
     if not missing:
         try:
             from minstate.cpu import odd_sizes

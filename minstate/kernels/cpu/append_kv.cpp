@@ -2,8 +2,8 @@
 //
 //     y[d] = x[d] * cos[d] + x[(d + D/2) mod D] * sin[d]
 //
-// A row of the projection is [H heads of q | H_kv of k | H_kv of v]. A layer of the pool is [H_kv of K | H_kv of V], and
-// each of its heads has `slots` times D numbers. So head h >= H of a row goes to head h - H of the pool.
+// A row of the projection is [H heads of q | H_kv of k | H_kv of v]. A layer of the pool is [H_kv of K | H_kv of V],
+// and each of its heads has `slots` times D numbers. So head h >= H of a row goes to head h - H of the pool.
 #include "vectors.h"
 
 constexpr int ENOUGH = 8;  // tokens: fewer are stored sooner than a second core wakes up

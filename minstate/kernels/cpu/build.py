@@ -3,8 +3,8 @@
 The compiled file is kept in the user's cache folder, under a name that says what it was made from: the sources, the
 compiler and the CPU. It is written under another name and then moved, so two processes may compile at the same time.
 
-The environment variable `MINSTATE_COMPILER` names the compiler (`"zig c++"`, for one; `none`: use no kernels). Without
-it, the first of `c++`, `g++` and `clang++` that is found compiles.
+The environment variable `MINSTATE_COMPILER` names the compiler (`none`: use no kernels). Without it, the first of
+`$CXX`, `c++`, `g++` and `clang++` that is found compiles.
 """
 
 import ctypes
@@ -37,7 +37,7 @@ def compiler() -> list[str]:
         if named != "none" and shutil.which(words[0]):
             return words
         raise UnsupportedModel(f"MINSTATE_COMPILER names {named!r}, which is no command")
-    for name in ("c++", "g++", "clang++"):
+    for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
         if path := shutil.which(name):
             return [path]
     raise UnsupportedModel("no C++ compiler: install g++ or clang++, or name one in MINSTATE_COMPILER")

@@ -20,9 +20,10 @@ constexpr int PANEL = 2 * LANES;
 constexpr int AHEAD = 2048;  // bytes
 constexpr int MANY_ROWS = 12;  // from here on, widening a panel of bfloat16 once is cheaper than at each block of rows
 
-// R rows times P panels: out[r][p * PANEL ...]
+// R rows times P panels: out[r][p * PANEL ...]. Not inlined: in a larger function the compiler runs out of registers.
 template <int R, int P, class W, class T>
-__attribute__((noinline)) static void block(const float* x, int K, const W* panel, const float* bias, T* out, long out_stride, int width) {
+__attribute__((noinline)) static void block(const float* x, int K, const W* panel, const float* bias, T* out,
+                                            long out_stride, int width) {
     vec total[R][2 * P];
     for (int r = 0; r < R; r++)
         for (int i = 0; i < 2 * P; i++) total[r][i] = bias ? load(bias + i * LANES) : vec{};
@@ -44,7 +45,7 @@ __attribute__((noinline)) static void block(const float* x, int K, const W* pane
 template <int P, class W, class T>
 static void rows(const float* x, int M, int K, const W* panel, const float* bias, T* out, long N, int width) {
     constexpr int MOST = P == 1 ? 6 : 3;
-    const int blocks = (M + MOST - 1) / MOST, equal = (M + blocks - 1) / blocks;
+    const int blocks = std::max(1, (M + MOST - 1) / MOST), equal = std::max(1, (M + blocks - 1) / blocks);
     for (int m = 0; m < M; m += equal) {
         const float* from = x + (long)m * K;
         T* to = out + m * N;

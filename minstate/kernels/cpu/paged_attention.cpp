@@ -1,15 +1,16 @@
 // Attention of a ragged batch over paged keys and values: prefill, decode and verification in one kernel.
 //
-// kernels/paged_attention.py derives the formulas: a running maximum m, weight w and accumulator a for each row, where a
-// row is one query token of one head, and the heads of a group read the same keys. Here the keys are read in chunks:
+// kernels/paged_attention.py derives the formulas: a running maximum m, weight w and accumulator a for each row, where
+// a row is one query token of one head, and the heads of a group read the same keys. Here keys are read in chunks:
 //
 //     chunk     CHUNK keys, counted from the beginning of the sequence
 //     partial   m, w and a of a row over one chunk
 //     merge     the partials of a row are merged in the order of their chunks
 //
-// So each row's sums are taken in an order that depends on its own position alone. Its output has the same bits alone or
-// in a batch, in a prefill or in a decode. Where there are few tiles of rows, the cores share the chunks of a tile, and
-// the partials are merged afterwards; the order, and so the result, is the same.
+// So each row's sums are taken in an order that depends on its own position alone. Its output has the same bits alone
+// or in a batch, in a prefill or in a decode. Where there are few tiles of rows, the cores share the chunks of a tile,
+// and the partials are merged afterwards; the order, and so the result, is the same. (`attend` and `merge` are not
+// inlined, because two copies of them need not be compiled to the same instructions.)
 //
 // In a chunk, LANES keys at a time are multiplied with all rows of the tile: these keys stay in the first cache.
 #include "vectors.h"
@@ -158,7 +159,8 @@ static std::vector<float> scaled_queries(const Call<T>& call, const Tile& tile) 
     const int group = call.heads / call.kv_heads;
     std::vector<float> q((size_t)tile.rows * call.dim);
     for (int row = 0; row < tile.rows; row++) {
-        const T* from = call.q + (tile.token + row / group) * call.q_stride + (tile.kv_head * group + row % group) * call.dim;
+        const int head = tile.kv_head * group + row % group;
+        const T* from = call.q + (tile.token + row / group) * call.q_stride + head * call.dim;
         for (int d = 0; d < call.dim; d += LANES) store(&q[(size_t)row * call.dim + d], load(from + d) * call.scale);
     }
     return q;
@@ -168,7 +170,8 @@ template <class T>
 static void write(const Call<T>& call, const Tile& tile, const Partial& total) {
     const int group = call.heads / call.kv_heads;
     for (int row = 0; row < tile.rows; row++) {
-        T* to = call.out + ((long)(tile.token + row / group) * call.heads + tile.kv_head * group + row % group) * call.dim;
+        const long token = tile.token + row / group, head = tile.kv_head * group + row % group;
+        T* to = call.out + (token * call.heads + head) * call.dim;
         for (int d = 0; d < call.dim; d += LANES)
             store(to + d, load(&total.a[(size_t)row * call.dim + d]) / total.w[row]);
     }
@@ -179,7 +182,8 @@ static std::vector<Tile> tiles_of(const Call<T>& call) {
     const int group = call.heads / call.kv_heads, most = std::max(1, TILE / group);
     std::vector<Tile> tiles;
     for (int b = 0; b < call.sequences; b++) {
-        const int start = call.query_start[b], end = call.query_start[b + 1], before = call.context_len[b] - (end - start);
+        const int start = call.query_start[b], end = call.query_start[b + 1];
+        const int before = call.context_len[b] - (end - start);
         for (int token = start; token < end; token += most) {
             const int tokens = std::min(most, end - token), history = before + token - start;
             for (int head = 0; head < call.kv_heads; head++)

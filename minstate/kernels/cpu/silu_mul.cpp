@@ -1,7 +1,7 @@
 // The gate of the MLP: silu(g) * u, with silu(g) = g / (1 + e^-g); g and u lie side by side in the rows of one product.
 //
-// It is computed in float32 and rounded once. Where e^-g would overflow, 2^x is cut off at x = 127: g is then about -88,
-// and g / 2^127 differs from the true value by less than float32 resolves beside u.
+// It is computed in float32 and rounded once. Where e^-g would overflow, 2^x is cut off at x = 127: g is then below
+// -88, and both g / 2^127 and the true value are below 1e-36.
 #include "vectors.h"
 
 constexpr int ENOUGH = 16 * 1024;  // numbers: fewer are computed sooner than a second core wakes up
