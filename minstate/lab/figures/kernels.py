@@ -169,7 +169,7 @@ def predicted_times(
         if cpu:
             _draw_cpu(right, cpu, reached or {})
             right.set_title("Two rooflines: data sheet, and CPU measured")
-            right.text(9000, machine.flops_per_s / 2e12, name, ha="right", va="top", fontsize=8)
+            right.text(1.1, machine.bytes_per_s * 2.5e-12, name, fontsize=8)  # above the slope
     return figure
 
 
@@ -199,11 +199,12 @@ def _draw_roof(axes: Axes, machine: Roofline) -> None:
 
 
 def _draw_cpu(axes: Axes, cpu: Roofline, reached: Mapping[str, tuple[float, float]]) -> None:
-    """The roof of a CPU, and a filled marker for what it reached."""
+    """The roof of a CPU, and a filled marker for each rate that it reached."""
     _draw_roof(axes, cpu)
-    for (kind, (value, rate)), marker in zip(reached.items(), cycle(MARKERS)):
-        axes.plot(value, rate / 1e12, marker, color=INK, markersize=7, label=f"{kind}, measured")
-        axes.annotate(kind, (value, rate / 1e12), (8, -9), textcoords="offset points", fontsize=8)
-    axes.text(9000, cpu.flops_per_s / 2e12, "this CPU", ha="right", va="top", fontsize=8)
-    axes.axvline(cpu.ridge, color=INK, linestyle=":", linewidth=1)
-    axes.text(cpu.ridge * 1.1, axes.get_ylim()[0] * 1.5, f"ridge: {cpu.ridge:.0f}", fontsize=8)
+    for kind, (value, rate) in reached.items():
+        axes.plot(value, rate / 1e12, "s", color=INK, markersize=7, label=f"{kind}, measured")
+        axes.annotate(kind, (value, rate / 1e12), (8, -4), textcoords="offset points", fontsize=8)
+    top = cpu.flops_per_s / 1e12
+    axes.vlines(cpu.ridge, axes.get_ylim()[0], top, color=INK, linestyle=":", linewidth=1)
+    axes.text(cpu.ridge, top * 1.4, f"ridge: {cpu.ridge:.0f}", ha="center", fontsize=8)
+    axes.text(9000, top * 1.4, "this CPU", ha="right", fontsize=8)

@@ -95,5 +95,5 @@ def test_the_rates_of_a_cpu_are_drawn_below_a_roof_of_its_own():
     right = figure.axes[1]
     points = {line.get_label(): float(line.get_ydata()[0]) for line in right.lines if "measured" in line.get_label()}
     assert points == {"decode, measured": 0.03, "chunk, measured": 0.8}, "TFLOP/s"
-    assert texts(right) == ["decode", "ridge: 500", "decode", "chunk", "this CPU", "ridge: 50", "H100"]
+    assert texts(right) == ["decode", "ridge: 500", "decode", "chunk", "ridge: 50", "this CPU", "H100"]
     assert "CPU measured" in right.get_title(loc="left")
