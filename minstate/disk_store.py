@@ -15,6 +15,8 @@ Two engines may share a folder, because files of one name have the same content;
 import hashlib
 import hmac
 import os
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,8 +26,10 @@ from minstate.errors import BadValue
 from minstate.signing import key_in
 
 MAC_BYTES, BLOCK = 32, 4096
+AHEAD_BYTES = 2**29  # at most, of pages that are read ahead
 replace = Path.replace  # names of this module, so that a test can put a function here that fails
 read = Path.read_bytes
+submit = ThreadPoolExecutor(1, "minstate disk").submit
 
 
 def file_bytes(page_bytes: int) -> int:
@@ -49,6 +53,7 @@ class DiskStore:
         if known.read_bytes() != format_.encode():
             raise BadValue(f"{self._folder} holds K/V of another model, dtype or layout: choose another folder")
         self._format, self._key = format_.encode(), key_in(str(self._folder.resolve()))
+        self._ahead: dict[bytes, Future[torch.Tensor | None]] = {}
 
     def names(self) -> list[bytes]:
         """The pages that are there, those that were used first in front. Files of a wrong size are removed."""
@@ -71,14 +76,25 @@ class DiskStore:
             return False
         return True
 
+    def read_ahead(self, names: Iterable[bytes]) -> None:
+        """Begin to read these pages in a thread, for the next `get`; what was read ahead before them is given up."""
+        for waiting in self._ahead.values():
+            waiting.cancel()
+        most = AHEAD_BYTES // self._page_bytes
+        self._ahead = {name: submit(self._read, name) for name in list(names)[:most]}
+
     def get(self, name: bytes) -> torch.Tensor | None:
         """The bytes `[page_bytes]` of a page; None if its file is gone, damaged, or was written by another user."""
-        path = self._path(name)
+        page = ahead.result() if (ahead := self._ahead.pop(name, None)) else self._read(name)
         with suppress(OSError):
-            whole = memoryview(bytearray(read(path)))
+            os.utime(self._path(name))  # the next engine evicts the least recently used first, too
+        return page
+
+    def _read(self, name: bytes) -> torch.Tensor | None:
+        with suppress(OSError):
+            whole = memoryview(bytearray(read(self._path(name))))
             data, mac = whole[: self._page_bytes], whole[self._page_bytes :]
             if hmac.compare_digest(mac, self._mac(name, data)):
-                os.utime(path)  # the next engine evicts the least recently used first, too
                 return torch.frombuffer(data, dtype=torch.uint8)
         return None
 

@@ -14,7 +14,7 @@ import torch
 from minstate import persistence
 from minstate.arguments import require_embedded, token_ids_of, whole_number
 from minstate.chat.conversation import Chat, read_input
-from minstate.chat.grammar import Constraint, Grammars
+from minstate.chat.grammar import Grammars
 from minstate.chat.tool_calls import Tools
 from minstate.chat.transcript import Continuation, Options, Transcript
 from minstate.draft_budget import CostTable
@@ -32,9 +32,10 @@ from minstate.request import Request
 from minstate.scheduler import Scheduler
 from minstate.sequence import Sequence
 from minstate.session import Session
-from minstate.speculation import GRAMMAR, Speculation, Speculator
+from minstate.speculation import Speculation, Speculator
 from minstate.tiers import Tiers
-from minstate.turn import TurnOptions, takes_turn_options
+from minstate.turn import takes_turn_options
+from minstate.turn_input import constraint_of, read_options
 from minstate.weights import load_model
 
 
@@ -75,10 +76,8 @@ class Engine:
         self.tokenizer, self.eos_ids, self.clock = tokenizer, eos, clock
         costs = "bfloat16" if model.dtype == torch.bfloat16 else "float32"
         speculates = Speculation.of(speculation, costs)
-        tiers = Tiers(runner.pool, speculates.costs if speculates else CostTable.default(costs))
-        tiers.add_host(host_tokens)
-        if disk is not None:
-            tiers.add_disk(disk, disk_bytes, model.fingerprint)
+        tiers = Tiers(runner.pool, speculates.costs if speculates else CostTable.default(costs), host_tokens)
+        tiers.add_disk(disk, disk_bytes, model.fingerprint)
         self.pool, self.cache = runner.pool, PrefixCache(runner.pool, clock, tiers)
         self.scheduler = Scheduler(self.cache, token_budget, speculates)
         self.core = EngineCore(runner, OutputProcessor(tokenizer, eos), self.scheduler, clock)
@@ -151,22 +150,34 @@ class Engine:
         transcript = Transcript(options=Options(dict(template_options or {}), content_may_control))
         if messages or tools or not isinstance(messages, list | tuple):
             transcript = self.chat.new_transcript(messages, tools, transcript.options)
-        return self.new_session(tenant, self._new_sequence(tenant, transcript.tools), transcript)
+        return self.new_session(tenant, self.new_sequence(tenant, transcript.tools), transcript)
 
     @entry
-    def load(self, path: str | Path, tenant: str = "default") -> Session:
-        """A session from a file that `Session.save` wrote. K/V that the tenant's tree has already is shared.
+    def export(self, session: Session | Iterable[int], tenant: str = "default") -> bytes:
+        """A session with the K/V that pool and tiers have of it, as bytes that `adopt` takes. The session stays.
 
-        Raises OSError, `UnreadableSession`, `BadValue`, and `OutOfPages` if the pool is too small for its K/V.
+        Or a prefix, as token ids, with what `tenant` has of it: once it is adopted, other sessions share its K/V.
+        Raises `SessionBusy`, `SessionClosed`, `BadValue`.
         """
-        log, kv, transcript, seeds = persistence.read(Path(path), self.model, self.pool)
-        sequence = self._new_sequence(tenant, transcript.tools)
-        sequence.log += log
-        session = self.new_session(tenant, sequence, transcript, (tuple(seeds["lineage"]), seeds["forks"]))
-        self.cache.fill(sequence, kv)
-        return session
+        return persistence.export(self, session, tenant)
 
-    def _new_sequence(self, tenant: str, tools: Tools) -> Sequence:
+    @entry
+    def load(self, path: str | Path, tenant: str = "default", *, convert: bool = False) -> Session:
+        """A session from a file that `Session.save` wrote: `adopt` of its bytes. Raises OSError, too."""
+        return self.adopt(Path(path).read_bytes(), tenant, convert=convert)
+
+    @entry
+    def adopt(self, data: bytes, tenant: str = "default", *, convert: bool = False) -> Session:
+        """A session from bytes that `export` made, here, in another process, or on another device.
+
+        K/V that the tenant's tree has is shared; K/V that another user has signed is computed again. `convert` rounds
+        K/V of the same model in another precision, and warns: the tenant's other sessions share it. Raises
+        `UnreadableSession`, `BadValue`, and `OutOfPages` if the pool is too small for its K/V.
+        """
+        return persistence.adopt(self, data, tenant, convert=convert)
+
+    def new_sequence(self, tenant: str, tools: Tools = ()) -> Sequence:
+        """A sequence without a log, that shares K/V with the tenant's: for `open`, `export` and `adopt`."""
         if not isinstance(tenant, str):
             raise BadValue(f"tenant must be a string, not {tenant!r}")
         sequence = Sequence(self.pool)
@@ -189,7 +200,7 @@ class Engine:
                     sequence.speculator.corpus.add_once(self.chat.encode(self.chat.dialect.opening(tool)))
 
     def new_session(self, tenant: str, sequence: Sequence, transcript: Transcript, seeds=((), 0)) -> Session:
-        """A session around `sequence`: for `open`, `load` and `Session.fork`."""
+        """A session around `sequence`: for `open`, `adopt` and `Session.fork`."""
         self._sessions.add(session := Session(self, self._sessions_made, tenant, sequence, transcript, seeds))
         self._sessions_made += 1
         return session
@@ -213,17 +224,13 @@ class Engine:
             raise EngineMisuse("the session belongs to another engine: submit it there")
         # 1. Read what was passed before the session is looked at: an iterable may run any code, even a turn of it.
         token_ids = None if token_ids is None else token_ids_of("token_ids", token_ids, self.model.config.vocab_size)
-        options = TurnOptions.of(options)
-        replay = self._read_replay(options)
-        token_ids_of("logit_bias", dict(options.sampling.logit_bias), self.model.config.vocab_size, BadValue)
-        if replay is not None:
-            options = replace(options, max_new_tokens=len(replay))
+        options, replay = read_options(self, options)
         session.require_idle()
         # 2. What the turn adds to the log, for which there must be room, and what its output must fit.
         tools = session.transcript.tools if options.tools is None else options.tools
         given, dropped = Admission(session, messages, token_ids, options).admit()
         require_embedded(given.ids, self.tokenizer, self.model.config.vocab_size)
-        constraint = self._constraint(options, tools, given.thinking)
+        constraint = constraint_of(self, options, tools, given.thinking)
         # 3. From here on the turn is under way.
         request = Request(
             session.sequence,
@@ -285,26 +292,9 @@ class Engine:
         self.recount()
 
     def recount(self) -> None:
-        """As `check`, without another `entry`."""
+        """`check` without another `entry`."""
         check_engine(self.cache, list(self._sessions), self.scheduler.running, self.scheduler.requests)
 
     def read_input(self, transcript: Transcript, log: list[int], messages, ids: list[int] | None) -> Continuation:
         """What the turn does to the log. Costs nothing per old token, unless messages are pending."""
         return read_input(lambda: self.chat, transcript, log, messages, ids)
-
-    def _read_replay(self, options: TurnOptions) -> tuple[int, ...] | None:
-        """The token ids of an output that is given as ids, text or message."""
-        if (replay := options.replay) is None:
-            return None
-        if isinstance(replay, str | Mapping):
-            replay = tuple(self.chat.encode_reply(replay))
-        return tuple(token_ids_of("replay", replay, self.model.config.vocab_size))
-
-    def _constraint(self, options: TurnOptions, tools: Tools, thinking: bool) -> Constraint | None:
-        """What the output must fit. A replayed output is not constrained, but the grammar may guess at it."""
-        wanted = tools, options.tool_choice, options.response_format
-        how = {"parallel": options.parallel_tool_calls, "thinking": thinking}
-        if options.replay is None:
-            return self.grammars.constraint(*wanted, **how)
-        guesses = (speculation := self.scheduler.speculation) is not None and GRAMMAR in speculation.sources
-        return self.grammars.constraint_for_replay(*wanted, **how) if guesses else None

@@ -35,11 +35,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-import torch
-
 from minstate.errors import OutOfPages
 from minstate.paged_kv import KVPool
-from minstate.radix_node import EvictionRank, Node, PagePrefix
+from minstate.radix_node import EvictionRank, Node, PagePrefix, Place
 from minstate.radix_tree import RadixTree
 from minstate.ranked_queue import RankedQueue
 from minstate.sequence import Sequence
@@ -110,11 +108,11 @@ class PrefixCache:
 
     def cached_tokens(self, sequence: Sequence) -> int:
         """How many tokens a turn of this idle sequence would find: its own K/V, or whole pages of the tree."""
-        self.refresh(sequence)
-        # Another sequence, such as a fork, may have extended the node in which this sequence's place lies.
-        sequence.node = self.tree.split_at(sequence.node, sequence.table.borrowed_tokens)
-        found = self.tree.match(sequence.node, sequence.log, len(sequence.log) - 1)
-        return max(sequence.kv_len, found.at)
+        return max(self._find(sequence).at, sequence.kv_len)
+
+    def read_ahead(self, sequence: Sequence) -> None:
+        """The idle sequence's turn is admitted next: begin to read from the disk what `promote` will want."""
+        self.tiers.read_ahead(sequence, self._find(sequence), self.tree.tick())
 
     def rollback(self, sequence: Sequence, length: int) -> None:
         """Cut an idle sequence's log to `length` tokens. If the sequence is expected back, it remains so."""
@@ -125,25 +123,14 @@ class PrefixCache:
         if when is not None:
             self._expect(sequence, when)
 
-    def fill(self, sequence: Sequence, kv: torch.Tensor) -> None:
-        """Give an idle sequence K/V of its log's first tokens, `[layers, 2, H_kv, tokens, D]`, from outside the pool.
-
-        Pages that other sequences have published already are shared. Raises `OutOfPages`, and then the sequence has no
-        log and no K/V.
-        """
-        kv, tokens = kv.to(self.pool.kv.device), kv.shape[3]
+    def recall(self, sequence: Sequence) -> None:
+        """Give an idle sequence what the tree and the tiers have of its log, as if a turn began."""
+        when = self.expected_returns.get(sequence)
         self.begin(sequence)
-        try:
-            known = sequence.kv_len
-            if tokens > known:
-                slots = sequence.table.append(tokens - known)
-                self.pool.kv[:, :, :, slots] = kv[:, :, :, known:]
-                sequence.table.commit()
-                self.publish(sequence)
-        except BaseException:
-            self.end(sequence, 0)
-            raise
-        self.end(sequence, len(sequence.log))
+        self.promote(sequence)
+        self.pause(sequence)
+        if when is not None:
+            self._expect(sequence, when)
 
     def fork(self, sequence: Sequence) -> Sequence:
         """A second idle sequence with the same log and pages. The first of the two to write into the tail copies it."""
@@ -194,7 +181,7 @@ class PrefixCache:
         self._unexpect(sequence)
         self._expect(sequence, self._clock() + min(seconds, LONGEST_HINT_S))
         self._limit_hints()
-        self.tiers.find(sequence, self.tree.tick())
+        self.tiers.find(self._find(sequence), sequence.log, self.tree.tick())
 
     def make_room(self, count: int) -> None:
         """Free `count` pages, or as many as can be freed: idle tails and leaves of the tree, by `EvictionRank`.
@@ -221,6 +208,13 @@ class PrefixCache:
         """Pages that are free, or would be free if everything idle were evicted."""
         in_use = {page for sequence in self.running for page in sequence.table.own_pages}
         return self.pool.allocator.num_pages - self.tree.num_locked - len(in_use)
+
+    def _find(self, sequence: Sequence) -> Place:
+        """Where the whole pages end that a turn of this idle sequence would borrow."""
+        self.refresh(sequence)
+        # Another sequence, such as a fork, may have extended the node in which this sequence's place lies.
+        sequence.node = self.tree.split_at(sequence.node, sequence.table.borrowed_tokens)
+        return self.tree.match(sequence.node, sequence.log, len(sequence.log) - 1)
 
     def _borrow_pages(self, sequence: Sequence) -> None:
         """Match more whole pages. The log's last token is left to be forwarded, because its logits are needed."""

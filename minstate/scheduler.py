@@ -114,12 +114,12 @@ class Scheduler:
         while request := self.next_waiting():
             promised = sum(self.pages_soon(other, other.sequence.kv_len) for other in self.running)
             if self.running and promised + self.pages_soon(request, request.cached) > self.cache.num_available:
-                return
+                break
             self.cache.begin(request.sequence)
             if self.running and promised + self.pages_soon(request, request.sequence.kv_len) > self.cache.num_available:
                 request.cached = request.sequence.kv_len  # less than it was, or pages that other turns counted on
                 self.cache.pause(request.sequence)
-                return
+                break
             self.waiting.remove(request)
             self.running.append(request)
             self.running.sort(key=lambda other: other.number)
@@ -127,6 +127,8 @@ class Scheduler:
             self._promote(request)
             if not request.admitted:
                 request.admitted, request.reused = True, request.sequence.kv_len
+        if request:
+            self.cache.read_ahead(request.sequence)
 
     def _promote(self, request: Request) -> None:
         """Bring K/V back from the tiers below the pool, where this costs less than computing it."""

@@ -11,11 +11,12 @@ of the sequence's own, which are then published as if they had been computed. So
 of tiers, the tiers own no page of the pool, and a page that a tier has lost is a page that is computed.
 
 Each tier evicts its least recently used page, to the tier below. A hint (`Session.expect`) counts as a use. A page that
-is promoted leaves the host tier, whose room another page can use, but stays on the disk for the next engine.
+is promoted leaves the host tier, whose room another page can use, but stays on the disk for the next engine. While the
+turn that is admitted next waits, a thread reads its pages from the disk, and checks them.
 
 Bytes are stored as they are in the pool, so eviction never changes an output. Reading a page costs bytes ÷ bandwidth,
-computing it costs FLOPs. `CostTable` has both, so that no decision reads a clock: pages are promoted only where this
-costs less, and are computed otherwise.
+computing it costs FLOPs. `CostTable` has both, measured once, so no decision reads a clock: pages are promoted only
+where this costs less. Otherwise they are computed, and the scheduler's timeline says so.
 """
 
 import json
@@ -25,7 +26,7 @@ import time
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from minstate.disk_store import DiskStore, file_bytes
 from minstate.draft_budget import CostTable
 from minstate.errors import BrokenInvariant, OutOfPages
 from minstate.paged_kv import KVPool, pages_for
-from minstate.radix_node import TOKEN_BYTES, Node, encode, page_names
+from minstate.radix_node import TOKEN_BYTES, Node, Place, encode, page_names
 from minstate.ranked_queue import RankedQueue
 from minstate.sequence import Sequence
 
@@ -46,17 +47,6 @@ class Promotion(NamedTuple):
     tokens: int = 0  # whose K/V is in the pool again
     computed: int = 0  # tokens that a tier has, too, but that cost less to compute than to move
     seconds: float = 0.0
-
-
-class Store(Protocol):
-    """The memory of a tier: pages as bytes `[page_bytes]`, by name."""
-
-    keeps: bool  # whether a page that was promoted stays
-
-    def put(self, name: bytes, page: torch.Tensor) -> bool: ...  # noqa: D102
-    def get(self, name: bytes) -> torch.Tensor | None: ...  # noqa: D102
-    def drop(self, name: bytes) -> None: ...  # noqa: D102
-    def check(self, names: set[bytes]) -> bool: ...  # noqa: D102
 
 
 class HostStore:
@@ -100,7 +90,7 @@ class HostStore:
 class Tier:
     """Pages by name, `num_pages` at most, and when each was used last. What it evicts goes to the tier `below`."""
 
-    def __init__(self, store: Store, num_pages: int, bytes_per_s: float, below: "Tier | None" = None):
+    def __init__(self, store: HostStore | DiskStore, num_pages: int, bytes_per_s: float, below: "Tier | None" = None):
         self.store, self.num_pages, self.bytes_per_s, self.below = store, num_pages, bytes_per_s, below
         self.used: RankedQueue[bytes, int] = RankedQueue()
 
@@ -133,20 +123,20 @@ class Tier:
 
 
 class Tiers:
-    """The tiers below one pool, the fastest first."""
+    """The tiers below one pool, the fastest first. Raises OSError if host memory has no room for `host_tokens`."""
 
-    def __init__(self, pool: KVPool, costs: CostTable | None = None):
+    def __init__(self, pool: KVPool, costs: CostTable | None = None, host_tokens: int = 0):
         self._pool, self._costs = pool, costs or CostTable.default("float32")
         self.tiers: list[Tier] = []
-
-    def add_host(self, tokens: int) -> None:
-        """Keep pages of so many tokens, if any, in host memory. Raises OSError if there is no room for them."""
-        if pages := pages_for(whole_number("host_tokens", tokens), self._pool.page_size):
-            store = HostStore(pages, self._pool.bytes_per_page, pinned=self._pool.kv.is_cuda)
+        if pages := pages_for(whole_number("host_tokens", host_tokens), pool.page_size):
+            store = HostStore(pages, pool.bytes_per_page, pinned=pool.kv.is_cuda)
             self.tiers.append(Tier(store, pages, self._costs.host_bytes_per_s))
+        self._next: Sequence | None = None  # the waiting sequence whose pages are read ahead
 
-    def add_disk(self, folder: str | Path, max_bytes: int, fingerprint: str) -> None:
+    def add_disk(self, folder: str | Path | None, max_bytes: int, fingerprint: str) -> None:
         """Keep pages in a folder, too: those that are there already, and `max_bytes` at most. Raises as `DiskStore`."""
+        if folder is None:
+            return
         kv, size = self._pool.kv, self._pool.page_size
         layout = {"format": "minstate-pages-1", "model": fingerprint, "dtype": str(kv.dtype), "page_size": size}
         store = DiskStore(
@@ -182,10 +172,10 @@ class Tiers:
         for node in sorted(waiting, key=lambda node: (used[node], -node.start)):
             self._put(disk, list(zip(node.names, node.pages, strict=False)), used[node])  # a root has no pages
 
-    def find(self, sequence: Sequence, now: int) -> list[tuple[bytes, Tier]]:
-        """The pages behind the borrowed ones that tiers have, by the names of the log's tokens. They are used `now`."""
+    def find(self, place: Place, log: list[int], now: int) -> list[tuple[bytes, Tier]]:
+        """The pages behind a place in the tree that tiers have, by their names. They are used `now`."""
         found = []
-        for name in self._names(sequence) if self.tiers else ():
+        for name in self._names(place, log) if self.tiers else ():
             if (tier := self._tier_of(name)) is None:
                 break
             found.append((name, tier))
@@ -193,11 +183,18 @@ class Tiers:
             tier.used.put(name, now)
         return found
 
+    def read_ahead(self, sequence: Sequence, place: Place, now: int) -> None:
+        """The sequence's turn is admitted next: begin to read what `promote` will want behind its place in the tree."""
+        if self.tiers and isinstance(store := self.tiers[-1].store, DiskStore) and self._next is not sequence:
+            found, self._next = self.find(place, sequence.log, now), sequence
+            worth = self._worth_moving(found, len(sequence.log), place.at, sequence.kv_len)
+            store.read_ahead([name for name, tier in found[:worth] if tier.store is store])
+
     def promote(self, sequence: Sequence, now: int) -> Promotion:
         """Copy what `find` finds into pages of the sequence's own, as far as that costs less than computing it."""
         start_s, before, size, table = time.perf_counter(), sequence.kv_len, self._pool.page_size, sequence.table
-        found = self.find(sequence, now)
-        worth = self._worth_moving(found, sequence)
+        found = self.find(Place(sequence.node, table.borrowed_tokens, []), sequence.log, now)
+        worth = self._worth_moving(found, len(sequence.log), table.borrowed_tokens, before)
         for name, _ in found[:worth]:
             at = table.length // size * size
             try:
@@ -213,6 +210,8 @@ class Tiers:
             page = data.view(target.dtype).view(target.shape)
             target[:, :, :, table.length - at :] = page[:, :, :, table.length - at :]
             table.commit()
+        if self._next is sequence:
+            self._next = None
         seconds = time.perf_counter() - start_s
         return Promotion(table.length - before, (len(found) - worth) * size, seconds)
 
@@ -222,25 +221,28 @@ class Tiers:
             if len(tier.used) > tier.num_pages or not tier.store.check(set(tier.used)):
                 raise BrokenInvariant(f"a {type(tier.store).__name__} does not hold the pages that its tier counts")
 
-    def _names(self, sequence: Sequence) -> Iterator[bytes]:
-        """The names of the whole pages behind the borrowed ones. The log's last token is left to be forwarded."""
-        start, size, log = sequence.table.borrowed_tokens, self._pool.page_size, sequence.log
-        whole = max(0, (len(log) - 1 - start) // size * size)
-        return page_names(sequence.node.names[-1], encode(log[start : start + whole]), size * TOKEN_BYTES)
+    def _names(self, place: Place, log: list[int]) -> Iterator[bytes]:
+        """The names of the log's whole pages behind a place. The log's last token is left to be forwarded."""
+        size, (node, at, _) = self._pool.page_size, place
+        above = node.names[(at - node.start) // size - 1]  # a root has one name, and its place is 0
+        whole = max(0, (len(log) - 1 - at) // size * size)
+        return page_names(above, encode(log[at : at + whole]), size * TOKEN_BYTES)
 
     def _tier_of(self, name: bytes) -> Tier | None:
         return next((tier for tier in self.tiers if name in tier.used), None)
 
-    def _worth_moving(self, found: list[tuple[bytes, Tier]], sequence: Sequence) -> int:
-        """How many of the pages cost less to read than to compute, run by run of pages in one tier."""
-        ms, left, worth = self._costs.at(len(sequence.log)), len(sequence.log) - sequence.kv_len, 0
-        known = sequence.kv_len - sequence.table.borrowed_tokens  # tokens of the first page
+    def _worth_moving(self, found: list[tuple[bytes, Tier]], length: int, at: int, known: int) -> int:
+        """How many of the pages from `at` on cost less to read than to compute, run by run of pages in one tier.
+
+        length  of the log, of which `known` tokens have K/V, or `at` if these are more
+        """
+        ms, start, worth = self._costs.at(length), max(at, known), 0
         for tier, run in groupby(found, key=lambda pair: pair[1]):
             pages = len(list(run))
-            tokens = pages * self._pool.page_size - (0 if worth else known)
-            if 1000 * pages * self._pool.bytes_per_page / tier.bytes_per_s >= ms(left) - ms(left - tokens):
+            end = at + (worth + pages) * self._pool.page_size
+            if 1000 * pages * self._pool.bytes_per_page / tier.bytes_per_s >= ms(length - start) - ms(length - end):
                 break
-            left, worth = left - tokens, worth + pages
+            start, worth = end, worth + pages
         return worth
 
     def _put(self, tier: Tier, pages: list[tuple[bytes, int]], used: int) -> None:

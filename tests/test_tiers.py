@@ -10,13 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import FLAT, engine
 
-from minstate import BadValue, BrokenInvariant, OutOfPages, Sampling, Speculation
+from minstate import BadValue, BrokenInvariant, OutOfPages, Sampling, Speculation, disk_store
 from minstate.lab.engines.baselines import NaiveEngine
 from minstate.lab.engines.faults import faults
+from minstate.paged_kv import KVPool
+from minstate.tiers import Tiers
 
 FREE = Sampling(ignore_eos=True)
 PAGE_FILE = 4096  # bytes that a page of the tiny model takes on the disk, at most
@@ -134,10 +137,19 @@ def test_after_a_restart_the_whole_prefix_cache_is_there(folder):
     e.check()
 
 
-def test_a_folder_of_another_model_or_layout_is_refused(folder):
+def test_after_a_restart_tenants_find_only_their_own_pages(folder):
+    e = restarted(folder)
+    assert send(e.open(tenant="another"), [*range(20, 61), *[7] * 5]).stats.promoted == 0
+    assert send(e.open(), [*range(20, 61), *[7] * 5]).stats.promoted == 44
+
+
+def test_a_folder_of_another_model_dtype_or_layout_is_refused(folder):
     for settings in ({"family": "qwen2"}, {"page_size": 8}):
         with pytest.raises(BadValue, match="another model, dtype or layout"):
             restarted(folder, **settings)
+    pool = KVPool(num_layers=2, num_kv_heads=2, head_dim=8, num_pages=64, page_size=4, dtype=torch.float32)
+    with pytest.raises(BadValue, match="another model, dtype or layout"):
+        Tiers(pool).add_disk(folder, 200 * PAGE_FILE, restarted(folder).model.fingerprint)
     with pytest.raises(BadValue, match="disk_bytes"):
         engine(disk=folder, disk_bytes=10)
 
@@ -191,6 +203,42 @@ def test_a_smaller_bound_drops_what_was_used_first(folder):
     assert len(list(folder.glob("*.page"))) == 14
     e = engine(disk=folder, disk_bytes=5 * PAGE_FILE)
     assert len(list(folder.glob("*.page"))) == 5 == len(e.cache.tiers.tiers[0].used)
+    e.check()
+
+
+def test_the_pages_of_the_next_waiting_turn_are_read_while_another_turn_runs(folder, monkeypatch):
+    e, begun = restarted(folder, num_pages=16), []
+
+    def submit(function, *args):
+        begun.append(args)
+        return original(function, *args)
+
+    original = disk_store.submit
+    monkeypatch.setattr(disk_store, "submit", submit)
+    running = e.submit(e.open(), token_ids=[5] * 40, max_new_tokens=9, sampling=FREE)
+    waiting = e.submit(e.open(), token_ids=[*range(20, 61), *[7] * 5], max_new_tokens=2, sampling=FREE)
+    assert len(begun) == 11 and e.scheduler.waiting == [waiting]
+    e.step()
+    assert len(begun) == 11, "they are read once"
+    store = e.cache.tiers.tiers[-1].store
+    monkeypatch.setattr(store, "_read", None)  # whoever reads again, fails
+    e.run()
+    assert running.turn and waiting.turn.stats.promoted == 44 and not store._ahead
+    assert waiting.turn.token_ids == send(engine().open(), [*range(20, 61), *[7] * 5], 2).token_ids
+    e.check()
+
+
+def test_what_was_read_ahead_for_a_turn_that_is_given_up_is_not_kept_for_ever(folder):
+    e = restarted(folder, num_pages=16)
+    e.submit(e.open(), token_ids=[5] * 40, max_new_tokens=9, sampling=FREE)
+    waiting = e.submit(e.open(), token_ids=[*range(20, 61), *[7] * 5], max_new_tokens=2, sampling=FREE)
+    store = e.cache.tiers.tiers[-1].store
+    assert len(store._ahead) == 11
+    waiting.abort()
+    other = e.submit(e.open(), token_ids=[*range(20, 61), *[8] * 5], max_new_tokens=2, sampling=FREE)
+    assert len(store._ahead) == 11
+    e.run()
+    assert other.turn.stats.promoted == 44 and not store._ahead
     e.check()
 
 

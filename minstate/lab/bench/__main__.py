@@ -20,6 +20,7 @@ BENCHMARKS = (  # each is a function in the module of its name
     "gpu",
     "kernels",
     "many_agents",
+    "memory",
     "paged_decode",
     "peers",
     "prompt_lookup",

@@ -12,6 +12,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
@@ -25,6 +26,12 @@ SEAMS = ("allocation", "forward", "sampling", "file", "disk")
 
 class InjectedFault(OSError):
     """The error of an injected fault."""
+
+
+def _at_once(function: Callable, *args) -> Future:
+    future = Future()
+    future.set_result(function(*args))
+    return future
 
 
 @contextmanager
@@ -56,6 +63,7 @@ def faults(engine: Engine, when: Callable[[str], bool]) -> Iterator[Counter[str]
             (persistence, "load", failing("file", persistence.load)),
             (disk_store, "replace", failing("disk", disk_store.replace)),
             (disk_store, "read", failing("disk", disk_store.read)),
+            (disk_store, "submit", _at_once),  # a thread would draw faults at random moments
         ]:
             stack.enter_context(mock.patch.object(place, name, replacement))
         yield injected
