@@ -1,9 +1,7 @@
 """What a small pool costs, with and without tiers below it; a restart; and how many sessions fit into a gigabyte."""
 
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from pathlib import Path
 from random import Random
 from time import perf_counter
 
@@ -11,7 +9,7 @@ import pandas as pd
 import torch
 
 from minstate.engine import Engine
-from minstate.lab.machines.tier_timing import drop_cached_files, tier_bytes_per_s
+from minstate.lab.machines.tier_timing import drop_cached_files, scratch_folder, tier_bytes_per_s
 from minstate.lab.measure import turn_row
 from minstate.lab.paths import source_text
 from minstate.lab.traces.replay import replay
@@ -34,7 +32,7 @@ def memory(workload: str = "pressure", dtype: str = "float32", **settings: str) 
     return table
 
 
-def pressure(like: Engine, agents: str = "8", turns: str = "2", shares: str = "1/2 1/4 1/8") -> pd.DataFrame:
+def pressure(like: Engine, agents: str = "8", turns: str = "2", shares: str = "1/4 1/8") -> pd.DataFrame:
     """A row for each pool and tier: coding agents take turns in a random order, one turn at a time.
 
     A share is that of the working set: of all pages that are in use at the end if none has to be evicted. Each agent is
@@ -45,10 +43,12 @@ def pressure(like: Engine, agents: str = "8", turns: str = "2", shares: str = "1
     traces = [scripted_trace("coding", seed).turns[: 1 + int(turns)] for seed in range(int(agents))]
     adopted = list(_first_turns(like, int(agents)))
     rows, working_set, ample_s = [], AMPLE, 0.0
+    for _ in take_turns(_engine(like, AMPLE, speculation=True), adopted[:2], traces[:2]):
+        pass  # to warm up
     for share in (None, *map(Fraction, shares.split())):
         for tier in TIERS if share == Fraction(1, 4) else TIERS[:2] if share else TIERS[:1]:
             pages = int(share * working_set) if share else AMPLE
-            with tempfile.TemporaryDirectory(prefix="minstate-", dir=Path.cwd()) as folder:
+            with scratch_folder() as folder:
                 below = {"none": {}, "host": {"host_tokens": working_set * PAGE_SIZE}, "disk": {"disk": folder}}
                 engine = _engine(like, pages, speculation=True, **below[tier])
                 costs = pd.DataFrame(take_turns(engine, adopted, traces))
@@ -103,7 +103,7 @@ def restart(like: Engine, tokens: str = str(LONG)) -> pd.DataFrame:
     the disk, not from the operating system's memory of files, where that can be asked for.
     """
     prompt, pages = like.tokenizer.encode(source_text())[: int(tokens)], int(tokens) // PAGE_SIZE + 64
-    with tempfile.TemporaryDirectory(prefix="minstate-", dir=Path.cwd()) as folder:
+    with scratch_folder() as folder:
         engine = _engine(like, pages, disk=folder)
         session = engine.open()
         computed = session.send(token_ids=prompt, **ONE)

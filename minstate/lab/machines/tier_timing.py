@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 
 from minstate.engine import Engine
-from minstate.lab.paths import source_text
+from minstate.lab.paths import OUT, source_text
 from minstate.sampling import Sampling
 
 TOKENS = 1024  # that are moved at once
@@ -20,7 +20,7 @@ def tier_bytes_per_s(engine: Engine, rounds: int = 5) -> dict[str, float]:
     include all that a promotion does: looking pages up, checking their signatures, and copying them into the pool. The
     disk's pages are first dropped from the operating system's cache of files, where this is possible.
     """
-    with tempfile.TemporaryDirectory(prefix="minstate-", dir=Path.cwd()) as folder:
+    with scratch_folder() as folder:
         host, disk = {"host_tokens": 2 * TOKENS}, {"disk": folder}
         return {
             "host_bytes_per_s": _bytes_per_s(engine, rounds, **host),
@@ -44,6 +44,12 @@ def _bytes_per_s(like: Engine, rounds: int, **tier) -> float:
             assert stats.promoted >= TOKENS - size, "pages got lost on the way"
             rates.append(stats.promoted / size * engine.pool.bytes_per_page / stats.promoted_s)
     return median(rates)
+
+
+def scratch_folder() -> tempfile.TemporaryDirectory:
+    """A temporary folder on the disk: where those of the operating system are may be memory."""
+    OUT.mkdir(exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix="minstate-", dir=OUT)
 
 
 def drop_cached_files(folder: str | Path | None) -> None:
