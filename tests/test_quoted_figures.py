@@ -165,7 +165,7 @@ def test_the_readme_says_where_outputs_differ():
 def test_the_readme_quotes_what_comes_back_after_a_restart():
     text, seconds = " ".join((ROOT / "README.md").read_text().split()), first_tokens()
     assert f"of 7,000 tokens then takes {seconds['disk']}, and {seconds['nothing']} where it is computed" in text
-    assert f"({seconds['export']} from an export)" in text
+    assert f"({seconds['export']} from an export;" in text
 
 
 def test_results_say_how_they_were_measured():
