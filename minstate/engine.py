@@ -43,9 +43,9 @@ class Engine:
     """Runs the turns of any number of sessions over one pool of KV pages. Belongs to the thread that made it.
 
     num_pages     of the pool; None: 65,536 tokens, but at most a quarter of the free memory. `engine.pool` shows both
+    kv_dtype      "int8": keys and values in 8 bits, see `kv_int8.py`; None: as the model computes
     token_budget  query tokens of a forward pass at most: longer prompts are prefilled in chunks, between decodes
-    prefix_cache  whether sessions of one tenant share what they have in common; if not, a session shares with its own
-                  forks only
+    prefix_cache  whether sessions of one tenant share what they have in common, or a session with its own forks only
     speculation   whether several tokens are guessed and checked in one forward pass; a `Speculation` says how. The
                   output is the same either way, but for rounding at near-ties, which bfloat16 has many of
     host_tokens   tokens whose K/V host memory keeps when the pool has no room for it; none by default
@@ -61,6 +61,7 @@ class Engine:
         eos_ids: Iterable[int] = (),
         page_size: int = 16,
         num_pages: int | None = None,
+        kv_dtype: str | None = None,
         token_budget: int = 512,
         prefix_cache: bool = True,
         speculation: bool | Speculation = False,
@@ -72,10 +73,9 @@ class Engine:
         page_size, token_budget = whole_number("page_size", page_size, 1), whole_number("token_budget", token_budget, 1)
         num_pages = None if num_pages is None else whole_number("num_pages", num_pages, 1)
         eos = frozenset(token_ids_of("eos_ids", eos_ids, model.config.vocab_size, BadValue))
-        runner = ModelRunner(model, num_pages=num_pages, page_size=page_size)
+        runner = ModelRunner(model, num_pages=num_pages, page_size=page_size, kv_dtype=kv_dtype)
         self.tokenizer, self.eos_ids, self.clock = tokenizer, eos, clock
-        costs = "bfloat16" if model.dtype == torch.bfloat16 else "float32"
-        speculates = Speculation.of(speculation, costs)
+        speculates = Speculation.of(speculation, costs := "bfloat16" if model.dtype == torch.bfloat16 else "float32")
         tiers = Tiers(runner.pool, speculates.costs if speculates else CostTable.default(costs), host_tokens)
         tiers.add_disk(disk, disk_bytes, model.fingerprint)
         self.pool, self.cache = runner.pool, PrefixCache(runner.pool, clock, tiers)
@@ -103,7 +103,7 @@ class Engine:
         kernels        what computes: "auto" is the hand-written kernels for the device, and torch where they cannot;
                        "cpu" and "cuda" insist on them, and "torch" does without
         deterministic  on a CPU: the same logits bit for bit, cold or warm, alone or in a batch, drafted or not
-        settings       page_size, num_pages, token_budget, prefix_cache, speculation, as for `Engine`
+        settings       page_size, num_pages, kv_dtype, token_budget, prefix_cache, speculation, as for `Engine`
 
         Raises `ModelNotFound`, `UnsupportedModel`, `DamagedWeights`, `BadValue`.
         """
