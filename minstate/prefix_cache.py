@@ -112,7 +112,8 @@ class PrefixCache:
 
     def read_ahead(self, sequence: Sequence) -> None:
         """The idle sequence's turn is admitted next: begin to read from the disk what `promote` will want."""
-        self.tiers.read_ahead(sequence, self._find(sequence), self.tree.tick())
+        if self.tiers.next is not sequence:
+            self.tiers.read_ahead(sequence, self._find(sequence), self.tree.tick())
 
     def rollback(self, sequence: Sequence, length: int) -> None:
         """Cut an idle sequence's log to `length` tokens. If the sequence is expected back, it remains so."""
@@ -127,8 +128,10 @@ class PrefixCache:
         """Give an idle sequence what the tree and the tiers have of its log, as if a turn began."""
         when = self.expected_returns.get(sequence)
         self.begin(sequence)
-        self.promote(sequence)
-        self.pause(sequence)
+        try:
+            self.promote(sequence)
+        finally:
+            self.pause(sequence)
         if when is not None:
             self._expect(sequence, when)
 

@@ -131,7 +131,7 @@ class Tiers:
         if pages := pages_for(whole_number("host_tokens", host_tokens), pool.page_size):
             store = HostStore(pages, pool.bytes_per_page, pinned=pool.kv.is_cuda)
             self.tiers.append(Tier(store, pages, self._costs.host_bytes_per_s))
-        self._next: Sequence | None = None  # the waiting sequence whose pages are read ahead
+        self.next: Sequence | None = None  # the waiting sequence whose pages are read ahead
 
     def add_disk(self, folder: str | Path | None, max_bytes: int, fingerprint: str) -> None:
         """Keep pages in a folder, too: those that are there already, and `max_bytes` at most. Raises as `DiskStore`."""
@@ -185,8 +185,9 @@ class Tiers:
 
     def read_ahead(self, sequence: Sequence, place: Place, now: int) -> None:
         """The sequence's turn is admitted next: begin to read what `promote` will want behind its place in the tree."""
-        if self.tiers and isinstance(store := self.tiers[-1].store, DiskStore) and self._next is not sequence:
-            found, self._next = self.find(place, sequence.log, now), sequence
+        self.next = sequence
+        if self.tiers and isinstance(store := self.tiers[-1].store, DiskStore):
+            found = self.find(place, sequence.log, now)
             worth = self._worth_moving(found, len(sequence.log), place.at, sequence.kv_len)
             store.read_ahead([name for name, tier in found[:worth] if tier.store is store])
 
@@ -210,8 +211,8 @@ class Tiers:
             page = data.view(target.dtype).view(target.shape)
             target[:, :, :, table.length - at :] = page[:, :, :, table.length - at :]
             table.commit()
-        if self._next is sequence:
-            self._next = None
+        if self.next is sequence:
+            self.next = None
         seconds = time.perf_counter() - start_s
         return Promotion(table.length - before, (len(found) - worth) * size, seconds)
 
