@@ -82,6 +82,11 @@ class AsyncTokenStream:
         """The whole answer; None until the turn is done."""
         return self._answer.turn
 
+    @property
+    def read(self) -> bool:
+        """Whether the turn is done, and all of it was taken."""
+        return self.turn is not None and not self._answer.items
+
     def __aiter__(self) -> Self:
         return self
 

@@ -88,7 +88,7 @@ async def chunks(work: Work, tokenizer, body: ChatRequest) -> AsyncIterator[dict
         for piece in pieces:
             yield chunk(place, piece, None, logprobs)
             logprobs = None
-        if reply.stream.turn:
+        if reply.stream.read:
             yield chunk(place, {}, reply.finish_reason)
     if body.stream_options and body.stream_options.include_usage:
         yield {**head, "choices": [], "usage": usage_of(work)}
