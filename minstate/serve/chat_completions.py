@@ -106,5 +106,3 @@ def _piece(delta) -> dict[str, Any]:
 def _head(work: Work, kind: str) -> dict[str, Any]:
     made = {"id": f"chatcmpl-{work.id}", "object": kind, "created": int(time.time()), "model": work.service.model}
     return {**made, "system_fingerprint": None}
-
-

@@ -43,7 +43,7 @@ def read_items(items: str | Iterable[Mapping[str, Any]], known: Mapping[str, Map
     for place, given in enumerate(items):
         item, where = _resolved(given, known, place), f"input.{place}"
         kind, role = item.get("type") or "message", item.get("role")
-        if kind == "message" and role != "assistant" or kind == "function_call_output":
+        if (kind == "message" and role != "assistant") or kind == "function_call_output":
             reply = None
             messages.append(_other(item, where))
             continue

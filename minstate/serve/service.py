@@ -198,7 +198,9 @@ class Work:
     async def __aenter__(self) -> "Work":
         limits, service = self.service.limits, self.service
         if service.closing:
-            raise ApiError(503, "the server is shutting down", code="shutting_down", headers={"x-should-retry": "false"})
+            raise ApiError(
+                503, "the server is shutting down", code="shutting_down", headers={"x-should-retry": "false"}
+            )
         if service.turns + self.asked.n > limits.turns:
             service.refused += 1
             headers = {"retry-after": "1"}

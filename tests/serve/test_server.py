@@ -116,11 +116,16 @@ def test_a_call_and_its_result(client):
     options = {"tools": [TOOL], "tool_choice": "required", "extra_body": {}, "max_tokens": 80}
     reply = client.chat.completions.create(messages=history, model="small", temperature=0, **options)
     (call,) = reply.choices[0].message.tool_calls
-    assert reply.choices[0].finish_reason == "tool_calls" and json.loads(call.function.arguments)["deep"] in (True, False)
+    assert reply.choices[0].finish_reason == "tool_calls" and json.loads(call.function.arguments)["deep"] in (
+        True,
+        False,
+    )
     history += [reply.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "seen"}]
     again = client.chat.completions.create(messages=history, model="small", temperature=0, **options)
     assert again.usage.model_extra["minstate"]["prefilled"] == again.usage.model_extra["minstate"]["delta"]
-    chunks = client.chat.completions.create(messages=[user("look")], model="small", temperature=0, stream=True, **options)
+    chunks = client.chat.completions.create(
+        messages=[user("look")], model="small", temperature=0, stream=True, **options
+    )
     pieces = [piece.delta.tool_calls[0] for each in chunks for piece in each.choices if piece.delta.tool_calls]
     assert "".join(piece.function.arguments for piece in pieces) == call.function.arguments
     assert pieces[0].function.name == "look"
