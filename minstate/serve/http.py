@@ -101,7 +101,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._events, self._finish, self._named = events, finish, named
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """As ASGI asks for it."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:

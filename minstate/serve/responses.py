@@ -77,7 +77,8 @@ class Writer:
         return {
             "id": self.id, "object": "response", "created_at": self.created, "status": status, "error": None,
             "incomplete_details": None, "instructions": body.instructions, "max_output_tokens": body.max_output_tokens,
-            "model": body.model, "output": list(self.output), "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "model": body.model, "output": list(self.output),
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": body.previous_response_id, "reasoning": {"effort": None, "summary": None},
             "store": body.store is not False, "temperature": asked.sampling.temperature, "top_p": asked.sampling.top_p,
             "text": body.text or {"format": {"type": "text"}}, "tool_choice": body.tool_choice or "auto",
@@ -147,7 +148,7 @@ class Writer:
         self._events += 1
         return {"type": f"response.{kind}", "sequence_number": self._events - 1, **more}
 
-    async def events(self) -> AsyncIterator[dict[str, Any]]:
+    async def events(self) -> AsyncIterator[dict[str, Any]]:  # noqa: C901  one event after the other
         """All events, while the reply grows."""
         yield self.event("created", response=self.response("in_progress"))
         yield self.event("in_progress", response=self.response("in_progress"))

@@ -98,7 +98,9 @@ def test_a_stream_is_the_whole_answer(client):
         mine = [each.choices[0] for each in chunks if each.choices and each.choices[0].index == place]
         assert "".join(each.delta.content or "" for each in mine) == choice.message.content
         logprobs = [entry for each in mine if each.logprobs for entry in each.logprobs.content]
-        assert logprobs == choice.logprobs.content and len(logprobs) == 6
+        assert [each.token for each in logprobs] == [each.token for each in choice.logprobs.content]
+        wanted = [each.logprob for each in choice.logprobs.content]
+        assert [each.logprob for each in logprobs] == pytest.approx(wanted) and len(wanted) == 6
         assert mine[-1].finish_reason == choice.finish_reason == "length"
     assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
 
@@ -132,7 +134,7 @@ def test_a_call_and_its_result(client):
 
 
 def respond(client, text, **options):
-    return client.responses.create(input=text, max_output_tokens=6, **{**GREEDY, **options})
+    return client.responses.create(input=text, **{**GREEDY, "max_output_tokens": 6, **options})
 
 
 def test_a_response_goes_on_from_an_earlier_one_and_costs_what_is_new(client):
@@ -141,8 +143,8 @@ def test_a_response_goes_on_from_an_earlier_one_and_costs_what_is_new(client):
     other = respond(client, "other", instructions="Be brief.", previous_response_id=one.id)
     for later in (two, other):
         cost = later.usage.model_extra["minstate"]
-        assert cost["prefilled"] == cost["delta"] and cost["drift"] is None
-        assert later.usage.input_tokens_details.cached_tokens == later.usage.input_tokens - cost["delta"]
+        assert cost["prefilled"] == cost["delta"] - cost["shared"] and cost["drift"] is None and not cost["recomputed"]
+        assert later.usage.input_tokens_details.cached_tokens == later.usage.input_tokens - cost["prefilled"]
     assert respond(client, "two", instructions="Be brief.", previous_response_id=one.id).output_text == two.output_text
     assert client.responses.retrieve(two.id).output_text == two.output_text
     assert client.responses.input_items.list(two.id).data[0].content[0].text == "two"
