@@ -5,6 +5,9 @@ PY := $(VENV)/bin/python
 # Spinning OpenMP threads collapse as soon as anything else wants a core.
 export OMP_WAIT_POLICY := passive
 
+# What runs the default model, by the kernels for the CPU unless they are switched off.
+WITHOUT_KERNELS := tests/test_real_model.py tests/test_weights.py tests/test_edges.py
+
 .PHONY: help run test lab browse bench site weights clean
 .DEFAULT_GOAL := help
 
@@ -31,6 +34,8 @@ test: weights
 	@$(PY) -m ty check
 	@echo "== tests"
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup tests
+	@echo "== tests where there is no compiler, and torch computes on the CPU"
+	@MINSTATE_COMPILER=none OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup $(WITHOUT_KERNELS)
 	@echo "== notebooks, with their exercises solved"
 	@$(PY) -m minstate.lab.notebook.solutions
 	@$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120 out/solved/*.ipynb

@@ -79,17 +79,27 @@ class Engine:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path | None = None, *, dtype: str | torch.dtype | None = None, device: str = "cpu", **settings
+        cls,
+        name: str | Path | None = None,
+        *,
+        dtype: str | torch.dtype | None = None,
+        device: str = "cpu",
+        kernels: str = "auto",
+        deterministic: bool = False,
+        **settings,
     ) -> "Engine":
         """Load a model: a Hugging Face folder, a Hub id, or by default `MINSTATE_MODEL` or the fetched SmolLM2.
 
-        dtype     "float32", "bfloat16", or on a CPU "float64"; None or "auto": float32 on a CPU, bfloat16 on a GPU
-        device    "cpu", or "cuda": model and K/V are on the GPU, and the kernels in `minstate/kernels/` compute
-        settings  page_size, num_pages, token_budget, prefix_cache, speculation, as for `Engine`
+        dtype          "float32", "bfloat16", or on a CPU "float64"; None or "auto": float32 on a CPU, bfloat16 on a GPU
+        device         "cpu", or "cuda": model and K/V are on the GPU
+        kernels        what computes: "auto" is the hand-written kernels for the device, and torch where they cannot;
+                       "cpu" and "cuda" insist on them, and "torch" does without
+        deterministic  on a CPU: the same logits bit for bit, cold or warm, alone or in a batch, drafted or not
+        settings       page_size, num_pages, token_budget, prefix_cache, speculation, as for `Engine`
 
         Raises `ModelNotFound`, `UnsupportedModel`, `DamagedWeights`, `BadValue`.
         """
-        model, tokenizer, eos_ids = load_model(name, dtype, device)
+        model, tokenizer, eos_ids = load_model(name, dtype, device, kernels, deterministic)
         return cls(model, tokenizer, eos_ids=eos_ids, **settings)
 
     @property

@@ -101,7 +101,7 @@ def _read_split(
     return m, w, a
 
 
-# query_start, context_len and page_table are parts of a flat tensor (`minstate.gpu.Inputs`), so they begin at any
+# query_start, context_len and page_table are parts of a flat tensor (`minstate.gpu.input_views`), so they begin at any
 # address. The kernel reads them number by number: specialised on what divides their addresses, it would be compiled
 # several times over, and would not be faster.
 @triton.jit(do_not_specialize=["query_start", "context_len", "page_table", "sequences"])

@@ -32,6 +32,7 @@ def ragged(
     dtype: torch.dtype = torch.float32,
     spread: float = 1.0,
     seed: int = 0,
+    device: str = DEVICE,
 ) -> Ragged:
     """A batch of sequences (tokens of history, query tokens), with keys and values in pages of random order.
 
@@ -59,11 +60,11 @@ def ragged(
         expected.append(attention(own_q, k, v, history))
     starts = [0, *torch.tensor([queries for _, queries in sequences]).cumsum(0).tolist()]
     return Ragged(
-        q.to(DEVICE)[:, :heads],
-        kv.to(DEVICE),
-        torch.tensor(starts, dtype=torch.int32, device=DEVICE),
-        torch.tensor(contexts, dtype=torch.int32, device=DEVICE),
-        page_table.to(DEVICE),
+        q.to(device)[:, :heads],
+        kv.to(device),
+        torch.tensor(starts, dtype=torch.int32, device=device),
+        torch.tensor(contexts, dtype=torch.int32, device=device),
+        page_table.to(device),
         page_size,
         torch.cat(expected),
     )

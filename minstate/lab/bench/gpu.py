@@ -54,7 +54,8 @@ def step_ms(run: Callable[[], object], repeats: int = 30) -> float:
 
 def decode(name: str, model: Model, bound: Roofline) -> list[dict]:
     """Decode steps, and forward passes that verify 8 tokens, with CUDA graphs and without."""
-    from minstate.gpu import GpuRunner, Inputs, Shape, hidden_states
+    from minstate.gpu import GpuRunner, Shape, gpu_kernels, input_views, pack_inputs
+    from minstate.kernel_layers import hidden_states
 
     config, rows = model.config, []
     for batch_size in (1, 8, 32):
@@ -72,10 +73,10 @@ def decode(name: str, model: Model, bound: Roofline) -> list[dict]:
                 sequence.table.commit()
             batch = RaggedBatch.build([sequence.chunk(queries) for sequence in sequences])
             shape = Shape.of(batch, model, runner.multiprocessors)
-            inputs = Inputs.views(Inputs.pack(batch, shape, runner.pages).cuda(), shape, runner.pages)
+            inputs = input_views(pack_inputs(batch, shape, runner.pages).cuda(), shape, runner.pages)
 
             def eagerly(inputs=inputs, shape=shape, runner=runner, pool=pool):
-                return runner.model.lm_head(hidden_states(runner.model, pool, inputs, shape))
+                return runner.model.lm_head(hidden_states(runner.model, pool, inputs, gpu_kernels(shape)))
 
             tokens = batch_size * queries
             flops = batch_size * config.flops(queries, CONTEXT, logit_rows=queries)
