@@ -1,6 +1,6 @@
 """The server as an ASGI application: routes, and what all of them have in common."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -52,7 +52,7 @@ class Server:
         self.app = Starlette(routes=made, lifespan=self._lifespan)
 
     @asynccontextmanager
-    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+    async def _lifespan(self, _: Starlette) -> AsyncGenerator[None]:
         await self.service.engine.call(lambda engine: engine.chat)  # loads the model, and says early if it can't chat
         try:
             yield

@@ -44,7 +44,7 @@ def usage_of(work: Work) -> dict[str, Any]:
     }
 
 
-def logprob_entries(service: Service, tokens: list[tuple], tokenizer) -> list[dict[str, Any]]:
+def logprob_entries(tokens: list[tuple], tokenizer) -> list[dict[str, Any]]:
     """Logprobs as both APIs write them."""
 
     def entry(token_id: int, logprob: float) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def completion(work: Work, tokenizer, wants_logprobs: bool) -> dict[str, Any]:
             message["reasoning_content"] = reply.reasoning
         if reply.calls:
             message["tool_calls"] = [as_tool_call(call) for call in reply.calls]
-        logprobs = {"content": logprob_entries(work.service, reply.tokens, tokenizer), "refusal": None}
+        logprobs = {"content": logprob_entries(reply.tokens, tokenizer), "refusal": None}
         choice = {"index": place, "message": message, "finish_reason": reply.finish_reason}
         choices.append({**choice, "logprobs": logprobs if wants_logprobs else None})
     return {**_head(work, "chat.completion"), "choices": choices, "usage": usage_of(work)}
@@ -82,7 +82,7 @@ async def chunks(work: Work, tokenizer, body: ChatRequest) -> AsyncIterator[dict
         if place not in begun:
             begun.add(place)
             yield chunk(place, {"role": "assistant", "content": ""})
-        entries = logprob_entries(work.service, logprobs_of(update), tokenizer)
+        entries = logprob_entries(logprobs_of(update), tokenizer)
         logprobs = {"content": entries, "refusal": None} if body.logprobs else None
         pieces = [_piece(delta) for delta in update.deltas] or ([{}] if body.logprobs else [])
         for piece in pieces:

@@ -33,7 +33,7 @@ class Stored:
     session: AsyncSession  # idle for ever
     keys: Sequence[bytes]  # of its messages, as the client knows them
     messages: list[Message]
-    tools: list[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]]
     options: Mapping[str, Any]  # for the template
     tokens: int  # of its log
     conversation: str  # what all turns have in common that go back to one beginning
@@ -75,7 +75,7 @@ class Conversations:
         return found if found and found.tenant == tenant and found.body else None
 
     async def branch(
-        self, tenant: str, messages: list[Message], tools: list[Mapping], options: Mapping, name: str | None
+        self, tenant: str, messages: list[Message], tools: Sequence[Mapping], options: Mapping, name: str | None
     ) -> Branch:
         """A session for the turn that answers these messages: a fork of what they extend, if anything.
 

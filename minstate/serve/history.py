@@ -4,11 +4,12 @@
 
 Two histories that begin with the same messages have the same keys as far as they agree. Hashing a history takes time
 in proportion to its text; no template runs, and nothing is tokenised. A message's key leaves out what a client need not
-send back, such as the model's reasoning, and reads the arguments of a call as JSON, because clients may write them anew.
+send back, such as the model's reasoning. It reads the arguments of a call as JSON, because clients may write them anew.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from typing import Any
 
@@ -112,10 +113,8 @@ def _meaning(message: Message) -> list:
     for call in message.get("tool_calls") or ():
         function = call.get("function", call) if isinstance(call, Mapping) else {}
         arguments = function.get("arguments") if isinstance(function, Mapping) else None
-        try:
+        with suppress(ValueError, RecursionError):  # the text of a call that was cut off stands for itself
             arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-        except (ValueError, RecursionError):
-            pass  # a call that was cut off: its text stands for itself
         calls.append([call.get("id"), function.get("name"), arguments])
     return [message.get("role"), message.get("content"), message.get("name"), message.get("tool_call_id"), calls]
 

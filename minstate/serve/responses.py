@@ -107,7 +107,7 @@ class Writer:
         details = {"reason": "max_output_tokens"} if cut else None
         whole = self.response("incomplete" if cut else "completed", usage=usage, incomplete_details=details)
         kept = {"body": whole, "items": self._items(), "instructions": self.body.instructions}
-        self.work.keep(id=self.id, **(kept if self.body.store is not False else {}))
+        self.work.keep(self.id, **(kept if self.body.store is not False else {}))
         return whole
 
     def _items(self) -> list[dict[str, Any]]:
@@ -126,7 +126,7 @@ class Writer:
             self.output.append(self._item("reasoning", 0, reply.reasoning))
         if reply.content or not reply.calls:
             self.output.append(self._item("message", len(self.output), reply.content))
-            self.output[-1]["content"][0]["logprobs"] = logprob_entries(self.work.service, reply.tokens, self.tokenizer)
+            self.output[-1]["content"][0]["logprobs"] = logprob_entries(reply.tokens, self.tokenizer)
         for call in reply.calls:
             self.output.append(self._item("function_call", len(self.output), call["arguments"], call))
         if reply.turn.finish_reason == "length":
@@ -156,7 +156,7 @@ class Writer:
         place, text = -1, ""
         try:
             async for _, reply, update in self.work.updates():
-                logprobs = logprob_entries(self.work.service, logprobs_of(update), self.tokenizer)
+                logprobs = logprob_entries(logprobs_of(update), self.tokenizer)
                 for delta in update.deltas:
                     kind = "function_call" if delta.call is not None else "message" if delta.content else "reasoning"
                     call = reply.calls[delta.call] if delta.call is not None else None

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -39,7 +39,7 @@ class Asked:
 
     tenant: str
     messages: list[Message]
-    tools: list[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]]
     sampling: Sampling
     turn: Mapping[str, Any]  # further options of the turn
     most_tokens: int | None
@@ -155,21 +155,29 @@ class Work:
         async for _ in self.updates():
             pass
 
-    def keep(self, **more) -> None:
-        """Remember where the replies end."""
+    def keep(
+        self,
+        response: str | None = None,
+        *,
+        body: dict[str, Any] | None = None,
+        items: Sequence[dict[str, Any]] = (),
+        instructions: str | None = None,
+    ) -> None:
+        """Remember where the replies end. What the Responses API knows of its one reply is kept with it."""
         asked, branch, service = self.asked, self.branch, self.service
         assert branch
         keys = keys_of(asked.tenant, asked.tools, asked.template, asked.messages)
         for place, reply in enumerate(self.replies):
             stats, message = reply.turn.stats, reply.message()
-            id_ = more.get("id") or f"{self.id}-{place}"
+            id_ = response or f"{self.id}-{place}"
             parent = branch.parent
             cut = [stop for stop in asked.sampling.stop if isinstance(stop, str)]
             stored = Stored(
                 tenant=asked.tenant, session=reply.session, keys=extended(keys, [message]),
                 messages=[*asked.messages, message], tools=asked.tools, options=asked.template,
                 tokens=stats.context + stats.delta + stats.generated,
-                conversation=parent.conversation if parent else id_, **{**more, "id": id_},
+                conversation=parent.conversation if parent else id_,
+                id=id_, body=body, items=list(items), instructions=instructions,
             )  # fmt: skip
             # A stop string is in the log, and not in what the client knows of the reply.
             service.conversations.keep(
@@ -244,7 +252,7 @@ class Service:
         return secrets.randbits(63) if asked is None else asked % 2**64
 
 
-def restrict(tools: list[Mapping], choice: Any) -> tuple[list[Mapping] | None, Any]:
+def restrict(tools: Sequence[Mapping[str, Any]], choice: Any) -> tuple[list[Mapping] | None, Any]:
     """The tools that a reply may call if they are fewer than all, and the choice. Reads the choice `allowed_tools`."""
     if not isinstance(choice, Mapping) or choice.get("type") != "allowed_tools":
         return None, choice
