@@ -106,8 +106,10 @@ class Writer:
         }
         details = {"reason": "max_output_tokens"} if cut else None
         whole = self.response("incomplete" if cut else "completed", usage=usage, incomplete_details=details)
-        kept = {"body": whole, "items": self._items(), "instructions": self.body.instructions}
-        self.work.keep(self.id, **(kept if self.body.store is not False else {}))
+        if self.body.store is False:  # remembered for histories that extend it, and found by no id
+            self.work.keep(self.id)
+        else:
+            self.work.keep(self.id, body=whole, items=self._items(), instructions=self.body.instructions)
         return whole
 
     def _items(self) -> list[dict[str, Any]]:
