@@ -3,7 +3,8 @@
     python -m minstate.serve --model FOLDER --port 8000
 
 `MINSTATE_API_KEYS`, or the file of `--api-keys`, holds keys: one a line, `KEY` or `TENANT:KEY`. Tenants share nothing.
-Without keys, everybody who reaches the port is one tenant. Ctrl-C lets the turns that are under way end.
+Without keys, everybody who reaches the port is one tenant. A line `ready: ...` says that requests are answered. Ctrl-C
+lets the turns that are under way end.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from minstate.engine import Engine
-from minstate.errors import MinstateError
+from minstate.errors import BadValue, MinstateError
 from minstate.sampling import Sampling
 from minstate.serve.async_engine import AsyncEngine
 from minstate.serve.service import Limits, Service
@@ -21,10 +22,20 @@ from minstate.weights import find_model
 
 
 def read_keys(text: str) -> dict[str, str]:
-    """Tenant by key, from lines `KEY` or `TENANT:KEY`. Empty lines, and those that begin with #, are left out."""
-    lines = [line.strip() for line in text.splitlines()]
-    pairs = [line.rpartition(":") for line in lines if line and not line.startswith("#")]
-    return {key: tenant or "default" for tenant, _, key in pairs}
+    """Tenant by key, from lines `KEY` or `TENANT:KEY`. Empty lines, and those that begin with #, are left out.
+
+    Raises `BadValue` for a line without a key, and for a key that two tenants have.
+    """
+    keys: dict[str, str] = {}
+    for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
+        if not line or line.startswith("#"):
+            continue
+        tenant, _, key = (part.strip() for part in line.rpartition(":"))
+        if not key:
+            raise BadValue(f"line {number} of the API keys has no key")
+        if keys.setdefault(key, tenant or "default") != (tenant or "default"):
+            raise BadValue(f"line {number} of the API keys gives a second tenant to a key")
+    return keys
 
 
 def arguments() -> argparse.Namespace:
@@ -34,7 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="a folder or a Hub id; the default model if it is left out")
     parser.add_argument("--served-model-name", help="by which clients ask for the model")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, default=8000, help="0: any port that is free")
     parser.add_argument("--api-keys", type=Path, help="a file of keys")
     parser.add_argument("--dtype", help="float32 or bfloat16")
     parser.add_argument("--device", default="cpu")
@@ -49,28 +60,24 @@ def main() -> None:
     """Serve until Ctrl-C."""
     given = arguments()
     try:
-        import uvicorn
-
-        from minstate.serve.app import Server
+        from minstate.serve.listening import listen
     except ModuleNotFoundError as error:
         sys.exit(f"{error.name} is not installed: pip install 'minstate[serve]'")
     try:
         folder, defaults = find_model(given.model), Sampling.from_pretrained(given.model)
-    except MinstateError as error:
+        keys = read_keys(given.api_keys.read_text() if given.api_keys else os.environ.get("MINSTATE_API_KEYS", ""))
+    except (MinstateError, OSError) as error:
         sys.exit(f"error: {error}")
     settings = {"dtype": given.dtype, "device": given.device, "num_pages": given.num_pages}
     make = partial(Engine.from_pretrained, given.model, **settings, speculation=not given.no_speculation)
     name = given.served_model_name or folder.name
     defaults = Sampling(temperature=1.0) if defaults == Sampling() else defaults
     limits = Limits(turns=given.max_turns, turn_s=given.timeout)
-    service = Service(AsyncEngine(make), name, limits=limits, defaults=defaults)
-    keys = read_keys(given.api_keys.read_text() if given.api_keys else os.environ.get("MINSTATE_API_KEYS", ""))
     local = given.host in ("127.0.0.1", "localhost", "::1")
     if not local and not keys:
         print("warning: everybody who reaches this port may use the model; --api-keys changes that", file=sys.stderr)
-    print(f"serving {name} at http://{given.host}:{given.port}/v1, {len(keys) or 'no'} keys", flush=True)
-    app = Server(service, keys, local=local).app
-    uvicorn.run(app, host=given.host, port=given.port, ws="none", log_level="info", timeout_graceful_shutdown=60)
+    service = Service(AsyncEngine(make), name, limits=limits, defaults=defaults)
+    sys.exit(listen(service, keys, host=given.host, port=given.port, local=local))
 
 
 if __name__ == "__main__":
