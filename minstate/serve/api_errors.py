@@ -1,5 +1,6 @@
 """What goes wrong, in the shape that OpenAI's clients expect: a status, and `{"error": {"message", "type", ...}}`."""
 
+import logging
 from typing import Any
 
 from pydantic import ValidationError
@@ -49,6 +50,7 @@ def api_error(error: Exception) -> ApiError:
             return ApiError(503, "the server is shutting down", code="shutting_down", headers=NO_RETRY)
         case BadMessage() | BadValue() | UnsupportedSchema() | UnsupportedModel():
             return ApiError(400, str(error))
+    logging.getLogger(__name__).error("a request failed", exc_info=error)
     return ApiError(500, f"the server failed: {type(error).__name__}", headers=NO_RETRY)
 
 

@@ -49,7 +49,8 @@ class Server:
         ]
         made = [Route(path, self._guarded(handler), methods=[method]) for path, method, handler in routes]
         made.append(Route("/health", self.health))
-        self.app = Starlette(routes=made, lifespan=self._lifespan)
+        unknown = {404: self._unknown, 405: self._unknown}
+        self.app = Starlette(routes=made, lifespan=self._lifespan, exception_handlers=unknown)
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncGenerator[None]:
@@ -72,6 +73,9 @@ class Server:
                 return error_response(error)
 
         return endpoint
+
+    async def _unknown(self, request: Request, error: Any) -> Response:
+        return error_response(ApiError(error.status_code, f"Invalid URL ({request.method} {request.url.path})"))
 
     async def _body(self, request: Request) -> dict[str, Any]:
         limits = self.service.limits

@@ -27,7 +27,7 @@ def asked_of(service: Service, body: ChatRequest, tenant: str, name: str | None)
         body.most_tokens,
         body.n or 1,
         body.chat_template_kwargs or {},
-        name or body.prompt_cache_key,
+        name,
     )
 
 

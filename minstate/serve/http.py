@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from minstate.serve.api_errors import ApiError, api_error
 
+STALL_S = 60.0  # that a client may leave what was sent to it unread
 LOCAL = ("localhost", "127.0.0.1", "[::1]", "testserver")
 
 
@@ -89,7 +90,11 @@ async def while_connected(receive: Receive, work: Awaitable[Any]) -> Any:
 
 
 class EventStream(Response):
-    """Server-sent events as long as the client listens. `finish` is awaited at the end, however it comes."""
+    """Server-sent events as long as the client reads them. `finish` is awaited at the end, however it comes.
+
+    A client that stays connected and reads nothing for `STALL_S` seconds counts as one that has left: it would keep its
+    turn, one of a limited number, for ever.
+    """
 
     def __init__(
         self,
@@ -105,8 +110,8 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """As ASGI asks for it."""
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await while_connected(receive, self._send_all(send))
         except ClientLeft:
             pass
@@ -115,12 +120,18 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         async def put(text: str, more: bool = True) -> None:
-            await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
+            try:
+                async with asyncio.timeout(STALL_S):
+                    await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
+            except TimeoutError:
+                raise ClientLeft from None
 
         try:
             async for event in self._events:
                 name = f"event: {event['type']}\n" if self._named else ""
                 await put(f"{name}data: {json.dumps(event, ensure_ascii=False)}\n\n")
+        except ClientLeft:
+            raise
         except Exception as error:  # noqa: BLE001  the status has been sent: the stream says what went wrong
             body = api_error(error).body()
             body = {"type": "error", "sequence_number": 10**6, **body["error"]} if self._named else body

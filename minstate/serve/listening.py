@@ -40,8 +40,10 @@ def listen(service: Service, keys: Mapping[str, str], *, host: str, port: int, l
     keys, local  as for `Server`
     """
     app = Server(service, keys, local=local).app
-    options = {"ws": "none", "log_level": "warning", "access_log": False, "timeout_graceful_shutdown": DRAIN_S}
-    server = Announced(uvicorn.Config(app, host=host, port=port, **options), service)
+    config = uvicorn.Config(
+        app, host=host, port=port, ws="none", log_level="warning", timeout_graceful_shutdown=DRAIN_S
+    )
+    server = Announced(config, service)
     try:
         server.run()
     except KeyboardInterrupt:  # uvicorn raises it once more after it has drained

@@ -27,7 +27,6 @@ class _Fields(BaseModel):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    prompt_cache_key: str | None = None
     # Of vLLM.
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
@@ -40,6 +39,7 @@ class _Fields(BaseModel):
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
 

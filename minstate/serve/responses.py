@@ -25,12 +25,10 @@ def asked_of(service: Service, body: ResponsesRequest, tenant: str, name: str | 
         why = f"Previous response with id '{body.previous_response_id}' not found."
         raise ApiError(400, why, param="previous_response_id", code="previous_response_not_found")
     tools = [_function(tool) for tool in body.tools or []]
-    stored = service.conversations.stored.values()
-    outputs = [each for one in stored if one.tenant == tenant and one.body for each in one.body["output"]]
     history = [{"role": "system", "content": body.instructions}] if body.instructions else []
     if previous:
         history += previous.messages[1:] if previous.instructions else previous.messages
-    messages = history + read_items(body.input, {item["id"]: item for item in outputs})
+    messages = history + read_items(body.input, _referred(service, body.input, tenant))
     if not messages:
         raise ApiError(400, "the input is empty", param="input")
     allowed, choice = restrict(tools, body.tool_choice or "auto")
@@ -40,7 +38,7 @@ def asked_of(service: Service, body: ResponsesRequest, tenant: str, name: str | 
     turn |= {} if allowed is None else {"tools": allowed}
     turn |= {"on_overflow": "drop_oldest"} if body.truncation == "auto" else {}
     sampling = body.sampling(service.defaults, service.seed(body.seed))
-    template, name = body.chat_template_kwargs or {}, name or body.prompt_cache_key
+    template = body.chat_template_kwargs or {}
     return Asked(tenant, messages, tools, sampling, turn, body.max_output_tokens, 1, template, name), previous
 
 
@@ -53,6 +51,14 @@ async def branch(service: Service, asked: Asked, previous: Stored | None) -> Bra
             session = await service.conversations.fork(previous.session)
             return Branch(session, asked.messages[at:], previous, None)
     return None
+
+
+def _referred(service: Service, items: Any, tenant: str) -> dict[str, Mapping]:
+    """The tenant's output items by id, if the input refers to any."""
+    if isinstance(items, str) or all(item.get("type") != "item_reference" for item in items):
+        return {}
+    stored = service.conversations.stored.values()
+    return {each["id"]: each for one in stored if one.tenant == tenant and one.body for each in one.body["output"]}
 
 
 def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
