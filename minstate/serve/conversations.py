@@ -36,7 +36,6 @@ class Stored:
     tools: Sequence[Mapping[str, Any]]
     options: Mapping[str, Any]  # for the template
     tokens: int  # of its log
-    conversation: str  # what all turns have in common that go back to one beginning
     instructions: str | None = None
     body: dict[str, Any] | None = None  # as the Responses API gives it; None if it can't be retrieved
     items: list[dict[str, Any]] = field(default_factory=list)  # the input, as the Responses API gives it
@@ -87,7 +86,7 @@ class Conversations:
         for at in range(len(messages) - 1, 0, -1):
             parent = self._ending.get(keys[at])
             if parent and all(message["role"] != "assistant" for message in messages[at:]):
-                self._use(parent)
+                self.use(parent)
                 return Branch(await self.fork(parent.session), messages[at:], parent, None)
         parent = self._named.get((tenant, name)) if name else None
         parent = parent or self._closest(keys, messages)
@@ -140,7 +139,8 @@ class Conversations:
         system = next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
         return next((self._holding[key] for key in reversed(keys[system + 1 :]) if key in self._holding), None)
 
-    def _use(self, stored: Stored) -> None:
+    def use(self, stored: Stored) -> None:
+        """Put off the time at which this turn is forgotten: a request continues it."""
         stored.used = time.monotonic()
         if stored.id in self.stored:
             self.stored.move_to_end(stored.id)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from minstate.sampling import Sampling
 
 Tokens = Annotated[int, Field(ge=1)]
+Note = Annotated[str, Field(max_length=512)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -36,7 +37,7 @@ class _Fields(BaseModel):
     chat_template_kwargs: dict[str, Any] | None = None
     # They change nothing here.
     user: str | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Annotated[dict[Annotated[str, Field(max_length=64)], Note], Field(max_length=16)] | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None

@@ -48,6 +48,7 @@ async def branch(service: Service, asked: Asked, previous: Stored | None) -> Bra
         keys = keys_of(asked.tenant, asked.tools, asked.template, asked.messages)
         at = len(previous.messages)
         if len(keys) > at + 1 and keys[at] == previous.keys[-1]:
+            service.conversations.use(previous)
             session = await service.conversations.fork(previous.session)
             return Branch(session, asked.messages[at:], previous, None)
     return None

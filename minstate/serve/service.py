@@ -164,20 +164,16 @@ class Work:
         instructions: str | None = None,
     ) -> None:
         """Remember where the replies end. What the Responses API knows of its one reply is kept with it."""
-        asked, branch, service = self.asked, self.branch, self.service
-        assert branch
+        asked, service = self.asked, self.service
         keys = keys_of(asked.tenant, asked.tools, asked.template, asked.messages)
         for place, reply in enumerate(self.replies):
             stats, message = reply.turn.stats, reply.message()
-            id_ = response or f"{self.id}-{place}"
-            parent = branch.parent
             cut = [stop for stop in asked.sampling.stop if isinstance(stop, str)]
             stored = Stored(
                 tenant=asked.tenant, session=reply.session, keys=extended(keys, [message]),
                 messages=[*asked.messages, message], tools=asked.tools, options=asked.template,
                 tokens=stats.context + stats.delta + stats.generated,
-                conversation=parent.conversation if parent else id_,
-                id=id_, body=body, items=list(items), instructions=instructions,
+                id=response or f"{self.id}-{place}", body=body, items=list(items), instructions=instructions,
             )  # fmt: skip
             # A stop string is in the log, and not in what the client knows of the reply.
             service.conversations.keep(
