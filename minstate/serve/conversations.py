@@ -48,7 +48,6 @@ class Branch:
 
     session: AsyncSession
     messages: list[Message]
-    parent: Stored | None  # which the history extends, or with which it has drifted
     drift: Drift | None  # if the history does not extend what the model saw
 
 
@@ -87,15 +86,15 @@ class Conversations:
             parent = self._ending.get(keys[at])
             if parent and all(message["role"] != "assistant" for message in messages[at:]):
                 self.use(parent)
-                return Branch(await self.fork(parent.session), messages[at:], parent, None)
+                return Branch(await self.fork(parent.session), messages[at:], None)
         parent = self._named.get((tenant, name)) if name else None
         parent = parent or self._closest(keys, messages)
         if parent and parent.options == options:
             session = await self.fork(parent.session)
             drift = await session.sync(messages, tools)
-            return Branch(session, [], parent, drift)
+            return Branch(session, [], drift)
         session = await self._engine.open(messages, tools, tenant, template_options=options)
-        return Branch(session, [], None, None)
+        return Branch(session, [], None)
 
     async def fork(self, session: AsyncSession) -> AsyncSession:
         """A fork that draws the same noise as its parent: the server gives each request a seed of its own."""
