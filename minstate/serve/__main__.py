@@ -53,7 +53,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-speculation", action="store_true", help="never guess tokens")
     parser.add_argument("--max-turns", type=int, default=Limits.turns, help="at once; others get status 429")
     parser.add_argument("--timeout", type=float, default=Limits.turn_s, help="seconds of a turn")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.max_turns < 1 or not given.timeout > 0:
+        parser.error("--max-turns and --timeout are above 0")
+    return given
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -9,7 +10,11 @@ import openai
 import pytest
 
 from minstate.errors import BadValue
+from minstate.lab.engines.small_engine import small_engine
+from minstate.serve import AsyncEngine
 from minstate.serve.__main__ import read_keys
+from minstate.serve.listening import listen
+from minstate.serve.service import Service
 
 PROGRAM = """
 import sys
@@ -40,14 +45,12 @@ def test_a_signal_lets_the_turn_under_way_end():
             openai.OpenAI(base_url=found[1], api_key="none", max_retries=0).models.list()
 
 
-def test_a_port_that_is_taken_ends_the_process_with_an_error():
-    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as first:
-        port = re.search(r":(\d+)/", first.stdout.readline())[1]
-        second = [sys.executable, "-c", PROGRAM.replace("port=0", f"port={port}")]
-        done = subprocess.run(second, capture_output=True, text=True, timeout=60)
-        first.send_signal(signal.SIGINT)
-        assert done.returncode and "ready" not in done.stdout and "in use" in done.stderr
-        assert first.wait(30) == 0
+def test_a_port_that_is_taken_ends_the_server_before_it_is_ready(capfd):
+    service = Service(AsyncEngine(lambda: small_engine(num_pages=16)), "small")
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(SystemExit) as ended:
+        sys.exit(listen(service, {}, host="127.0.0.1", port=other.getsockname()[1], local=True))
+    assert ended.value.code and "ready" not in capfd.readouterr().out
+    assert service.closing  # and the engine's thread has ended
 
 
 def test_keys_are_read_a_line_each():

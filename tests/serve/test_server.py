@@ -62,7 +62,7 @@ def client(address):
 
 
 def ask(client, messages, **options):
-    return client.chat.completions.create(messages=messages, max_tokens=6, **{**GREEDY, **options})
+    return client.chat.completions.create(messages=messages, **{"max_tokens": 6, **GREEDY, **options})
 
 
 def user(text):

@@ -1,4 +1,4 @@
-"""A hundred requests, some of which are nonsense or whose clients leave: no turn is stuck, and no page is lost."""
+"""A thousand requests, some of which are nonsense or whose clients leave: no turn is stuck, and no page is lost."""
 
 import asyncio
 from random import Random
@@ -6,7 +6,7 @@ from random import Random
 import httpx
 from test_server import running, user
 
-REQUESTS = 100
+REQUESTS = 1000
 
 
 async def one(client, draw):
@@ -25,7 +25,7 @@ async def one(client, draw):
         return 0
 
 
-def test_a_hundred_requests_leave_nothing_behind():
+def test_a_thousand_requests_leave_nothing_behind():
     async def main(url):
         draw, seen = Random(1), []
         async with httpx.AsyncClient(base_url=url, timeout=60) as client:
