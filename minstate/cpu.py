@@ -3,19 +3,12 @@
 import torch
 
 from minstate.kernel_layers import Inputs, Kernels, hidden_states
-from minstate.kernels.cpu.functions import LANES, append_kv, paged_attention, rms_norm, silu_mul
+from minstate.kernels.cpu.functions import append_kv, paged_attention, rms_norm, silu_mul
 from minstate.model import Model
-from minstate.model_config import ModelConfig
 from minstate.paged_kv import KVPool
 from minstate.ragged_batch import RaggedBatch
 
 KERNELS = Kernels(rms_norm, append_kv, paged_attention, silu_mul)
-
-
-def odd_sizes(config: ModelConfig) -> list[str]:
-    """The sizes of a model that are no whole number of this CPU's vectors."""
-    sizes = {name: getattr(config, name) for name in ("head_dim", "hidden_size", "mlp_size")}
-    return [f"{name} {size}, which is no multiple of {LANES}" for name, size in sizes.items() if size % LANES]
 
 
 class CpuRunner:

@@ -55,6 +55,14 @@ def missing_in_kernels(config: ModelConfig) -> list[str]:
     ]
 
 
+def odd_sizes(config: ModelConfig) -> list[str]:
+    """The sizes of a model that are no whole vectors on this CPU. Raises `UnsupportedModel` without kernels."""
+    from minstate.kernels.cpu.functions import LANES  # compiles the kernels
+
+    sizes = {name: getattr(config, name) for name in ("head_dim", "hidden_size", "mlp_size")}
+    return [f"{name} {size}, which is no multiple of {LANES}" for name, size in sizes.items() if size % LANES]
+
+
 def choose_kernels(wanted: str, config: ModelConfig, dtype: torch.dtype, device: str) -> str:
     """What computes a model's forward passes: "torch", "cpu" or "cuda", for `wanted`, which may be "auto".
 
@@ -68,8 +76,6 @@ def choose_kernels(wanted: str, config: ModelConfig, dtype: torch.dtype, device:
     missing = ["float64"] if dtype == torch.float64 else missing_in_kernels(config)
     if not missing:
         try:
-            from minstate.cpu import odd_sizes
-
             missing = odd_sizes(config)
         except UnsupportedModel as error:
             if wanted == "cpu":

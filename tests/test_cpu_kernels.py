@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import FAMILIES, VOCABULARY, hf_model
 
 from minstate import Engine, Sampling, UnsupportedModel
-from minstate.kernel_layers import missing_in_kernels
+from minstate.kernel_layers import missing_in_kernels, odd_sizes
 from minstate.model import Model
 from minstate.model_config import ModelConfig
 from minstate.model_runner import ModelRunner
@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parent / "kernels"))
 from pools import ERROR, ragged
 
 try:
-    from minstate.cpu import odd_sizes
     from minstate.kernels.cpu.functions import (
         LANES,
         append_kv,

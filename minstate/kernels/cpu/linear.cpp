@@ -66,25 +66,23 @@ static void linear(const W* x, const W* panels, const float* bias, W* out, int M
     std::vector<float> wide((size_t)M * K);
     for (size_t i = 0; i < wide.size(); i++) wide[i] = one(x + i);
     const int pairs = (N + 2 * PANEL - 1) / (2 * PANEL);
-#pragma omp parallel for schedule(dynamic)
-    for (int pair = 0; pair < pairs; pair++) {
-        const int n = pair * 2 * PANEL, width = std::min(2 * PANEL, N - n);
-        const W* panel = panels + (long)n * K;
-        const float* b = bias ? bias + n : nullptr;
-        if (M <= 3 && width > PANEL) {
-            rows<2>(wide.data(), M, K, panel, b, out + n, N, width);
-            continue;
-        }
-        for (int i = 0; i < width; i += PANEL) {
-            const W* own = panel + (long)i * K;
-            const float* own_bias = b ? b + i : nullptr;
-            const int own_width = std::min(PANEL, width - i);
-            if (sizeof(W) == 2 && M >= MANY_ROWS) {
-                std::vector<float> widened((size_t)K * PANEL);
-                for (int k = 0; k < K * PANEL; k += LANES) store(&widened[k], load(own + k));
-                rows<1>(wide.data(), M, K, widened.data(), own_bias, out + n + i, N, own_width);
-            } else {
-                rows<1>(wide.data(), M, K, own, own_bias, out + n + i, N, own_width);
+#pragma omp parallel
+    {
+        std::vector<float> widened(sizeof(W) == 2 && M >= MANY_ROWS ? (size_t)K * PANEL : 0);
+#pragma omp for schedule(dynamic)
+        for (int pair = 0; pair < pairs; pair++) {
+            const int n = pair * 2 * PANEL, width = std::min(2 * PANEL, N - n);
+            if (M <= 3 && width > PANEL) {
+                rows<2>(wide.data(), M, K, panels + (long)n * K, bias ? bias + n : nullptr, out + n, N, width);
+                continue;
+            }
+            for (int i = n; i < n + width; i += PANEL) {
+                const W* panel = panels + (long)i * K;
+                const float* own_bias = bias ? bias + i : nullptr;
+                const int own_width = std::min(PANEL, N - i);
+                for (size_t k = 0; k < widened.size(); k += LANES) store(&widened[k], load(panel + k));
+                if (widened.empty()) rows<1>(wide.data(), M, K, panel, own_bias, out + i, N, own_width);
+                else rows<1>(wide.data(), M, K, widened.data(), own_bias, out + i, N, own_width);
             }
         }
     }

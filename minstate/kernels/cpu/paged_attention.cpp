@@ -19,6 +19,7 @@
 #include <vector>
 
 constexpr int CHUNK = 256, VALUES = 32;  // keys; how many values are added at a time
+constexpr int AHEAD = 64;                // keys
 constexpr int TILE = 32;                 // rows of a tile, unless one token has more
 constexpr int FEW_TILES = 32;            // fewer are cut into chunks, so that every core has work
 
@@ -47,7 +48,8 @@ struct Partial {
 };
 
 // Where the D numbers of each key (or value) from `first` to `end` lie in float32; bfloat16 is widened into `wide`.
-// Beyond `end` the last one is repeated: slots that were never written may hold NaN, and 0 * NaN is NaN.
+// Beyond `end` the last one is repeated: slots that were never written may hold NaN, and 0 * NaN is NaN. Keys that lie
+// AHEAD are requested from memory: the hardware does not foresee which page follows.
 static const float* in_float32(const float* at, float*, int) { return at; }
 static const float* in_float32(const bfloat16* at, float* wide, int dim) {
     for (int d = 0; d < dim; d += LANES) store(wide + d, load(at + d));
@@ -59,10 +61,14 @@ static void locate(const Call<T>& call, const T* pool, const Tile& tile, int fir
                    const float** at) {
     const int* pages = call.page_table + tile.sequence * call.table_stride;
     pool += tile.kv_head * call.slots * call.dim;
-    for (int i = 0; i < COUNT; i++) {
-        const int key = std::min(first + i, end - 1);
+    const auto number = [&](int key) {
         const long slot = (long)pages[key / call.page_size] * call.page_size + key % call.page_size;
-        at[i] = in_float32(pool + slot * call.dim, wide + i * call.dim, call.dim);
+        return pool + slot * call.dim;
+    };
+    for (int i = 0; i < COUNT; i++) {
+        at[i] = in_float32(number(std::min(first + i, end - 1)), wide + i * call.dim, call.dim);
+        const char* later = (const char*)number(std::min(first + i + AHEAD, tile.readable - 1));
+        for (int byte = 0; byte < call.dim * (int)sizeof(T); byte += 64) __builtin_prefetch(later + byte);
     }
 }
 
