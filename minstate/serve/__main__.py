@@ -51,7 +51,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--num-pages", type=int, help="of the KV pool, of 16 tokens each")
     parser.add_argument("--no-speculation", action="store_true", help="never guess tokens")
-    parser.add_argument("--max-turns", type=int, default=Limits.turns, help="at once; others get status 429")
+    parser.add_argument(
+        "--max-turns", type=int, default=Limits.turns, help="of a tenant, at once; others get status 429"
+    )
     parser.add_argument("--timeout", type=float, default=Limits.turn_s, help="seconds of a turn")
     given = parser.parse_args()
     if given.max_turns < 1 or not given.timeout > 0:
