@@ -36,7 +36,7 @@ def conda_specs():
 
 
 def pip_options(lines):
-    """`{"-c": "constraints.txt", "-e": ".[lab,test]"}`, however the two options are spelled."""
+    """`{"-c": "constraints.txt", "-e": ".[lab,serve,test]"}`, however the two options are spelled."""
     options = dict(line.split() for line in lines)
     return {{"--constraint": "-c", "--editable": "-e"}.get(name, name): value for name, value in options.items()}
 
