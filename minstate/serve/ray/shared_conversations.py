@@ -1,0 +1,121 @@
+"""What a replica remembers, and what it finds in the store when another replica has remembered it.
+
+A conversation that comes from another replica gets the log of token ids that the model saw there, not a text that is
+tokenised again. Its K/V is computed again with the next turn, as after an eviction.
+"""
+
+import asyncio
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+from minstate import persistence
+from minstate.engine import Engine
+from minstate.serve.async_engine import AsyncEngine
+from minstate.serve.async_session import AsyncSession
+from minstate.serve.conversations import Branch, Conversations, Stored
+from minstate.serve.history import Message, keys_of
+from minstate.serve.ray.turn_store import Record
+from minstate.session import Session
+
+MEMORY = Path("/dev/shm")  # files that never reach a disk, where the system has them
+
+
+class Store(Protocol):
+    """`TurnStore`, as a replica calls it."""
+
+    async def put(self, record: Record) -> None:
+        """As `TurnStore.put`."""
+
+    async def find(self, tenant: str, id_: str) -> bytes | None:
+        """As `TurnStore.find`."""
+
+    async def find_ending(self, tenant: str, keys: Sequence[bytes]) -> bytes | None:
+        """As `TurnStore.find_ending`."""
+
+    async def forget(self, tenant: str, id_: str) -> None:
+        """As `TurnStore.forget`."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What `Conversations.keep` was called with."""
+
+    stored: dict[str, Any]  # the fields of a `Stored`, but for its session
+    session: bytes
+    name: str | None
+    extends: bool
+
+
+def pack(session: Session) -> bytes:
+    """In the owner thread: log and transcript of a session. Its K/V would be here too, were its slots passed."""
+    engine, seeds = session.engine, {"lineage": session.lineage, "forks": session.forks}
+    with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
+        path = Path(folder) / "session"
+        persistence.write(path, engine.model, engine.pool, [], session.sequence.log, session.transcript, seeds)
+        return path.read_bytes()
+
+
+def unpack(engine: Engine, data: bytes, tenant: str) -> Session:
+    """In the owner thread: the session that `pack` was called with, in another engine. Raises `UnreadableSession`."""
+    with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
+        path = Path(folder) / "session"
+        path.write_bytes(data)
+        session = engine.load(path, tenant)
+    session.lineage = ()  # as `Conversations.fork` makes them
+    return session
+
+
+class SharedConversations(Conversations):
+    """`Conversations` that other replicas can take over."""
+
+    def __init__(self, engine: AsyncEngine, most_tokens: int, seconds: float, store: Store):
+        super().__init__(engine, most_tokens, seconds)
+        self._store, self._publishing = store, asyncio.Lock()
+        self._new: list[tuple[Stored, str | None, bool]] = []  # not in the store yet
+
+    async def branch(
+        self, tenant: str, messages: list[Message], tools: Sequence[Mapping], options: Mapping, name: str | None
+    ) -> Branch:
+        """As `Conversations.branch`. A history that no turn of this replica's ends is looked for in the store."""
+        keys = keys_of(tenant, tools, options, messages)[1:-1]
+        if keys and not any(key in self._ending for key in keys):
+            await self._take(tenant, await self._store.find_ending(tenant, keys[::-1]))
+        return await super().branch(tenant, messages, tools, options, name)
+
+    async def fetch(self, tenant: str, id_: str) -> None:
+        """Take a response over from another replica, unless it is known here, or nowhere."""
+        if not self.get(tenant, id_):
+            await self._take(tenant, await self._store.find(tenant, id_))
+
+    def keep(self, stored: Stored, *, name: str | None, extends: bool) -> None:
+        """As `Conversations.keep`; `publish` tells the store."""
+        super().keep(stored, name=name, extends=extends)
+        self._new.append((stored, name, extends))
+
+    async def publish(self) -> None:
+        """Wait until the store has all that was kept. A client learns only then that its turn is over."""
+        async with self._publishing:  # another request may be about to put what this one has kept
+            while self._new:
+                stored, name, extends = self._new.pop(0)
+                session = await stored.session.call(pack)
+                fields = {key: value for key, value in vars(stored).items() if key not in ("session", "used")}
+                data = pickle.dumps(Kept(fields, session, name, extends))
+                await self._store.put(Record(stored.tenant, stored.id, stored.keys[-1] if extends else b"", data))
+
+    async def drop(self, tenant: str, id_: str) -> None:
+        """A client has deleted a response: no replica may find it again."""
+        await self._store.forget(tenant, id_)
+
+    async def _take(self, tenant: str, data: bytes | None) -> None:
+        if data is None:
+            return
+        kept: Kept = pickle.loads(data)
+        session = await self._engine.call(
+            lambda engine: AsyncSession(self._engine, unpack(engine, kept.session, tenant))
+        )
+        if kept.stored["id"] not in self.stored:  # two requests may have asked at the same time
+            super().keep(Stored(session=session, **kept.stored), name=kept.name, extends=kept.extends)
