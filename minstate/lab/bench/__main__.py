@@ -20,10 +20,12 @@ BENCHMARKS = (  # each is a function in the module of its name
     "gpu",
     "kernels",
     "many_agents",
+    "many_machines",
     "paged_decode",
     "peers",
     "prompt_lookup",
     "radix_tree",
+    "serve_load",
     "simulate",
     "speculation",
 )

@@ -74,9 +74,9 @@ class EngineReplica(Replica):
     async def __del__(self) -> None:
         await self.stop()
 
-    def process(self) -> int:
-        """The id of this replica's process."""
-        return os.getpid()
+    def whoami(self) -> tuple[str, int]:
+        """This replica's name, and the id of its process."""
+        return self.name, os.getpid()
 
 
 class Door:
