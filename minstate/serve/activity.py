@@ -135,6 +135,12 @@ class Activity:
         if len(self._places) > PLACES:
             self._places.popitem(last=False)
 
+    def forget(self, tenant: str, id_: str) -> None:
+        """A client has deleted the end of a turn: its conversation is not shown until it goes on."""
+        conversation, _ = self._places.pop(id_, (None, 0))
+        if conversation:
+            self._kept[tenant].pop(conversation.number, None)
+
     def leave(self, shown: Shown) -> None:
         """The request is over, however it has ended."""
         self._under_way.discard(shown)

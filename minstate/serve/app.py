@@ -138,6 +138,7 @@ class Server:
         """`DELETE /v1/responses/{id}`."""
         found = self._found(request, tenant)
         self.service.conversations.forget(found)
+        self.service.activity.forget(tenant, found.id)
         return JSONResponse({"id": found.id, "object": "response", "deleted": True})
 
     async def input_items(self, request: Request, tenant: str) -> Response:

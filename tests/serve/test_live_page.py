@@ -93,6 +93,13 @@ def test_nobody_sees_the_text_of_other_tenants(server, client):
     assert httpx.get(f"{server.root}/activity", headers={"host": "evil.example"}).status_code == 403
 
 
+def test_what_a_client_deletes_is_not_shown(server, client):
+    made = respond(client, "forget me")
+    assert "forget me" in seen(server).text
+    client.responses.delete(made.id)
+    assert "forget me" not in seen(server).text
+
+
 def test_without_keys_everybody_is_one_tenant():
     with running() as (url, _), openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
         ask(client, [user("hello")])

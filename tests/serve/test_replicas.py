@@ -142,6 +142,22 @@ def test_a_client_that_leaves_takes_its_turn_with_it():
     with_replicas(scenario, count=1)
 
 
+def test_a_turn_of_another_model_is_computed_from_its_text():
+    async def scenario(first, store):
+        settings = Settings(lambda: small_engine(seed=1, num_pages=512), "small", {"k1": "one"})
+        other = Replica(settings, store, "other")
+        body = {**GREEDY, "messages": [user("hello")], "max_tokens": 4}
+        _, one = await ask(first, "POST", "/v1/chat/completions", body)
+        _, response = await respond(first, "hi")
+        body["messages"] += [{"role": "assistant", "content": one["choices"][0]["message"]["content"]}, user("more")]
+        status, two = await ask(other, "POST", "/v1/chat/completions", body)
+        assert status == 200 and two["usage"]["minstate"]["context"] == 0
+        assert (await respond(other, "more", response["id"]))[0] == 400
+        await other.stop()
+
+    with_replicas(scenario, count=1)
+
+
 def test_the_store_drops_what_was_used_least_recently():
     store = TurnStore(most_bytes=100)
     for place in range(3):

@@ -1,8 +1,8 @@
 """The server under load, as GuideLLM (https://github.com/vllm-project/guidellm) sees it, which knows only the API.
 
 Each client holds conversations one after the other. A conversation's turns follow on each other at once; each has a new
-message, and a reply of a fixed length. Conversations begin with one system prompt, which the server computes once. The
-client goes on either by sending its whole history (`chat`), or by `previous_response_id` (`responses`).
+message, and a reply of a fixed length. No two conversations share anything. The client goes on either by sending its
+whole history (`chat`), or by `previous_response_id` (`responses`).
 
 GuideLLM runs from an environment of its own (`CONTRIBUTING.md` says how to make one). It reports requests and tokens a
 second, and times as a client sees them. What was computed is read off the server's counters.
@@ -27,7 +27,8 @@ from minstate.lab.bench.peers import ENVIRONMENTS
 from minstate.weights import find_model
 
 CLIENTS = (1, 4, 16)
-TURNS, PREFIX, PROMPT, REPLY = 4, 512, 128, 32  # turns of a conversation; tokens of its prefix, and of each turn
+TURNS = 4  # of a conversation
+FIRST, NEXT, REPLY = 512, 128, 32  # tokens of the first message, of each further one, and of each reply
 APIS = {"chat": "/v1/chat/completions", "responses": "/v1/responses"}
 COUNTERS = {"prompt": "vllm:prompt_tokens_total", "prefilled": "minstate:prefilled_tokens_total"}
 
@@ -51,7 +52,7 @@ def scenario(address: str, api: str, clients: int, seed: int, report: Path) -> d
     """What GuideLLM is told. `seed` decides the texts."""
     model = str(find_model())
     backend = {"kind": "openai_http", "target": address, "model": Path(model).name, "request_format": APIS[api]}
-    text = {"prompt_tokens": PROMPT, "output_tokens": REPLY, "prefix_tokens": PREFIX, "prefix_count": 1, "turns": TURNS}
+    text = {"first_prompt_tokens": FIRST, "prompt_tokens": NEXT, "output_tokens": REPLY, "turns": TURNS}
     return {
         "metadata": {"name": "load"},
         "spec": {
@@ -124,12 +125,6 @@ def serve_load(dtype: str = "float32") -> pd.DataFrame:
                     bar.update()
     table = pd.DataFrame(rows).set_index(["api", "clients"])
     version = subprocess.run([guidellm, "--version"], check=True, capture_output=True, text=True).stdout.strip()
-    table.attrs = {
-        "client": version,
-        "dtype": dtype,
-        "turns": TURNS,
-        "prefix": PREFIX,
-        "prompt": PROMPT,
-        "reply": REPLY,
-    }
+    lengths = {"turns": TURNS, "first message": FIRST, "further message": NEXT, "reply": REPLY}
+    table.attrs = {"client": version, "dtype": dtype, "tokens": lengths}
     return table

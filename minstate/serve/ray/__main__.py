@@ -9,6 +9,7 @@ another one goes on. Ctrl-C lets the turns that are under way end.
 
 import argparse
 import signal
+import socket
 import sys
 import threading
 
@@ -20,6 +21,7 @@ def arguments() -> argparse.Namespace:
     known = parser("python -m minstate.serve.ray", __doc__)
     known.add_argument("--replicas", default="2", help="how many; 2-8: at least 2, at most 8, as requests need")
     known.add_argument("--address", help="of a Ray cluster; without it, Ray is started on this machine")
+    known.add_argument("--doors", type=int, default=1, help="processes that read requests and pass answers on")
     known.add_argument("--cpus", type=float, default=1, help="of each replica")
     known.add_argument("--gpus", type=float, default=0, help="of each replica")
     given = known.parse_args()
@@ -28,6 +30,12 @@ def arguments() -> argparse.Namespace:
         known.error("--replicas is a number above 0, or two of them: 2-8")
     given.replicas = (int(least), int(most)) if most else int(least)
     return given
+
+
+def free_port(host: str) -> int:
+    """A port that nobody listens on."""
+    with socket.create_server((host, 0)) as found:
+        return found.getsockname()[1]
 
 
 def main() -> None:
@@ -49,10 +57,12 @@ def main() -> None:
         signal.signal(number, lambda *_: done.set())
     ray.init(given.address, include_dashboard=False if given.address is None else None, log_to_driver=False)
     try:
-        serve.start(http_options={"host": given.host, "port": given.port})
-        app = application(settings, replicas=given.replicas, cpus=given.cpus, gpus=given.gpus)
+        port = given.port or free_port(given.host)
+        serve.start(http_options={"host": given.host, "port": port})
+        options = {"replicas": given.replicas, "doors": given.doors, "cpus": given.cpus, "gpus": given.gpus}
+        app = application(settings, **options)
         serve.run(app, name="minstate", route_prefix="/")
-        print(f"ready: http://{given.host}:{given.port}/v1 serves {model} with {given.replicas} replicas", flush=True)
+        print(f"ready: http://{given.host}:{port}/v1 serves {model} with {given.replicas} replicas", flush=True)
         done.wait()
     finally:
         serve.shutdown()

@@ -74,6 +74,10 @@ class EngineReplica(Replica):
     async def __del__(self) -> None:
         await self.stop()
 
+    async def check_health(self) -> None:
+        """Ray Serve replaces a replica for which this raises: its engine's thread has ended."""
+        await self.service.engine.call(lambda _: None)
+
     def whoami(self) -> tuple[str, int]:
         """This replica's name, and the id of its process."""
         return self.name, os.getpid()

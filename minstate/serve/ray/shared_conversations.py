@@ -5,6 +5,7 @@ tokenised again. Its K/V is computed again with the next turn, as after an evict
 """
 
 import asyncio
+import logging
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 from minstate import persistence
 from minstate.engine import Engine
+from minstate.errors import UnreadableSession
 from minstate.serve.async_engine import AsyncEngine
 from minstate.serve.async_session import AsyncSession
 from minstate.serve.conversations import Branch, Conversations, Stored
@@ -113,9 +115,13 @@ class SharedConversations(Conversations):
     async def _take(self, tenant: str, data: bytes | None) -> None:
         if data is None:
             return
-        kept: Kept = pickle.loads(data)
-        session = await self._engine.call(
-            lambda engine: AsyncSession(self._engine, unpack(engine, kept.session, tenant))
-        )
+        kept: Kept = pickle.loads(data)  # the store's process is as trustworthy as this one
+        try:
+            session = await self._engine.call(
+                lambda engine: AsyncSession(self._engine, unpack(engine, kept.session, tenant))
+            )
+        except UnreadableSession as error:  # of another model: the history is computed from its text
+            logging.getLogger(__name__).warning("a turn of another replica's cannot be taken over: %s", error)
+            return
         if kept.stored["id"] not in self.stored:  # two requests may have asked at the same time
             super().keep(Stored(session=session, **kept.stored), name=kept.name, extends=kept.extends)
