@@ -50,15 +50,14 @@ def server(dtype: str) -> Iterator[str]:
 
 def scenario(address: str, api: str, clients: int, seed: int, report: Path) -> dict[str, Any]:
     """What GuideLLM is told. `seed` decides the texts."""
-    model = str(find_model())
-    backend = {"kind": "openai_http", "target": address, "model": Path(model).name, "request_format": APIS[api]}
+    backend = {"kind": "openai_http", "target": address, "request_format": APIS[api]}
     text = {"first_prompt_tokens": FIRST, "prompt_tokens": NEXT, "output_tokens": REPLY, "turns": TURNS}
     return {
         "metadata": {"name": "load"},
         "spec": {
             "backend": {**backend, "server_history": api == "responses"},
             "profile": {"kind": "concurrent", "streams": [clients]},
-            "tokenizer": {"kind": "huggingface_auto", "model": model},
+            "tokenizer": {"kind": "huggingface_auto", "model": str(find_model())},
             "data": [{"kind": "synthetic_text", **text}],
             "constraints": [{"kind": "max_requests", "count": TURNS * max(3, clients)}],
             "seed": {"kind": "static", "value": seed},
@@ -126,5 +125,5 @@ def serve_load(dtype: str = "float32") -> pd.DataFrame:
     table = pd.DataFrame(rows).set_index(["api", "clients"])
     version = subprocess.run([guidellm, "--version"], check=True, capture_output=True, text=True).stdout.strip()
     lengths = {"turns": TURNS, "first message": FIRST, "further message": NEXT, "reply": REPLY}
-    table.attrs = {"client": version, "dtype": dtype, "tokens": lengths}
+    table.attrs = {"client": version, "dtype": dtype, "workload": lengths}
     return table
