@@ -52,6 +52,7 @@ OURS = {"minstate", *(path.stem for path in ROOT.glob("tests/**/*.py"))}
 
 def test_every_package_that_is_imported_is_asked_for():
     other_names = {"PIL": "pillow", "yaml": "pyyaml", "rattler": "py-rattler", "IPython": "ipykernel"}
+    other_names |= {"agents": "openai-agents"}
     declared = {canonicalize_name(requirement.name) for requirement in DIRECT}
     for file in [ROOT / "setup.py", *ROOT.glob("minstate/**/*.py"), *ROOT.glob("tests/**/*.py")]:
         for node in ast.walk(ast.parse(file.read_text())):

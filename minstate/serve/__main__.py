@@ -52,7 +52,9 @@ def parser(program: str, about: str | None) -> argparse.ArgumentParser:
     known.add_argument("--device", default="cpu")
     known.add_argument("--num-pages", type=int, help="of the KV pool, of 16 tokens each")
     known.add_argument("--no-speculation", action="store_true", help="never guess tokens")
-    known.add_argument("--max-turns", type=int, default=Limits.turns, help="at once; others get status 429")
+    known.add_argument(
+        "--max-turns", type=int, default=Limits.turns, help="of a tenant, at once; others get status 429"
+    )
     known.add_argument("--timeout", type=float, default=Limits.turn_s, help="seconds of a turn")
     return known
 

@@ -142,12 +142,20 @@ class Server:
         return JSONResponse({"id": found.id, "object": "response", "deleted": True})
 
     async def input_items(self, request: Request, tenant: str) -> Response:
-        """`GET /v1/responses/{id}/input_items`: all on one page, newest first unless asked otherwise."""
-        items = list(self._found(request, tenant).items)
-        if request.query_params.get("order", "desc") == "desc":
+        """`GET /v1/responses/{id}/input_items`: a page of them, newest first unless asked otherwise."""
+        items, query = list(self._found(request, tenant).items), request.query_params
+        if query.get("order", "desc") == "desc":
             items.reverse()
-        ends = {"first_id": items[0]["id"] if items else None, "last_id": items[-1]["id"] if items else None}
-        return JSONResponse({"object": "list", "data": items, "has_more": False, **ends})
+        limit, after = query.get("limit", "20"), query.get("after")
+        if not limit.isdecimal() or not 1 <= int(limit) <= 100:
+            raise ApiError(400, "limit is a number from 1 to 100", param="limit")
+        ids = [item["id"] for item in items]
+        if after and after not in ids:
+            raise ApiError(404, f"Item with id '{after}' not found.", param="after")
+        start = ids.index(after) + 1 if after else 0
+        page, more = items[start : start + int(limit)], len(items) > start + int(limit)
+        ends = {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
+        return JSONResponse({"object": "list", "data": page, "has_more": more, **ends})
 
     async def models(self, request: Request, tenant: str) -> Response:  # noqa: ARG002
         """`GET /v1/models`, and one of them."""

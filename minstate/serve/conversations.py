@@ -7,12 +7,13 @@ whose client leaves, has changed nothing, and an old response can be continued a
                  └──────fork, Δ──▶ resp_4               an older response, continued in another way
 
 Remembered sessions hold no page back: their K/V is evicted like that of any idle session, and computed again when it is
-needed. What they cost is a list of token ids each. `most_tokens` bounds all of them together; the least recently used
-go first.
+needed. What they cost is a list of token ids each, and the text that the client sent. `most_tokens` bounds this for
+each tenant, whose least recently used turns go first: what one tenant sends takes no memory from another.
 """
 
+import json
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,8 @@ from minstate.serve.async_engine import AsyncEngine
 from minstate.serve.async_session import AsyncSession
 from minstate.serve.history import Message, keys_of
 from minstate.session import Session
+
+ENTRY = 256  # tokens: what remembering a turn takes beside its log and texts, such as its session and its keys
 
 
 @dataclass(eq=False)
@@ -40,6 +43,7 @@ class Stored:
     body: dict[str, Any] | None = None  # as the Responses API gives it; None if it can't be retrieved
     items: list[dict[str, Any]] = field(default_factory=list)  # the input, as the Responses API gives it
     used: float = field(default_factory=time.monotonic)
+    weight: int = 0  # tokens of its log and, at four characters a token, what is kept beside it
 
 
 @dataclass(frozen=True)
@@ -55,17 +59,23 @@ class Branch:
 class Conversations:
     """All that is remembered.
 
-    most_tokens  of all logs together
+    most_tokens  of one tenant, in all: see `Stored.weight`
     seconds      after which something that nobody has used is forgotten
     """
 
     def __init__(self, engine: AsyncEngine, most_tokens: int, seconds: float):
         self._engine, self._most_tokens, self._seconds = engine, most_tokens, seconds
-        self.stored: OrderedDict[str, Stored] = OrderedDict()  # by id, least recently used first
+        self.stored: dict[str, Stored] = {}  # by id
+        self._recent: dict[str, OrderedDict[str, Stored]] = {}  # by tenant, then by id, least recently used first
+        self._weights: Counter[str] = Counter()  # by tenant
         self._ending: dict[bytes, Stored] = {}  # by the key of the whole conversation
         self._holding: dict[bytes, Stored] = {}  # by the key of any beginning of it
         self._named: dict[tuple[str, str], Stored] = {}  # by tenant, and the client's name for the conversation
-        self.tokens = 0
+
+    @property
+    def tokens(self) -> int:
+        """The weight of all that is remembered."""
+        return self._weights.total()
 
     def get(self, tenant: str, id_: str) -> Stored | None:
         """A response of this tenant's, unless it was deleted or forgotten."""
@@ -112,21 +122,25 @@ class Conversations:
 
         extends  whether a history that repeats the reply is what the model saw
         """
-        self.stored[stored.id] = stored
-        self.tokens += stored.tokens
+        texts = json.dumps([stored.messages, stored.tools, stored.options, stored.body, stored.items])
+        stored.weight = stored.tokens + len(texts) // 4 + ENTRY
+        recent = self._recent.setdefault(stored.tenant, OrderedDict())
+        self.stored[stored.id] = recent[stored.id] = stored
+        self._weights[stored.tenant] += stored.weight
         if extends:
             self._ending[stored.keys[-1]] = stored
         self._holding |= dict.fromkeys(stored.keys[1:], stored)
         if name:
             self._named[stored.tenant, name] = stored
-        while self.tokens > self._most_tokens:
-            self.forget(next(iter(self.stored.values())))
+        while self._weights[stored.tenant] > self._most_tokens:
+            self.forget(next(iter(recent.values())))
 
     def forget(self, stored: Stored) -> None:
         """Forget the end of a turn. Its session is closed once no turn needs it."""
         if self.stored.pop(stored.id, None) is None:
             return
-        self.tokens -= stored.tokens
+        del self._recent[stored.tenant][stored.id]
+        self._weights[stored.tenant] -= stored.weight
         for index in (self._ending, self._holding):
             for key in stored.keys:
                 if index.get(key) is stored:
@@ -143,9 +157,10 @@ class Conversations:
         """Put off the time at which this turn is forgotten: a request continues it."""
         stored.used = time.monotonic()
         if stored.id in self.stored:
-            self.stored.move_to_end(stored.id)
+            self._recent[stored.tenant].move_to_end(stored.id)
 
     def _expire(self) -> None:
         oldest = time.monotonic() - self._seconds
-        while self.stored and (first := next(iter(self.stored.values()))).used < oldest:
-            self.forget(first)
+        for recent in self._recent.values():
+            while recent and (first := next(iter(recent.values()))).used < oldest:
+                self.forget(first)

@@ -66,7 +66,7 @@ def read_items(items: str | Iterable[Mapping[str, Any]], known: Mapping[str, Map
 def _resolved(item: Mapping[str, Any], known: Mapping[str, Mapping], place: int) -> Mapping[str, Any]:
     if item.get("type") != "item_reference":
         return item
-    if item.get("id") not in known:
+    if not isinstance(item.get("id"), str) or item["id"] not in known:
         raise ApiError(404, f"Item with id '{item.get('id')}' not found.", param=f"input.{place}.id")
     return known[item["id"]]
 
@@ -109,10 +109,12 @@ def extended(keys: Sequence[bytes], messages: Iterable[Message]) -> list[bytes]:
 
 
 def _meaning(message: Message) -> list:
-    calls = []
-    for call in message.get("tool_calls") or ():
-        function = call.get("function", call) if isinstance(call, Mapping) else {}
-        arguments = function.get("arguments") if isinstance(function, Mapping) else None
+    calls, given = [], message.get("tool_calls")
+    for each in given if isinstance(given, list) else ():
+        call = each if isinstance(each, Mapping) else {}  # the engine refuses what is no call
+        function = call.get("function", call)
+        function = function if isinstance(function, Mapping) else {}
+        arguments = function.get("arguments")
         with suppress(ValueError, RecursionError):  # the text of a call that was cut off stands for itself
             arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
         calls.append([call.get("id"), function.get("name"), arguments])

@@ -59,8 +59,8 @@ async def read_json(request: Request, most_bytes: int, most_s: float) -> dict[st
                 if len(data) > most_bytes:
                     raise too_large
         body = json.loads(data)
-        if b"\\u" in data:  # half a surrogate pair is no text, and no tokenizer takes it
-            json.dumps(body, ensure_ascii=False).encode()
+        # Python reads NaN and 1e999, which JSON cannot hold, and half a surrogate pair, which no tokenizer takes.
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
     except TimeoutError as error:
         raise ApiError(408, "the body took too long to arrive", headers={"x-should-retry": "false"}) from error
     except (ValueError, RecursionError) as error:

@@ -37,7 +37,7 @@ def page_routes(service: Service, keys: Mapping[str, str], *, local: bool) -> li
         asked = keys and "authorization" not in request.headers
         tenant = None if asked else tenant_of(request, keys)
         seen = await service.activity.snapshot(service.engine, tenant)
-        seen |= {"model": service.model, "limit": service.limits.turns, "refused": service.refused}
+        seen |= {"model": service.model, "refused": service.refused}
         return JSONResponse({**seen, "done": service.totals["requests"]}, headers=HEADERS)
 
     async def file(request: Request) -> Response:

@@ -86,6 +86,7 @@ class ChatRequest(_Fields):
     # What they ask for is not there.
     modalities: list[Literal["text"]] | None = None
     audio: None = None
+    moderation: None = None
     web_search_options: None = None
     functions: None = None
     function_call: None = None
@@ -132,7 +133,11 @@ class ResponsesRequest(_Fields):
     stream_options: StreamOptions | None = None
     context_management: list[dict[str, Any]] | None = None
     # What they ask for is not there.
+    access_programs: None = None
     background: Literal[False] | None = None
+    background_options: None = None
+    image: None = None
+    moderation: None = None
     conversation: None = None
     prompt: None = None
     stop: None = None

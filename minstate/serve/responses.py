@@ -124,9 +124,13 @@ class Writer:
         given = [{"role": "user", "content": given}] if isinstance(given, str) else given
         items = []
         for place, item in enumerate(given):
-            content = item.get("content")
-            parts = {"content": [{"type": "input_text", "text": content}]} if isinstance(content, str) else {}
-            items.append({"id": f"item_{self.work.id}_{place}", "type": "message", **item, **parts})
+            one: dict[str, Any] = {"id": f"item_{self.work.id}_{place}", "type": "message", **item}
+            if isinstance(text := item.get("content"), str):
+                is_reply = item.get("role") == "assistant"
+                one["content"] = [_part("message", text) if is_reply else {"type": "input_text", "text": text}]
+            if not isinstance(one["id"], str):
+                one["id"] = f"item_{self.work.id}_{place}"
+            items.append(one)
         return items
 
     def _write_output(self) -> None:

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,14 +24,14 @@ from minstate.turn import Turn
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server takes on."""
+    """What one server takes on from each tenant. What one tenant asks for takes none of it from another."""
 
     turns: int = 32  # at once, running or waiting; further requests are told to come back
     body_bytes: int = 8 * 2**20
     body_s: float = 30.0  # for a body to arrive
     turn_s: float = 600.0
     new_tokens: int = 4096  # of a reply for which the client sets no limit
-    stored_tokens: int = 4_000_000  # of all logs that are remembered
+    stored_tokens: int = 4_000_000  # of turns that are remembered, texts included
     stored_s: float = 30 * 24 * 3600.0
 
 
@@ -212,15 +213,16 @@ class Work:
             raise ApiError(
                 503, "the server is shutting down", code="shutting_down", headers={"x-should-retry": "false"}
             )
-        if service.turns + self.asked.n > limits.turns:
+        mine = service.under_way[self.asked.tenant]
+        if mine + self.asked.n > limits.turns:
             service.refused += 1
             headers = {"retry-after": "1"}
-            raise ApiError(429, f"{service.turns} turns are under way: try again", code="overloaded", headers=headers)
-        service.turns += self.asked.n
+            raise ApiError(429, f"{mine} turns are under way: try again", code="overloaded", headers=headers)
+        service.under_way[self.asked.tenant] += self.asked.n
         return self
 
     async def __aexit__(self, *_) -> None:
-        self.service.turns -= self.asked.n
+        self.service.under_way[self.asked.tenant] -= self.asked.n
         if self.shown:
             self.service.activity.leave(self.shown)
         for reply in self.replies:
@@ -237,10 +239,16 @@ class Service:
         self.conversations = Conversations(engine, self.limits.stored_tokens, self.limits.stored_s)
         self.activity = Activity()
         self.new_id: Callable[[], str] = lambda: uuid4().hex  # 32 digits
-        self.turns = self.refused = 0
+        self.under_way: Counter[str] = Counter()  # turns, by tenant
+        self.refused = 0
         self.closing = False
         self.created = int(time.time())
         self.totals = dict.fromkeys(("prompt", "cached", "prefilled", "generated", "requests", "preempted"), 0)
+
+    @property
+    def turns(self) -> int:
+        """How many are under way."""
+        return self.under_way.total()
 
     def count(self, turn: Turn) -> None:
         """Add a turn to the totals."""
@@ -260,9 +268,21 @@ class Service:
 
 
 def restrict(tools: Sequence[Mapping[str, Any]], choice: Any) -> tuple[list[Mapping] | None, Any]:
-    """The tools that a reply may call if they are fewer than all, and the choice. Reads the choice `allowed_tools`."""
+    """The tools that a reply may call if they are fewer than all, and the choice. Reads the choice `allowed_tools`.
+
+    Raises `ApiError` if that names no tools.
+    """
     if not isinstance(choice, Mapping) or choice.get("type") != "allowed_tools":
         return None, choice
     allowed = choice.get("allowed_tools", choice)
-    names = [one.get("function", one).get("name") for one in allowed.get("tools", ()) if isinstance(one, Mapping)]
-    return [tool for tool in tools if tool.get("function", tool).get("name") in names], allowed.get("mode", "auto")
+    wanted = allowed.get("tools") if isinstance(allowed, Mapping) else None
+    names = [_name(one) for one in wanted] if isinstance(wanted, list) else []
+    if not names or None in names:
+        raise ApiError(400, "allowed_tools lists tools by their names", param="tool_choice")
+    return [tool for tool in tools if _name(tool) in names], allowed.get("mode", "auto")
+
+
+def _name(tool: Any) -> str | None:
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    return name if isinstance(name, str) else None

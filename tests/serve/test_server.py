@@ -2,21 +2,16 @@
 
 import asyncio
 import json
-import socket
-import threading
-import time
 from contextlib import contextmanager
 
 import openai
 import pytest
-import uvicorn
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from minstate.lab.engines.small_engine import small_engine
-from minstate.serve import AsyncEngine
-from minstate.serve.app import Server
-from minstate.serve.service import Limits, Service
+from minstate.lab.serving.local_server import local_server
+from minstate.serve.service import Limits
 
 LOOK = {
     "name": "look",
@@ -33,20 +28,9 @@ GREEDY = {"model": "small", "temperature": 0, "extra_body": {"ignore_eos": True}
 
 @contextmanager
 def running(keys=None, **limits):
-    """A server on a free port of this machine."""
-    service = Service(AsyncEngine(lambda: small_engine(num_pages=512)), "small", limits=Limits(**limits))
-    server = uvicorn.Server(uvicorn.Config(Server(service, keys).app, ws="none", log_level="error"))
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1", service
-    finally:
-        server.should_exit = True
-        thread.join()
+    """A server of a small model."""
+    with local_server(lambda: small_engine(num_pages=512), "small", keys=keys, limits=Limits(**limits)) as server:
+        yield server.url, server.service
 
 
 @pytest.fixture(scope="module")

@@ -70,8 +70,8 @@ function conversation(shown) {
 
 function draw(seen) {
   at("model").textContent = seen.model
-  const {running, waiting, limit, done, refused, left} = seen
-  const counts = [`${running} of ${limit} turns run`, `${waiting} wait`, `${number(done)} done`, `${number(left)} given up`, `${number(refused)} refused`]
+  const {running, waiting, done, refused, left} = seen
+  const counts = [`${running} turns run`, `${waiting} wait`, `${number(done)} done`, `${number(left)} given up`, `${number(refused)} refused`]
   at("status").textContent = `${counts.join(", ")}.`
   at("login").hidden = seen.tenant !== null
   const {pages, page_size, ...held} = seen.pool

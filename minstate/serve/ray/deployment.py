@@ -115,6 +115,8 @@ def application(
     replicas    how many; or at least and at most, as many as keep each replica half full
     cpus, gpus  of each replica
     """
+    deploy: Any = serve.deployment  # Ray's own types are narrower than what these two take
+    router: Any = RequestRouterConfig
     turns = settings.limits.turns
     scale: dict[str, Any] = {"num_replicas": replicas}
     if isinstance(replicas, tuple):
@@ -125,17 +127,17 @@ def application(
                 min_replicas=least, max_replicas=most, target_ongoing_requests=target
             )
         }
-    engines = serve.deployment(EngineReplica).options(
+    engines = deploy(EngineReplica).options(
         name="Replica",
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
         max_ongoing_requests=turns,
         max_queued_requests=QUEUED * turns,
         graceful_shutdown_timeout_s=DRAIN_S,
         health_check_period_s=5,
-        request_router_config=RequestRouterConfig(request_router_class=ConsistentHashRouter),
+        request_router_config=router(request_router_class=ConsistentHashRouter),
         **scale,
     )
-    door = serve.deployment(Door).options(
+    door = deploy(Door).options(
         name="Door", num_replicas=doors, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000
     )
     return door.bind(engines.bind(settings), settings.limits.body_bytes)
