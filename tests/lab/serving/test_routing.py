@@ -1,8 +1,11 @@
 """Routing on paper: what turns find where they are sent."""
 
+import json
+import re
 from collections import Counter
 
 from minstate.lab.bench.many_machines import spread
+from minstate.lab.paths import CLONE, RESULTS
 from minstate.lab.serving.routing import Ring, anywhere, by_agent, by_session, moving, replay
 from minstate.lab.serving.traffic import TrafficShape, draw_sessions
 
@@ -36,3 +39,14 @@ def test_a_machine_that_joins_takes_its_share_and_moves_no_other_session():
 def test_the_emptier_of_two_machines_spreads_sessions_best():
     seen = spread(20, 50)
     assert 1 < seen["the emptier of two"] < seen["a random machine"] and seen["consistent hashing"] < 2
+
+
+def test_the_plan_quotes_what_was_counted():
+    plan = (CLONE / "docs" / "many_machines.md").read_text()
+    rows = json.loads((RESULTS / "many_machines.json").read_text())["rows"]
+    for row in rows:
+        found = re.search(
+            rf"^\| {re.escape(row['what'].removeprefix('one machine, '))} \| (.*) \|$", plan, re.MULTILINE
+        )
+        shares = [f"{100 * row[name]:.1f} %" for name in ("hit rate", "computed again")]
+        assert found and found[1].split(" | ")[:2] == shares, row
