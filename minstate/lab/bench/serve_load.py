@@ -9,6 +9,7 @@ second, and times as a client sees them. What was computed is read off the serve
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from minstate.lab.bench.peers import ENVIRONMENTS
 from minstate.weights import find_model
 
 CLIENTS = (1, 4, 16)
+THREADS = max(1, (os.cpu_count() or 1) - 1)  # of the server: GuideLLM keeps a core busy
 TURNS = 4  # of a conversation
 FIRST, NEXT, REPLY = 512, 128, 32  # tokens of the first message, of each further one, and of each reply
 APIS = {"chat": "/v1/chat/completions", "responses": "/v1/responses"}
@@ -37,7 +39,9 @@ COUNTERS = {"prompt": "vllm:prompt_tokens_total", "prefilled": "minstate:prefill
 def server(dtype: str) -> Iterator[str]:
     """A server with the default model on a free port. Yields its address."""
     command = [sys.executable, "-m", "minstate.serve", "--port", "0", "--dtype", dtype]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS), "OMP_WAIT_POLICY": "passive"}
+    environment.pop("GOMP_SPINCOUNT", None)  # threads that spin lose much where they share a core
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         found = re.match(r"ready: (http://\S+)/v1 ", process.stdout.readline())
         if not found:
@@ -125,5 +129,5 @@ def serve_load(dtype: str = "float32") -> pd.DataFrame:
     table = pd.DataFrame(rows).set_index(["api", "clients"])
     version = subprocess.run([guidellm, "--version"], check=True, capture_output=True, text=True).stdout.strip()
     lengths = {"turns": TURNS, "first message": FIRST, "further message": NEXT, "reply": REPLY}
-    table.attrs = {"client": version, "dtype": dtype, "workload": lengths}
+    table.attrs = {"client": version, "dtype": dtype, "server threads": THREADS, "workload": lengths}
     return table
