@@ -26,19 +26,15 @@ from minstate.session import Session
 
 
 def check_engine(
-    cache: PrefixCache,
-    sessions: list[Session],
-    still_open: Iterable[Sequence],
-    running: list[Request],
-    requests: list[Request],
+    cache: PrefixCache, sessions: list[Session], open_: set[Sequence], running: list[Request], requests: list[Request]
 ) -> None:
     """Recount all sessions and pages, given the running turns, and all that are under way. Raises `BrokenInvariant`.
 
-    still_open  sequences of sessions that are open, or have become garbage since destructors' work was last done
+    open_  sequences of sessions that are open, or whose destructor has left them to be released
     """
     for session in sessions:
         session.check()
-    check_cache(cache, still_open, running=[request.sequence for request in running])
+    check_cache(cache, open_, running=[request.sequence for request in running])
     if {session.running for session in sessions} - {None} != set(requests):
         raise BrokenInvariant("the turns of the sessions are not those of the scheduler")
 

@@ -18,7 +18,7 @@ from minstate.lab.serving.local_server import local_server
 
 MODEL = "SmolLM2-135M-Instruct"
 SHELVES = {"teapot": 7, "kettle": 0, "cup": 31}
-CALLS = 3  # of a run
+CALLS = 2  # of a run
 agents.set_tracing_disabled(True)  # else the framework reports its runs to OpenAI
 
 
@@ -101,7 +101,7 @@ def test_the_agents_sdk_pays_for_what_is_new_in_each_request(server, kind, strea
     assert all("pieces" in output or "ordered" in output for output in outputs)
     require_delta(exchanges)
     sent = [exchange.sent_bytes for exchange in exchanges]
-    assert sent == sorted(sent) and sent[-1] > 2 * sent[0]  # the whole history, each time
+    assert sent == sorted(sent) and sent[-1] > 1.5 * sent[0]  # the whole history, each time
 
 
 def test_the_agents_sdk_sends_only_what_is_new_if_the_server_remembers(server):
@@ -132,11 +132,11 @@ class Count(smolagents.Tool):
 def test_smolagents_rewrites_each_reply_and_pays_for_what_it_rewrote(server):
     """It sends its calls back as text: a drift in each request, which costs that message and the result behind it."""
     model = smolagents.OpenAIServerModel(MODEL, server.url, "none", temperature=0, max_tokens=60)
-    agent = smolagents.ToolCallingAgent([Count()], model, max_steps=CALLS, verbosity_level=smolagents.LogLevel.OFF)
+    agent = smolagents.ToolCallingAgent([Count()], model, max_steps=3, verbosity_level=smolagents.LogLevel.OFF)
     agent.prompt_templates["system_prompt"] = "You count what is on a shelf. First call `count`."
     begun = len(server.exchanges)
     agent.run("How many teapots are on the shelf? Call count.")
-    first, *others = server.exchanges[begun : begun + CALLS]
+    first, *others = server.exchanges[begun : begun + 3]
     observed = [step.observations for step in agent.memory.steps if isinstance(step, smolagents.ActionStep)]
     assert any("pieces of" in (text or "") for text in observed)
     assert first.cost["drift"] is None and first.cost["prefilled"] > 200

@@ -87,7 +87,7 @@ def test_no_value_at_any_place_of_a_body_is_the_servers_fault(path, body):
     with warnings.catch_warnings(), running() as (url, service), httpx.Client(timeout=60) as client:
         warnings.simplefilter("ignore")  # of schemas that no grammar can hold a reply to
         assert client.post(url + path, json=body).status_code == 200
-        for place, value in draw.sample(cases, 500):
+        for place, value in draw.sample(cases, 250):
             stream = [("stream",), draw.random() < 0.3] if place else [(), value]
             answer = client.post(
                 url + path, content=json.dumps(changed(changed(body, place, value), *stream)), headers=json_
@@ -99,7 +99,7 @@ def test_no_value_at_any_place_of_a_body_is_the_servers_fault(path, body):
             assert "server_error" not in answer.text, (place, value, answer.text)
         check = asyncio.run_coroutine_threadsafe(service.engine.call(Engine.check), service.engine._loop)
         check.result(20)
-        assert seen.count(200) > 50 and seen.count(400) > 200 and service.turns == 0
+        assert seen.count(200) > 25 and seen.count(400) > 100 and service.turns == 0
 
 
 def test_many_continue_one_response_at_once_while_it_is_deleted():

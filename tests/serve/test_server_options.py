@@ -86,16 +86,6 @@ def test_a_biased_token_is_always_or_never_drawn(client):
         ask(client, [user("bias")], logit_bias={"999999": 1})
 
 
-def test_a_penalty_keeps_a_token_from_being_repeated(client):
-    bias = {"70": 99}
-    free = ask(client, [user("again")], logit_bias=bias, logprobs=True)
-    fined = ask(client, [user("again")], logit_bias=bias, logprobs=True, presence_penalty=2, frequency_penalty=2)
-    free, fined = (one.choices[0].logprobs.content for one in (free, fined))
-    assert len({each.token for each in free}) == 1
-    # With a bias this strong no penalty changes the choice, so its effect is read off the logprobs.
-    assert fined[-1].logprob <= free[-1].logprob
-
-
 def test_a_response_that_is_not_stored_is_found_by_no_id(client):
     made = respond(client, "forget me", store=False)
     assert made.store is False

@@ -14,7 +14,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,13 +48,12 @@ class LocalServer:
 
     url: str
     service: Service
+    loop: asyncio.AbstractEventLoop  # of the server's thread
     exchanges: list[Exchange] = field(default_factory=list)  # in the order in which their answers were complete
 
     def call(self, function: Callable[[Engine], Any]) -> Any:
         """What a function returns that the engine's own thread calls, between two steps."""
-        engine = self.service.engine
-        assert engine._loop
-        return asyncio.run_coroutine_threadsafe(engine.call(function), engine._loop).result()
+        return asyncio.run_coroutine_threadsafe(self.service.engine.call(function), self.loop).result()
 
 
 def recorded(app: ASGIApp, exchanges: list[Exchange]) -> ASGIApp:
@@ -100,20 +99,21 @@ def local_server(
 
     keys, limits  as for `Server` and `Service`
     """
-    service = Service(AsyncEngine(make), model, limits=limits)
+    service, loop = Service(AsyncEngine(make), model, limits=limits), asyncio.new_event_loop()
     exchanges: list[Exchange] = []
     app = recorded(Server(service, keys).app, exchanges)
     server = uvicorn.Server(uvicorn.Config(app, ws="none", log_level="error"))
-    with socket.socket() as listening:
+    with closing(loop), socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), name="minstate server")
+        serving = server.serve([listening])
+        thread = threading.Thread(target=lambda: loop.run_until_complete(serving), name="minstate server")
         thread.start()
         try:
             while not server.started:
                 thread.join(0.01)
                 if not thread.is_alive():
                     raise RuntimeError("the server did not start: see what it has logged above")
-            yield LocalServer(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", service, exchanges)
+            yield LocalServer(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", service, loop, exchanges)
         finally:
             server.should_exit = True
             thread.join()
