@@ -126,7 +126,7 @@ def test_an_exception_is_for_a_function_that_is_there():
         assert f"def {function}(" in (ROOT / file).read_text(), name
 
 
-@pytest.mark.parametrize(("folder", "paths", "budget"), [("minstate", ENGINE, 3900), ("minstate/chat", CHAT, 2400)])
+@pytest.mark.parametrize(("folder", "paths", "budget"), [("minstate", ENGINE, 4300), ("minstate/chat", CHAT, 2400)])
 def test_the_core_stays_small(folder, paths, budget):
     lines = {path.name: len(code_lines(path)) for path in paths}
     longest = max(lines, key=lines.get)

@@ -68,7 +68,8 @@ def with_replicas(scenario, count=2):
             return await scenario(*replicas, store)
         finally:
             for replica in replicas:
-                await replica.stop()
+                if not replica.service.closing:
+                    await replica.stop()
 
     return asyncio.run(main())
 
@@ -95,6 +96,20 @@ def test_another_replica_goes_on_from_a_turn_with_the_same_tokens():
         assert logs[0] == logs[1]
 
     with_replicas(scenario, count=3)
+
+
+def test_a_replica_that_ends_in_peace_hands_over_what_it_has_computed():
+    async def scenario(first, second, store):
+        _, one = await respond(first, "one")
+        small = len(store.store.find("one", one["id"]))
+        await first.stop()
+        assert len(store.store.find("one", one["id"])) > 2 * small
+        _, two = await respond(second, "two", one["id"])
+        cost = two["usage"]["minstate"]
+        assert cost["reused"] == cost["context"] > 0 and cost["prefilled"] == cost["delta"]
+        await second.service.engine.call(lambda engine: engine.check())
+
+    with_replicas(scenario)
 
 
 def test_a_history_of_another_replica_goes_on_with_its_tokens_and_not_with_its_text():

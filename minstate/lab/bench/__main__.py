@@ -19,8 +19,10 @@ BENCHMARKS = (  # each is a function in the module of its name
     "cpu_steps",
     "gpu",
     "kernels",
+    "kv_int8",
     "many_agents",
     "many_machines",
+    "memory",
     "paged_decode",
     "peers",
     "prompt_lookup",
@@ -55,7 +57,7 @@ def main() -> None:
         **table.attrs,
         "rows": table.reset_index().to_dict("records"),
     }
-    which = [value for name, value in settings.items() if name in ("workload", "dtype")]
+    which = [value for name, value in settings.items() if name in ("workload", "device", "dtype")]
     path = arguments.out / f"{'_'.join([arguments.name, *which])}.json"
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(f"written to {path}")

@@ -21,6 +21,11 @@ POLICY_NAMES = {
 }
 RESIDENT = {"facecolor": tint(BLUE, 0.19), "edgecolor": "none"}
 TENANTS = {"the victim's tenant": (ORANGE, "s"), "a tenant of the attacker's own": (BLUE, "o")}
+SOURCES = {  # of the K/V of a history
+    "resident": {**fill_of(0), "edgecolor": PAPER, "label": "still in the pool"},
+    "promoted": {**fill_of(2), "edgecolor": PAPER, "label": "brought back from host memory"},
+    "recomputed": {**fill_of(1), "edgecolor": PAPER, "label": "computed again"},
+}
 MARKS = {
     "found": ("history found", "o", BLUE),
     "lost": ("history recomputed", "X", ORANGE),
@@ -165,6 +170,29 @@ def policy_figure(table: pd.DataFrame) -> Figure:
         axes.set(xlabel="pool, as a share of the working set", ylabel="recomputed, share of all prompts")
         axes.set(title="What each policy recomputes", ylim=(0, None))
         axes.legend(loc="upper left", fontsize=8)
+    return figure
+
+
+def tiers_figure(rows: pd.DataFrame) -> Figure:
+    """Where the tokens of the history come from, as the pool shrinks, without a tier below it and with one.
+
+    rows  a row for each pool and tier: "share" of the working set, "tier", and tokens: "resident", "promoted",
+          "recomputed"
+    """
+    figure, columns = new_figure(rows["tier"].nunique(), height=3.3, sharey=True)
+    with mpl.rc_context(STYLE):
+        for axes, (tier, mine) in zip(columns, rows.groupby("tier", sort=False), strict=True):
+            history = mine[list(SOURCES)].sum(axis=1)
+            bottom = 0 * history
+            for name, look in SOURCES.items():
+                axes.bar(range(len(mine)), mine[name] / history, 0.8, bottom=bottom, **look)
+                bottom += mine[name] / history
+            axes.set_xticks(range(len(mine)), [f"{100 * share:g} %" for share in mine["share"]])
+            axes.set(xlabel="pool, as a share of the working set", title=tier)
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        columns[0].set_ylabel("share of the history")
+        swatches = [Patch(**look) for look in SOURCES.values()]
+        figure.legend(handles=swatches, loc="outside lower left", ncols=len(SOURCES), fontsize=8, frameon=False)
     return figure
 
 

@@ -69,8 +69,9 @@ class Replica:
         await self.service.engine.call(lambda engine: engine.chat)
 
     async def stop(self) -> None:
-        """Let the turns under way end."""
+        """Let the turns under way end, and hand over what may go on elsewhere."""
         self.service.closing = True
+        await self.conversations.hand_over()
         await self.service.engine.aclose()
 
     async def answer(self, request: Forwarded) -> AsyncGenerator[dict[str, Any]]:

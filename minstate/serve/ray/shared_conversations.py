@@ -1,7 +1,8 @@
 """What a replica remembers, and what it finds in the store when another replica has remembered it.
 
 A conversation that comes from another replica gets the log of token ids that the model saw there, not a text that is
-tokenised again. Its K/V is computed again with the next turn, as after an eviction.
+tokenised again. Its K/V is computed again with the next turn, as after an eviction, unless that replica has ended in
+peace: then it has handed over the K/V of its latest conversations.
 """
 
 import asyncio
@@ -9,11 +10,9 @@ import logging
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from functools import partial
 from typing import Any, Protocol
 
-from minstate import persistence
 from minstate.engine import Engine
 from minstate.errors import UnreadableSession
 from minstate.serve.async_engine import AsyncEngine
@@ -23,7 +22,8 @@ from minstate.serve.history import Message, keys_of
 from minstate.serve.ray.turn_store import Record
 from minstate.session import Session
 
-MEMORY = Path("/dev/shm")  # files that never reach a disk, where the system has them
+NOBODY = "nobody: of this tenant there is no K/V"
+HANDED_OVER = 512 * 2**20  # bytes of K/V that a replica leaves behind when it ends
 
 
 class Store(Protocol):
@@ -52,21 +52,20 @@ class Kept:
     extends: bool
 
 
-def pack(session: Session) -> bytes:
-    """In the owner thread: log and transcript of a session. Its K/V would be here too, were its slots passed."""
-    engine, seeds = session.engine, {"lineage": session.lineage, "forks": session.forks}
-    with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        path = Path(folder) / "session"
-        persistence.write(path, engine.model, engine.pool, [], session.sequence.log, session.transcript, seeds)
-        return path.read_bytes()
+def pack(session: Session, *, kv: bool = False) -> bytes:
+    """In the owner thread: a session as bytes. Its log is small beside its K/V, which is left out unless `kv`."""
+    engine = session.engine
+    if kv:
+        return engine.export(session)
+    sequence = engine.new_sequence(NOBODY, session.transcript.tools)
+    sequence.log += session.sequence.log
+    with engine.new_session(NOBODY, sequence, session.transcript, (session.lineage, session.forks)) as bare:
+        return engine.export(bare)
 
 
 def unpack(engine: Engine, data: bytes, tenant: str) -> Session:
     """In the owner thread: the session that `pack` was called with, in another engine. Raises `UnreadableSession`."""
-    with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        path = Path(folder) / "session"
-        path.write_bytes(data)
-        session = engine.load(path, tenant)
+    session = engine.adopt(data, tenant)
     session.lineage = ()  # as `Conversations.fork` makes them
     return session
 
@@ -102,11 +101,22 @@ class SharedConversations(Conversations):
         """Wait until the store has all that was kept. A client learns only then that its turn is over."""
         async with self._publishing:  # another request may be about to put what this one has kept
             while self._new:
-                stored, name, extends = self._new.pop(0)
-                session = await stored.session.call(pack)
-                fields = {key: value for key, value in vars(stored).items() if key not in ("session", "used")}
-                data = pickle.dumps(Kept(fields, session, name, extends))
-                await self._store.put(Record(stored.tenant, stored.id, stored.keys[-1] if extends else b"", data))
+                await self._put(*self._new.pop(0))
+
+    async def hand_over(self) -> None:
+        """Put the latest ends of conversations into the store once more, with their K/V: this replica ends."""
+        room = HANDED_OVER
+        for stored in sorted(self.stored.values(), key=lambda stored: -stored.used):
+            if room > 0:
+                room -= await self._put(stored, None, self._ending.get(stored.keys[-1]) is stored, kv=True)
+
+    async def _put(self, stored: Stored, name: str | None, extends: bool, *, kv: bool = False) -> int:
+        """Put one end of a turn into the store. Returns its bytes."""
+        session = await stored.session.call(partial(pack, kv=kv))
+        fields = {key: value for key, value in vars(stored).items() if key not in ("session", "used")}
+        data = pickle.dumps(Kept(fields, session, name, extends))
+        await self._store.put(Record(stored.tenant, stored.id, stored.keys[-1] if extends else b"", data))
+        return len(data)
 
     async def drop(self, tenant: str, id_: str) -> None:
         """A client has deleted a response: no replica may find it again."""
