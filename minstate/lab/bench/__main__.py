@@ -21,11 +21,13 @@ BENCHMARKS = (  # each is a function in the module of its name
     "kernels",
     "kv_int8",
     "many_agents",
+    "many_machines",
     "memory",
     "paged_decode",
     "peers",
     "prompt_lookup",
     "radix_tree",
+    "serve_load",
     "simulate",
     "speculation",
 )
