@@ -7,6 +7,7 @@ differs, and only that one is compared token by token. A piece is the ids as byt
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -83,7 +84,7 @@ class Prompts:
         array = np.array(ids, "<i4")
         marks = np.flatnonzero(np.isin(array, list(self.control.ids.values())))
         edges = sorted({0, *marks.tolist(), *(marks + 1).tolist(), len(array)})
-        return [array[a:b].tobytes() for a, b in zip(edges, edges[1:], strict=False)]
+        return [array[a:b].tobytes() for a, b in pairwise(edges)]
 
     def _encode(self, text: str) -> bytes:
         key = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()

@@ -68,7 +68,7 @@ def _open_text(path: Path) -> IO[str]:
     for magic, what in PACKED.items():
         if begins == magic:
             raise TraceError(f"{path}: this is {what}: unpack it, or export it as JSON lines")
-    raw = gzip.open(path, "rb") if begins[:2] == b"\x1f\x8b" else path.open("rb")
+    raw = (gzip.open if begins[:2] == b"\x1f\x8b" else open)(path, "rb")
     return io.TextIOWrapper(
         raw, "utf-8-sig", errors="surrogateescape", newline="\n"
     )  # bytes that are no text stay apart

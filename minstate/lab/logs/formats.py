@@ -213,7 +213,7 @@ def _swe_agent(value: Mapping) -> Iterator[Parts]:
 
 
 def _tau2(value: Mapping) -> Iterator[Parts]:
-    """The agent's side of tau²-bench: calls that the simulated user makes, and their results, are not in its context."""
+    """The agent's side of tau²-bench: it does not see the simulated user's calls and their results."""
     info = value.get("info") or {}
     policy = (info.get("environment_info") or {}).get("policy")
     for simulation in value["simulations"]:

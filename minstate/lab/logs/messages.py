@@ -81,7 +81,7 @@ class _Reader:
             content is None or isinstance(content, str | list | tuple), f"text or parts as content of {what}", content
         )
         for part in [content] if isinstance(content, str) else content or ():
-            self._read_part(part, role, what, texts, thoughts, calls)
+            self._read_part(part, what, texts, thoughts, calls)
         given = next((item[key] for key in THOUGHTS if isinstance(item.get(key), str) and item[key]), None)
         if given is not None:
             thoughts.insert(0, given)
@@ -105,7 +105,7 @@ class _Reader:
         elif content or not any(self._is_result(part) for part in content or ()):
             self._repair("empty messages left out", f'a "content" that is a string and not empty in {what}', content)
 
-    def _read_part(self, part: Any, role: str, what: str, texts: list, thoughts: list, calls: list) -> None:
+    def _read_part(self, part: Any, what: str, texts: list, thoughts: list, calls: list) -> None:
         if isinstance(part, str):
             texts.append(part)
             return
