@@ -5,7 +5,10 @@ PY := $(VENV)/bin/python
 # Spinning OpenMP threads collapse as soon as anything else wants a core.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help run test lab browse bench site weights clean
+# What runs the default model, by the kernels for the CPU unless they are switched off.
+WITHOUT_KERNELS := tests/test_real_model.py tests/test_weights.py tests/test_edges.py
+
+.PHONY: help run test lab browse bench gpu site weights clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +18,7 @@ help:
 	@echo "make browse   set up what is missing, then run every notebook in a real browser; pictures into out/browse/"
 	@echo "make site     set up what is missing, then write the executed course as web pages into out/site/"
 	@echo "make bench    set up what is missing, then measure the headline anew into data/results/ (hours)"
+	@echo "make gpu      set up what is missing, then test and measure all that runs on a GPU, in nine minutes; into out/gpu/"
 	@echo "make weights  the environment and the default model, nothing else"
 	@echo "make clean    remove the environment, out/ and caches; the weights stay in data/weights"
 	@echo "Another Python (3.11 or newer): make run PYTHON=python3.12"
@@ -31,6 +35,8 @@ test: weights
 	@$(PY) -m ty check
 	@echo "== tests"
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup tests
+	@echo "== tests where there is no compiler, and torch computes on the CPU"
+	@MINSTATE_COMPILER=none OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup $(WITHOUT_KERNELS)
 	@echo "== notebooks, with their exercises solved"
 	@$(PY) -m minstate.lab.notebook.solutions
 	@$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120 out/solved/*.ipynb
@@ -49,6 +55,10 @@ bench: weights
 	@GOMP_SPINCOUNT=10000 $(PY) -m minstate.lab.bench ablation dtype=bfloat16 only=ladder
 	@GOMP_SPINCOUNT=10000 $(PY) -m minstate.lab.bench peers workload=agentic dtype=float32 repeats=1
 	@GOMP_SPINCOUNT=10000 $(PY) -m minstate.lab.bench peers workload=coding dtype=float32 repeats=1
+
+gpu: weights
+	@echo "== all that runs on a GPU: native tests, the memory checker, kernels, whole models, traces"
+	@$(PY) -m minstate.lab.bench.on_gpu
 
 site: $(VENV)/.installed
 	@echo "== the course as web pages"

@@ -40,6 +40,7 @@ class Engine:
     """Runs the turns of any number of sessions over one pool of KV pages. Belongs to the thread that made it.
 
     num_pages     of the pool; None: 65,536 tokens, but at most a quarter of the free memory. `engine.pool` shows both
+    kv_dtype      "int8": keys and values in 8 bits, see `kv_int8.py`; None: as the model computes
     token_budget  query tokens a forward pass takes at most: longer prompts are prefilled in chunks, between which
                   running decodes go on
     prefix_cache  whether sessions of one tenant share what they have in common; if not, a session shares with its own
@@ -57,17 +58,17 @@ class Engine:
         eos_ids: Iterable[int] = (),
         page_size: int = 16,
         num_pages: int | None = None,
+        kv_dtype: str | None = None,
         token_budget: int = 512,
         prefix_cache: bool = True,
         speculation: bool | Speculation = False,
         clock: Callable[[], float] = time.monotonic,
     ):
-        page_size, token_budget = (
-            whole_number(name, value, 1) for name, value in [("page_size", page_size), ("token_budget", token_budget)]
-        )
+        page_size = whole_number("page_size", page_size, 1)
+        token_budget = whole_number("token_budget", token_budget, 1)
         num_pages = None if num_pages is None else whole_number("num_pages", num_pages, 1)
         eos = frozenset(token_ids_of("eos_ids", eos_ids, model.config.vocab_size, BadValue))
-        runner = ModelRunner(model, num_pages=num_pages, page_size=page_size)
+        runner = ModelRunner(model, num_pages=num_pages, page_size=page_size, kv_dtype=kv_dtype)
         self.tokenizer, self.eos_ids, self.clock = tokenizer, eos, clock
         self.pool, self.cache = runner.pool, PrefixCache(runner.pool, clock)
         costs = "bfloat16" if model.dtype == torch.bfloat16 else "float32"
@@ -79,17 +80,27 @@ class Engine:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path | None = None, *, dtype: str | torch.dtype | None = None, device: str = "cpu", **settings
+        cls,
+        name: str | Path | None = None,
+        *,
+        dtype: str | torch.dtype | None = None,
+        device: str = "cpu",
+        kernels: str = "auto",
+        deterministic: bool = False,
+        **settings,
     ) -> "Engine":
         """Load a model: a Hugging Face folder, a Hub id, or by default `MINSTATE_MODEL` or the fetched SmolLM2.
 
-        dtype     "float32", "bfloat16", or on a CPU "float64"; None or "auto": float32 on a CPU, bfloat16 on a GPU
-        device    "cpu", or "cuda": model and K/V are on the GPU, and the kernels in `minstate/kernels/` compute
-        settings  page_size, num_pages, token_budget, prefix_cache, speculation, as for `Engine`
+        dtype          "float32", "bfloat16", or on a CPU "float64"; None or "auto": float32 on a CPU, bfloat16 on a GPU
+        device         "cpu", or "cuda": model and K/V are on the GPU
+        kernels        what computes: "auto" is the hand-written kernels for the device, and torch where they cannot;
+                       "cpu" and "cuda" insist on them, and "torch" does without
+        deterministic  on a CPU: the same logits bit for bit, cold or warm, alone or in a batch, drafted or not
+        settings       page_size, num_pages, kv_dtype, token_budget, prefix_cache, speculation, as for `Engine`
 
         Raises `ModelNotFound`, `UnsupportedModel`, `DamagedWeights`, `BadValue`.
         """
-        model, tokenizer, eos_ids = load_model(name, dtype, device)
+        model, tokenizer, eos_ids = load_model(name, dtype, device, kernels, deterministic)
         return cls(model, tokenizer, eos_ids=eos_ids, **settings)
 
     @property

@@ -14,18 +14,18 @@ dropped. The host waits for the GPU in one place only: where it reads the sample
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
+from minstate.kernel_layers import Inputs, Kernels, hidden_states
 from minstate.kernels.append_kv import append_kv
 from minstate.kernels.paged_attention import paged_attention
 from minstate.kernels.rms_norm import rms_norm
 from minstate.kernels.silu_mul import silu_mul
 from minstate.kernels.tiles import busy_programs, split_count
 from minstate.model import Model
-from minstate.model_config import ModelConfig
-from minstate.model_families import Family
 from minstate.paged_kv import KVPool
 from minstate.ragged_batch import RaggedBatch
 
@@ -57,92 +57,35 @@ class Shape(NamedTuple):
         return Shape(tokens, sequences, max_queries, splits)
 
 
-class Inputs(NamedTuple):
-    """A `RaggedBatch` on the device, padded to a shape. All parts are int32, so one copy moves them together."""
-
-    token_ids: torch.Tensor  # [T]
-    positions: torch.Tensor  # [T]
-    slots: torch.Tensor  # [T], −1 for padding
-    query_start: torch.Tensor  # [B + 1]
-    context_len: torch.Tensor  # [B]
-    page_table: torch.Tensor  # [B, P]
-
-    @staticmethod
-    def sizes(shape: Shape, pages: int) -> list[int]:
-        """How many numbers each part has, if the page table has `pages` columns."""
-        return [shape.tokens] * 3 + [shape.sequences + 1, shape.sequences, shape.sequences * pages]
-
-    @staticmethod
-    def views(flat: torch.Tensor, shape: Shape, pages: int) -> "Inputs":
-        """Parts as views of one flat tensor."""
-        *parts, page_table = flat.split(Inputs.sizes(shape, pages))
-        return Inputs(*parts, page_table.view(shape.sequences, pages))
-
-    @staticmethod
-    def pack(batch: RaggedBatch, shape: Shape, pages: int) -> torch.Tensor:
-        """The padded batch as one flat tensor in the host's memory."""
-        flat = torch.zeros(sum(Inputs.sizes(shape, pages)), dtype=torch.int32)
-        padded = Inputs.views(flat, shape, pages)
-        padded.slots.fill_(-1)
-        padded.query_start.fill_(len(batch.token_ids))
-        for name in ("token_ids", "positions", "slots", "query_start", "context_len"):
-            values = getattr(batch, name)
-            getattr(padded, name)[: len(values)] = values
-        rows, columns = batch.page_table.shape
-        padded.page_table[:rows, :columns] = batch.page_table
-        return flat
+def input_sizes(shape: Shape, pages: int) -> list[int]:
+    """How many numbers each part of the inputs has, if the page table has `pages` columns."""
+    return [shape.tokens] * 3 + [shape.sequences + 1, shape.sequences, shape.sequences * pages]
 
 
-def missing_in_kernels(config: ModelConfig) -> list[str]:
-    """What a model has that `hidden_states` does not compute: `Model.forward` then computes it, on the GPU too."""
-    family, scales = config.family, (config.embedding_scale, config.residual_scale, config.logits_scale)
-    return [
-        feature
-        for is_missing, feature in [
-            (any(config.windows), "sliding windows"),
-            (any(rope.dims < config.head_dim for rope in config.ropes), "heads that are rotated in part"),
-            (family.norms != Family().norms or family.norm_offset, "norms elsewhere than before attention and MLP"),
-            (family.qk_norm == "row", "norms over whole rows of heads"),
-            (config.activation != "silu", config.activation),
-            (config.attention_scale not in (None, config.head_dim**-0.5), "another scale of scores than 1 / √D"),
-            (scales != (1, 1, 1), "multipliers of embeddings, residuals and logits"),
-        ]
-        if is_missing
-    ]
+def input_views(flat: torch.Tensor, shape: Shape, pages: int) -> Inputs:
+    """The parts as views of one flat tensor. All are int32, so one copy moves them to the device together."""
+    *parts, page_table = flat.split(input_sizes(shape, pages))
+    return Inputs(*parts, page_table.view(shape.sequences, pages))
 
 
-@torch.inference_mode()
-def hidden_states(model: Model, pool: KVPool, inputs: Inputs, shape: Shape) -> torch.Tensor:
-    """The normalised hidden states `[T, hidden]` that `Model.forward` projects onto the vocabulary.
+def pack_inputs(batch: RaggedBatch, shape: Shape, pages: int) -> torch.Tensor:
+    """The batch, padded to a shape, as one flat tensor in the host's memory."""
+    flat = torch.zeros(sum(input_sizes(shape, pages)), dtype=torch.int32)
+    padded = input_views(flat, shape, pages)
+    padded.slots.fill_(-1)
+    padded.query_start.fill_(len(batch.token_ids))
+    for name in ("token_ids", "positions", "slots", "query_start", "context_len"):
+        values = getattr(batch, name)
+        getattr(padded, name)[: len(values)] = values
+    rows, columns = batch.page_table.shape
+    padded.page_table[:rows, :columns] = batch.page_table
+    return flat
 
-    Besides its four matrix products, a layer is five or six launches. Adding to the residual and taking the norm of the
-    sum are one launch, so the residual is read and written only twice a layer.
-    """
-    config = model.config
-    heads, kv_heads, eps = config.num_heads, config.num_kv_heads, config.norm_eps
-    residual = model.embedding[inputs.token_ids]
-    norms = [norm for layer in model.layers for norm in (layer.attention_norm, layer.mlp_norm) if norm is not None]
-    x = rms_norm(residual, norms[0], eps)
-    for i, (layer, mlp_norm, next_norm) in enumerate(
-        zip(model.layers, norms[1::2], [*norms[2::2], model.norm], strict=True)
-    ):
-        qkv = layer.qkv(x).unflatten(-1, (-1, config.head_dim))
-        if layer.head_norm is not None:
-            qkv[:, : heads + kv_heads] = rms_norm(qkv[:, : heads + kv_heads], layer.head_norm, eps)
-        q = append_kv(qkv, *model.rotary[layer.rotary], inputs.positions, inputs.slots, pool.kv[i])
-        out = paged_attention(
-            q,
-            pool.kv[i],
-            inputs.query_start,
-            inputs.context_len,
-            inputs.page_table,
-            page_size=pool.page_size,
-            max_queries=shape.max_queries,
-            splits=shape.splits,
-        )
-        x = rms_norm(layer.out(out.flatten(1)), mlp_norm, eps, residual)
-        x = rms_norm(layer.down(silu_mul(layer.gate_up(x))), next_norm, eps, residual)
-    return x
+
+def gpu_kernels(shape: Shape) -> Kernels:
+    """The Triton kernels, with what a shape fixes of their launches."""
+    attention = partial(paged_attention, max_queries=shape.max_queries, splits=shape.splits)
+    return Kernels(rms_norm, append_kv, attention, silu_mul)
 
 
 @dataclass
@@ -150,7 +93,7 @@ class Graph:
     """A captured forward pass, and the memory of its inputs and outputs."""
 
     graph: torch.cuda.CUDAGraph
-    inputs: torch.Tensor  # flat, as `Inputs.pack` makes it
+    inputs: torch.Tensor  # flat, as `pack_inputs` makes it
     logits: torch.Tensor  # [T, vocab]
 
 
@@ -176,13 +119,13 @@ class GpuRunner:
         rows = batch.logit_rows.to(self.device, non_blocking=True)
         self.pool.make_copies()
         if shape.tokens > MAX_GRAPH_TOKENS:
-            flat = Inputs.pack(batch, shape, self.pages).pin_memory().to(self.device, non_blocking=True)
-            x = hidden_states(self.model, self.pool, Inputs.views(flat, shape, self.pages), shape)
+            flat = pack_inputs(batch, shape, self.pages).pin_memory().to(self.device, non_blocking=True)
+            x = hidden_states(self.model, self.pool, input_views(flat, shape, self.pages), gpu_kernels(shape))
             return self.model.lm_head(x[rows])
         graph = self.graphs[shape] = self.graphs.pop(shape, None) or self._capture(shape)
         if len(self.graphs) > MAX_GRAPHS:
             self.graphs.popitem(last=False)
-        graph.inputs.copy_(Inputs.pack(batch, shape, self.pages).pin_memory(), non_blocking=True)
+        graph.inputs.copy_(pack_inputs(batch, shape, self.pages).pin_memory(), non_blocking=True)
         graph.graph.replay()
         return graph.logits[rows]
 
@@ -195,11 +138,11 @@ class GpuRunner:
         empty = RaggedBatch(
             no_ids, no_ids, no_ids, torch.zeros(1, dtype=torch.int32), no_ids, torch.empty(0, 0), no_ids
         )
-        inputs = Inputs.pack(empty, shape, self.pages).to(self.device)
-        views = Inputs.views(inputs, shape, self.pages)
+        inputs = pack_inputs(empty, shape, self.pages).to(self.device)
+        views = input_views(inputs, shape, self.pages)
 
         def run() -> torch.Tensor:
-            return self.model.lm_head(hidden_states(self.model, self.pool, views, shape))
+            return self.model.lm_head(hidden_states(self.model, self.pool, views, gpu_kernels(shape)))
 
         for _ in range(2):
             run()

@@ -10,37 +10,70 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+MANY_ROWS = 8  # from here on a product by a CPU's own bfloat16 instructions is the faster one (measured with AMX)
+
 
 class Linear:
     """x Wᵀ + b. Matrices that share their input are stacked, so that one product serves them all.
 
-    `packed` is W in the layout of [oneDNN](https://github.com/uxlfoundation/oneDNN), and replaces `weight`. There is
-    one exception: where oneDNN cannot multiply bfloat16 on this CPU, `packed` is a float32 copy, and `weight` stays.
-    One row then reads `weight`, which is smaller, because its speed is that of memory. Several rows read `packed`,
-    because their speed is that of arithmetic. Other dtypes and devices have the plain `weight` alone.
+    panels  W in the layout of the C++ kernel, if `kernels` is "cpu". It multiplies any number of rows, and gives a row
+            the same bits whatever rows stand beside it.
+    packed  W in the layout of [oneDNN](https://github.com/uxlfoundation/oneDNN), without the kernel. Beside the kernel
+            only where a CPU has instructions for products in bfloat16, which are faster for many rows, and only if the
+            layer need not be `deterministic`.
+    weight  W itself, for other dtypes and devices. Also where oneDNN cannot multiply bfloat16 on this CPU: `packed` is
+            then a float32 copy. One row reads `weight`, which is smaller, because its speed is that of memory. Several
+            rows read `packed`, because their speed is that of arithmetic.
     """
 
-    def __init__(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None] = ()):
+    def __init__(
+        self,
+        weights: Sequence[torch.Tensor],
+        biases: Sequence[torch.Tensor | None] = (),
+        *,
+        kernels: str = "torch",
+        deterministic: bool = False,
+    ):
         weight = torch.cat(tuple(weights)) if len(weights) > 1 else weights[0]  # [out, in]
         present = [bias for bias in biases if bias is not None]
         assert len(present) in (0, len(weights)), "matrices that are stacked all have a bias, or none has"
         self.bias = torch.cat(present) if present else None
+        self.outputs = len(weight)
         self.weight: torch.Tensor | None = weight
+        self.panels: torch.Tensor | None = None
         self.packed: torch.Tensor | None = None
         self.packed_dtype = _dtype_to_pack(weight)
+        if kernels == "cpu":
+            from minstate.kernels.cpu.functions import pack  # compiles the kernels
+
+            self.panels, self.weight = pack(weight), None
+            if deterministic or weight.dtype == torch.float32 or self.packed_dtype != weight.dtype:
+                self.packed_dtype = None
         if self.packed_dtype is not None:
             # We do not tell oneDNN a number of rows. A layout for one row alone it would rearrange again for several.
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.packed_dtype))
             self.packed_bias = None if self.bias is None else self.bias.to(self.packed_dtype)
             if self.packed_dtype == weight.dtype:
                 self.weight = None
+        if self.panels is not None and self.bias is not None:
+            self.bias = F.pad(self.bias.float(), (0, -self.outputs % self.panels.shape[2]))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`[T, in]` → `[T, out]`."""
+        if self.panels is not None and (self.packed is None or len(x) < MANY_ROWS):
+            from minstate.kernels.cpu.functions import linear
+
+            return linear(x, self.panels, self.bias, self.outputs)
         if self.weight is not None and (self.packed is None or len(x) == 1):
             return F.linear(x, self.weight, self.bias)
         x_packed = x.to(self.packed_dtype)
         return torch.ops.mkldnn._linear_pointwise(x_packed, self.packed, self.packed_bias, "none", [], "").to(x.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layouts in which the weights are kept."""
+        copies = (self.weight, self.panels, self.packed)
+        return sum(copy.numel() * copy.element_size() for copy in copies if copy is not None)
 
 
 def _dtype_to_pack(weight: torch.Tensor) -> torch.dtype | None:

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,15 +40,13 @@ class Layer:
     mlp_out_norm: torch.Tensor | None  # [hidden]
 
     @staticmethod
-    def of(config: ModelConfig, tensors: dict[str, torch.Tensor], i: int, rotary: int) -> "Layer":
-        """Layer `i`, from tensors by their Hugging Face names."""
+    def of(config: ModelConfig, tensors: dict[str, torch.Tensor], i: int, rotary: int, **layout) -> "Layer":
+        """Layer `i`, from tensors by their Hugging Face names; `layout` is that of `Linear`."""
         layer, fused = f"model.layers.{i}.", config.family.fused
 
         def linear(*names: str) -> Linear:
-            return Linear(
-                [tensors[f"{layer}{name}.weight"] for name in names],
-                [tensors.get(f"{layer}{name}.bias") for name in names],
-            )
+            weights = [tensors[f"{layer}{name}.weight"] for name in names]
+            return Linear(weights, [tensors.get(f"{layer}{name}.bias") for name in names], **layout)
 
         attention_norm, attention_out_norm, mlp_norm, mlp_out_norm = (
             norm_weight(config, tensors[f"{layer}{name}.weight"]) if name else None for name in config.family.norms
@@ -82,10 +81,21 @@ def norm_weight(config: ModelConfig, weight: torch.Tensor) -> torch.Tensor:
 class Model:
     """A decoder and its weights. Prefill, decode and verification all go through `forward`.
 
+    kernels        "cpu", "cuda" or "torch": what computes its forward passes in an engine, `forward` itself if "torch";
+                   None: "cuda" on a GPU, else "torch"
+    deterministic  with "cpu": a token has the same logits, bit for bit, whatever is computed beside it
+
     Raises `DamagedWeights` if a tensor is missing, or has another shape than the configuration says.
     """
 
-    def __init__(self, config: ModelConfig, tensors: dict[str, torch.Tensor]):
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: dict[str, torch.Tensor],
+        *,
+        kernels: str | None = None,
+        deterministic: bool = False,
+    ):
         for name, shape in config.tensor_shapes().items():
             if name not in tensors:
                 raise DamagedWeights(f"the weights lack {name}")
@@ -95,14 +105,15 @@ class Model:
         self.fingerprint = _fingerprint(config, tensors)
         self.embedding = tensors["model.embed_tokens.weight"]
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
+        self.kernels = kernels or ("cuda" if self.device.type == "cuda" else "torch")
+        layout: dict[str, Any] = {"kernels": self.kernels, "deterministic": deterministic}
         ropes = [rope for i, rope in enumerate(config.ropes) if rope not in config.ropes[:i]]  # each kind once
         tables = [rotary_table(rope, config.max_positions) for rope in ropes]
-        tables = [rotary_table(rope, config.max_positions) for rope in ropes]
         self.rotary = [(cos.to(self.embedding), sin.to(self.embedding)) for cos, sin in tables]
-        self.layers = [Layer.of(config, tensors, i, ropes.index(rope)) for i, rope in enumerate(config.ropes)]
+        self.layers = [Layer.of(config, tensors, i, ropes.index(rope), **layout) for i, rope in enumerate(config.ropes)]
         self.embedding_scale = torch.tensor(config.embedding_scale).to(self.dtype)  # rounded as in training
         self.norm = norm_weight(config, tensors["model.norm.weight"])
-        self.lm_head = Linear([self.embedding if config.tied_embeddings else tensors["lm_head.weight"]])
+        self.lm_head = Linear([self.embedding if config.tied_embeddings else tensors["lm_head.weight"]], **layout)
         self.activation = F.silu if config.activation == "silu" else partial(F.gelu, approximate="tanh")
 
     @torch.inference_mode()

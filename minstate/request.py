@@ -9,7 +9,7 @@ from tokenizers.decoders import DecodeStream
 from minstate.chat.grammar import Constraint
 from minstate.chat.tool_calls import Tools
 from minstate.chat.transcript import Transcript
-from minstate.model import Model
+from minstate.model_runner import ModelRunner
 from minstate.sampling import Penalties
 from minstate.sequence import Sequence
 from minstate.speculation import Verdict
@@ -85,7 +85,7 @@ class Request:
         if self.session:
             self.session.end_turn(transcript)
 
-    def account(self, count: int, drafted: int, producing: bool, model: Model) -> None:
+    def account(self, count: int, drafted: int, producing: bool, runner: ModelRunner) -> None:
         """Count a forward pass over `count` tokens of the log, and over as many guesses as `drafted` says.
 
         producing  whether the log ends with them, so that logits were wanted there and at each guess
@@ -93,5 +93,6 @@ class Request:
         context = self.sequence.kv_len + count + drafted
         self.steps += 1
         self.forwarded += count + drafted
-        self.flops += model.config.flops(count + drafted, context, logit_rows=1 + drafted if producing else 0)
-        self.kv_bytes_read += model.config.kv_bytes_read(count + drafted, context, model.dtype)
+        config = runner.model.config
+        self.flops += config.flops(count + drafted, context, logit_rows=1 + drafted if producing else 0)
+        self.kv_bytes_read += config.kv_bytes_read(count + drafted, context, runner.kv_dtype)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from minstate.config_values import token_ids
 from minstate.errors import BadValue, DamagedWeights, ModelNotFound, UnsupportedModel
+from minstate.kernel_layers import choose_kernels
 from minstate.memory import require_memory
 from minstate.model import Model
 from minstate.model_config import ModelConfig
@@ -150,12 +151,17 @@ def require_known_tokens(tokenizer, vocab_size: int) -> None:
 
 
 def load_model(
-    name: str | Path | None, dtype: str | torch.dtype | None, device: str
+    name: str | Path | None,
+    dtype: str | torch.dtype | None,
+    device: str,
+    kernels: str = "auto",
+    deterministic: bool = False,
 ) -> tuple[Model, PreTrainedTokenizerFast, list[int]]:
     """A model, its tokenizer, and the ids that end a turn.
 
-    name   as `find_model` takes it
-    dtype  "float32", "bfloat16" or "float64", or torch's own; None or "auto": float32 on a CPU, bfloat16 on a GPU
+    name     as `find_model` takes it
+    dtype    "float32", "bfloat16" or "float64", or torch's own; None or "auto": float32 on a CPU, bfloat16 on a GPU
+    kernels  "auto", "torch", "cpu" or "cuda", as `choose_kernels` takes it; `deterministic` as for `Model`
 
     Raises `ModelNotFound`, `UnsupportedModel`, `DamagedWeights`, `BadValue`.
     """
@@ -176,5 +182,8 @@ def load_model(
     eos = read_eos(folder, tokenizer, config.vocab_size)
     require_known_tokens(tokenizer, config.vocab_size)
     require_memory(config, DTYPES[dtype], device)
+    kernels = choose_kernels(kernels, config, DTYPES[dtype], device)
+    if deterministic and kernels != "cpu":
+        raise BadValue("deterministic=True needs the kernels for a CPU, and this model runs by torch or on a GPU")
     tensors = {name: tensor.to(device) for name, tensor in read_tensors(folder, DTYPES[dtype], config).items()}
-    return Model(config, tensors), tokenizer, sorted(eos)
+    return Model(config, tensors, kernels=kernels, deterministic=deterministic), tokenizer, sorted(eos)

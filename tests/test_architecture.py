@@ -20,7 +20,11 @@ FILES = [*(ROOT / "minstate").glob("*.py"), *(ROOT / "minstate" / "chat").glob("
 CORE = {  # by the names that the page has for them: `engine`, `chat/template`
     path.relative_to(ROOT / "minstate").with_suffix("").as_posix(): path for path in FILES if path.stem != "__init__"
 }
-KERNELS = [path for path in (ROOT / "minstate" / "kernels").glob("*.py") if path.stem != "__init__"]
+KERNELS = [
+    path
+    for path in (ROOT / "minstate" / "kernels").rglob("*")
+    if path.suffix in {".py", ".cpp", ".h"} and path.stem != "__init__"
+]
 CHANGE = re.compile(r"- `([\w/]+)\.py`: in `([\w.]+)` write `([^`]+)` for `([^`]+)`: `(tests/[^`]+)`")
 CHANGES = CHANGE.findall(" ".join(PAGE.split()))
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = sorted((ROOT / "minstate").glob("*.py"))
 CHAT = sorted((ROOT / "minstate" / "chat").glob("*.py"))
-CORE = [*ENGINE, *CHAT, *sorted((ROOT / "minstate" / "kernels").glob("*.py"))]
+CORE = [*ENGINE, *CHAT, *sorted((ROOT / "minstate" / "kernels").rglob("*.py"))]
 LAB = sorted((ROOT / "minstate" / "lab").rglob("*.py"))
 
 SERVE = sorted((ROOT / "minstate" / "serve").rglob("*.py"))
@@ -99,7 +99,9 @@ def test_the_model_knows_neither_the_tree_nor_speculation():
 
 
 def test_a_file_can_be_read_at_one_sitting():
-    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in [*CORE, *SERVE, *LAB]}
+    cpp = [path for path in (ROOT / "minstate").rglob("*") if path.suffix in (".cpp", ".h")]
+    files = [*CORE, *SERVE, *LAB, *cpp]
+    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
     long = {file: count for file, count in lines.items() if count > FILE_LINES}
     assert not long, f"longer than {FILE_LINES} lines: {long}. Split a file by what a reader looks for"
 
@@ -122,7 +124,7 @@ def test_an_exception_is_for_a_function_that_is_there():
         assert f"def {function}(" in (ROOT / file).read_text(), name
 
 
-@pytest.mark.parametrize(("folder", "paths", "budget"), [("minstate", ENGINE, 3800), ("minstate/chat", CHAT, 2400)])
+@pytest.mark.parametrize(("folder", "paths", "budget"), [("minstate", ENGINE, 3900), ("minstate/chat", CHAT, 2400)])
 def test_the_core_stays_small(folder, paths, budget):
     lines = {path.name: len(code_lines(path)) for path in paths}
     longest = max(lines, key=lines.get)

@@ -39,6 +39,8 @@ def quotable() -> set[str]:
     files = [path.stem for path in (ROOT / "data" / "results").glob("peers_*_float32.json")]
     totals = {f"{row['total s']:.0f} s" for name in files for row in result(name)["rows"] if "total s" in row}
     faster = {f"{row['times faster']:.1f} ×" for row in result("speculation")["rows"]}
+    passes = [row["median ms"] for row in result("cpu_steps")["rows"]]
+    steps |= {f"{ms:.0f} ms" for ms in passes} | {f"{ms / 1000:.1f} s" for ms in passes}
     return turns | steps | totals | faster
 
 
@@ -68,6 +70,28 @@ def test_the_readme_quotes_the_right_ones():
     for context, form in [(1024, "(vLLM {}, OpenVINO {})"), (6144, "({}, {})")]:
         ours, *others = (f"{rates[name, context]:.0f}" for name in engines)
         assert f"at {ours} tokens a second {form.format(*others)}" in text
+
+
+def test_the_readme_quotes_what_the_kernels_take():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    record = result("cpu_steps")
+    rows = {(row["dtype"], row["kernels"], row["context"], row["pass"]): row for row in record["rows"]}
+
+    def both(dtype, context, tokens):
+        return [f"{rows[dtype, kernels, context, tokens]['median ms']:.0f} ms" for kernels in ("cpu", "torch")]
+
+    (ours, torch), (ours_half, torch_half) = (both(dtype, 1024, "one token") for dtype in ("float32", "bfloat16"))
+    assert f'takes {ours} in float32, and {torch} with `kernels="torch"`; in bfloat16 it is {ours_half} and' in text
+    assert f"and {torch_half}. A forward pass over 8 tokens takes" in text
+    eight = [" and ".join(both(dtype, 1024, "8 tokens")) for dtype in ("float32", "bfloat16")]
+    assert f"over 8 tokens takes {eight[0]} in float32, and {eight[1]} in bfloat16" in text
+    long = [rows["float32", kernels, 4096, "512 tokens"]["median ms"] / 1000 for kernels in ("cpu", "torch")]
+    assert f"512 tokens behind 4,096 take {long[0]:.1f} s, and {long[1]:.1f} s by torch" in text
+    for tokens, form in [("one token", "A token takes {} to {} times"), ("8 tokens", "8 tokens {} to {} times")]:
+        floors = [rows[key]["times the floor"] for key in rows if key[1] == "cpu" and key[3] == tokens]
+        assert form.format(*(f"{bound:.1f}" for bound in (min(floors), max(floors)))) in text
+    memory = record["weights_gb"]
+    assert f"fill {memory['bfloat16 cpu']:.2f} GB, and {memory['bfloat16 torch']:.2f} GB with torch" in text
 
 
 def test_the_readme_quotes_what_whole_conversations_take_elsewhere():

@@ -57,6 +57,7 @@ import minstate
 from minstate.lab import paths
 from minstate.lab.agent.workload import AgenticWorkload
 from minstate.lab.bench.__main__ import BENCHMARKS
+from minstate.kernels.cpu import build
 from minstate.lab.traces.trace import read_trace
 from minstate.serve import AsyncEngine
 
@@ -69,6 +70,7 @@ facts = {
     "results": str(paths.RESULTS),
     "traces": {path.stem: len(list(read_trace(path).turns)) for path in sorted(paths.TRACES.glob("*.jsonl"))},
     "inputs": inputs,
+    "C++": len(build.SOURCES) * build.HERE.joinpath("vectors.h").exists(),
     "characters of source": len(paths.source_text()),
     "benchmarks": [callable(getattr(importlib.import_module(lab + "bench." + name), name)) for name in BENCHMARKS],
 }
@@ -125,6 +127,7 @@ def test_the_installed_copy_runs_and_finds_its_data(outcome, python):
     assert Path(facts["file"]).is_relative_to(folder / "environment") and facts["clone"] is None
     assert Path(facts["server"]).is_relative_to(folder / "environment")
     assert facts["traces"] == {"agentic-0": 6, "coding-0": 35, "data_analysis-0": 12, "planning-0": 17}
+    assert facts["C++"] == 5
     assert facts["inputs"] == 2 and facts["characters of source"] > 100_000
     assert facts["results"] == str(folder / "elsewhere" / "results")
     assert all(facts["benchmarks"])

@@ -1,20 +1,25 @@
-"""Solutions to the exercises of 09 · Triton kernels. Each section runs behind the cell it names."""
+"""Solutions to the exercises of 09 · One kernel, two machines. Each section runs behind the cell it names."""
+
+# %% two-machines-16: an online log-sum-exp, in C++
+# The softmax step without a: Σ 2^s = 2^m w, so its logarithm is m + log2 w. With m = −∞ at the beginning, the first
+# score shrinks a sum of nothing by 2^−∞ = 0. The NaN behind the scores is never read, because the loop ends before it.
+LOG_SUM = r"""
+#include <cmath>
+
+extern "C" float log_sum(const float* s, int count) {
+    float m = -INFINITY, w = 0;
+    for (int i = 0; i < count; i++) {
+        const float highest = std::fmax(m, s[i]);
+        w = w * std::exp2(m - highest) + std::exp2(s[i] - highest);
+        m = highest;
+    }
+    return m + std::log2(w);
+}
+"""
 
 
-# %% triton-kernels-10: a masked copy
-# One mask for both directions. Without the mask on rows the last program would go on behind the tensor; without the one
-# on columns each row would be followed by numbers of the next one, and the last row by what is nobody's.
-@triton.jit
-def copy_rows_kernel(x_at, out_at, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
-    column = tl.arange(0, COLUMNS)[None, :]
-    inside = (row < rows) & (column < columns)
-    at = row * columns + column
-    tl.store(out_at + at, tl.load(x_at + at, mask=inside), mask=inside)
-
-
-# %% triton-kernels-20: an online log-sum-exp
-# The softmax step without a: Σ 2^s = 2^m w, so its logarithm is m + log2 w. A masked load may say itself what stands in
+# %% two-machines-30: an online log-sum-exp, in Triton
+# The softmax step without a: Σ 2^s = 2^m w, so its logarithm is m + log2 w. A masked load says itself what stands in
 # for a score that is not there, and −∞ weighs nothing.
 @triton.jit
 def log_sum_kernel(s_at, out_at, count, KEYS: tl.constexpr):
@@ -29,17 +34,7 @@ def log_sum_kernel(s_at, out_at, count, KEYS: tl.constexpr):
     tl.store(out_at + tl.arange(0, 1), m + tl.log2(w))
 
 
-# %% triton-kernels-24: page look-up
-# Each token looks up its own page, so it does not matter how many pages a block reaches into. The mask keeps both the
-# wild id and what lies behind the table from being read.
-@triton.jit
-def slots_kernel(pages, out_at, count, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    page = tl.load(pages + token // PAGE_SIZE, mask=token < count, other=0)
-    tl.store(out_at + token, page * PAGE_SIZE + token % PAGE_SIZE, mask=token < count)
-
-
-# %% triton-kernels-42: ⊕ as a kernel
+# %% two-machines-48: ⊕ as a kernel
 # Both weights relative to the higher lse, so that none overflows: the higher one weighs 1, an empty part 2^−∞ = 0. A
 # weight of 0 does not make up for NaN, hence the mask on the loads.
 @triton.jit

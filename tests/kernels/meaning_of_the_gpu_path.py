@@ -10,7 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tiny
 
 from minstate.attention import TorchAttention
-from minstate.gpu import GpuRunner, Inputs, Shape, hidden_states, missing_in_kernels
+from minstate.gpu import GpuRunner, Shape, gpu_kernels, input_views, pack_inputs
+from minstate.kernel_layers import hidden_states, missing_in_kernels
 from minstate.model import Model
 from minstate.paged_kv import KVPool
 from minstate.ragged_batch import RaggedBatch
@@ -78,8 +79,8 @@ def test_the_layers_by_kernels_equal_the_models(family, padded):
         if not padded:
             exact = len(ours.token_ids), len(ours.context_len), int(ours.query_start.diff().max())
             shape = Shape(*exact, splits=1)
-        flat = Inputs.pack(ours, shape, pages=16).to(DEVICE)
-        x = hidden_states(model, pools[1], Inputs.views(flat, shape, 16), shape)
+        flat = pack_inputs(ours, shape, pages=16).to(DEVICE)
+        x = hidden_states(model, pools[1], input_views(flat, shape, 16), gpu_kernels(shape))
         logits = model.lm_head(x[ours.logit_rows.to(DEVICE)]).cpu()
         torch.testing.assert_close(logits, expected, atol=2e-5, rtol=2e-5)
 

@@ -12,70 +12,93 @@ from minstate.lab.machines.pass_timing import pass_s, prefilled_sequence
 from minstate.lab.machines.roofline import Roofline, measure_roofline
 from minstate.sampling import Sampling
 
-QUERIES = {1: "one token", 8: "8 tokens", 512: "512 tokens of a prompt"}
-CONTEXTS = (1024, 6144)
+QUERIES = {1: "one token"} | {n: f"{n} tokens" for n in (8, 16, 32, 150, 512)}
+CONTEXTS = (1024, 4096, 6144)
+KERNELS = ("torch", "cpu")
 
 
-def cpu_steps(rounds: str = "9") -> pd.DataFrame:
-    """Forward passes of 1, 8 and 512 tokens that end at 1k and 6k, in both precisions: the median, and the floor.
+def cpu_steps(rounds: str = "5") -> pd.DataFrame:
+    """Forward passes of 1 to 512 tokens that end at 1k, 4k and 6k, by torch and by the C++ kernels: median and floor.
 
     The floor follows from FLOPs and bytes, at rates that are measured just before: those of a float32 matrix product,
     and of reading memory. Every case is timed once in every round, in an order that changes.
     """
     machine = measure_roofline()
-    engines = {dtype: Engine.from_pretrained(dtype=dtype, num_pages=800) for dtype in ("float32", "bfloat16")}
-    outside = pd.DataFrame([row for dtype in engines for row in outside_forward(engines[dtype], dtype)])
-    sequences = {
-        (dtype, n): prefilled_sequence(engine, n)
-        for dtype, engine in engines.items()
-        for n in tqdm(CONTEXTS, desc=dtype)
+    engines = {
+        (dtype, kernels): Engine.from_pretrained(dtype=dtype, kernels=kernels, num_pages=800)
+        for dtype in ("float32", "bfloat16")
+        for kernels in KERNELS
     }
-    cases = [(dtype, n, queries) for dtype in engines for n in CONTEXTS for queries in QUERIES]
+    outside = pd.DataFrame([row for which, engine in engines.items() for row in outside_forward(engine, *which)])
+    sequences = {
+        (*which, n): prefilled_sequence(engine, n)
+        for which, engine in engines.items()
+        for n in tqdm(CONTEXTS, desc=" ".join(which))
+    }
+    cases = [(*which, n, queries) for which in engines for n in CONTEXTS for queries in QUERIES]
     order, times = np.random.default_rng(0), []
     for _ in tqdm(range(int(rounds)), unit="round"):
         shuffled = [cases[i] for i in order.permutation(len(cases))]
-        times.append({case: pass_s(engines[case[0]], sequences[case[:2]], case[2]) for case in shuffled})
+        times.append({case: pass_s(engines[case[:2]], sequences[case[:3]], case[3]) for case in shuffled})
     seconds = pd.DataFrame(times)[cases]
-    rows = [_row(engines[case[0]], machine, *case, seconds) for case in cases]
-    table = pd.DataFrame(rows).set_index(["dtype", "context", "pass"])
+    rows = [_row(engines[case[:2]], machine, *case, seconds) for case in cases]
+    table = pd.DataFrame(rows).set_index(["dtype", "kernels", "context", "pass"])
     table.attrs = {
         "gflops": round(machine.flops_per_s / 1e9, 1),
         "read_gb_per_s": round(machine.bytes_per_s / 1e9, 1),
         "outside_forward": outside.round(3).to_dict("records"),
+        "weights_gb": {" ".join(which): round(weight_bytes(engine) / 1e9, 3) for which, engine in engines.items()},
     }
     return table
 
 
-def _row(engine: Engine, machine: Roofline, dtype: str, context: int, queries: int, seconds: pd.DataFrame) -> dict:
-    config, taken = engine.model.config, seconds[dtype, context, queries]
+def weight_bytes(engine: Engine) -> int:
+    """Bytes of all layouts of all matrices, the embedding included."""
+    model = engine.model
+    linears = [each for layer in model.layers for each in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+    return model.embedding.nbytes + sum(linear.nbytes for linear in [*linears, model.lm_head])
+
+
+def _row(
+    engine: Engine,
+    machine: Roofline,
+    dtype: str,
+    kernels: str,
+    context: int,
+    queries: int,
+    seconds: pd.DataFrame,
+) -> dict:
+    config, taken = engine.model.config, seconds[dtype, kernels, context, queries]
     flops = config.flops(queries, context, logit_rows=1)
     floor_s = machine.floor_s(flops, config.bytes_read(context, getattr(torch, dtype)))
     return {
         "dtype": dtype,
+        "kernels": kernels,
         "context": context,
         "pass": QUERIES[queries],
         "median ms": 1000 * taken.median(),
         "fastest ms": 1000 * taken.min(),
         "floor ms": 1000 * floor_s,
         "times the floor": taken.median() / floor_s,
-        "times one token": (taken / seconds[dtype, context, 1]).median(),
+        "times one token": (taken / seconds[dtype, kernels, context, 1]).median(),
         "share of the GEMM rate": flops / taken.median() / machine.flops_per_s,
     }
 
 
-def outside_forward(engine: Engine, dtype: str, repeats: int = 7) -> list[dict]:
-    """Milliseconds of a turn outside `Model.forward`, for outputs of 1 and of 33 tokens."""
-    inside, forward = 0.0, engine.model.forward
+def outside_forward(engine: Engine, dtype: str, kernels: str, repeats: int = 7) -> list[dict]:
+    """Milliseconds of a turn outside its forward passes, for outputs of 1 and of 33 tokens."""
+    runner = engine.core.runner
+    inside, forward = 0.0, runner.logits
 
-    def timed(*arguments):
+    def timed(batch):
         nonlocal inside
         start = time.perf_counter()
-        logits = forward(*arguments)
+        logits = forward(batch)
         inside += time.perf_counter() - start
         return logits
 
     rows = []
-    engine.model.forward = timed
+    runner.logits = timed
     for context in CONTEXTS:
         with engine.open(tenant=f"outside {context}") as session:
             session.send(token_ids=list(range(100, 100 + context)), max_new_tokens=1)
@@ -87,8 +110,7 @@ def outside_forward(engine: Engine, dtype: str, repeats: int = 7) -> list[dict]:
                     total_s = session.send(token_ids=[5] * 8, **options).stats.total_s
                     outside_ms.append(1000 * (total_s - inside))
                     session.rollback(mark)
-                rows.append(
-                    {"dtype": dtype, "context": context, "answer": answer, "median ms": float(np.median(outside_ms))}
-                )
-    del engine.model.forward  # the class has it
+                known = {"dtype": dtype, "kernels": kernels, "context": context, "answer": answer}
+                rows.append(known | {"median ms": float(np.median(outside_ms))})
+    del runner.logits  # the class has it
     return rows

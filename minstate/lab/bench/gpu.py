@@ -54,7 +54,8 @@ def step_ms(run: Callable[[], object], repeats: int = 30) -> float:
 
 def decode(name: str, model: Model, bound: Roofline) -> list[dict]:
     """Decode steps, and forward passes that verify 8 tokens, with CUDA graphs and without."""
-    from minstate.gpu import GpuRunner, Inputs, Shape, hidden_states
+    from minstate.gpu import GpuRunner, Shape, gpu_kernels, input_views, pack_inputs
+    from minstate.kernel_layers import hidden_states
 
     config, rows = model.config, []
     for batch_size in (1, 8, 32):
@@ -72,10 +73,10 @@ def decode(name: str, model: Model, bound: Roofline) -> list[dict]:
                 sequence.table.commit()
             batch = RaggedBatch.build([sequence.chunk(queries) for sequence in sequences])
             shape = Shape.of(batch, model, runner.multiprocessors)
-            inputs = Inputs.views(Inputs.pack(batch, shape, runner.pages).cuda(), shape, runner.pages)
+            inputs = input_views(pack_inputs(batch, shape, runner.pages).cuda(), shape, runner.pages)
 
             def eagerly(inputs=inputs, shape=shape, runner=runner, pool=pool):
-                return runner.model.lm_head(hidden_states(runner.model, pool, inputs, shape))
+                return runner.model.lm_head(hidden_states(runner.model, pool, inputs, gpu_kernels(shape)))
 
             tokens = batch_size * queries
             flops = batch_size * config.flops(queries, CONTEXT, logit_rows=queries)
@@ -108,25 +109,32 @@ def workflow(trace: str, model: Model, tokenizer, eos_ids: list[int], costs: Cos
     return rows
 
 
-def gpu(dtype: str = "bfloat16") -> pd.DataFrame:
-    """Decode steps of two models, and two traces in four configurations. Raises `BadValue` if there is no GPU."""
+def gpu(dtype: str = "bfloat16", workload: str = "all") -> pd.DataFrame:
+    """Decode steps of two models, and two traces in four configurations; or one `workload`: decode, traces or 8B.
+
+    Raises `BadValue` if there is no GPU, and for an unknown workload.
+    """
     if not torch.cuda.is_available():
         raise BadValue("this benchmark runs whole models on a GPU and needs an NVIDIA one that torch can use")
+    if workload not in ("all", "decode", "traces", "8B"):
+        raise BadValue(f"workload must be all, decode, traces or 8B, not {workload}")
     precision = getattr(torch, dtype)
-    bound = measure_gpu(precision)
-    model, tokenizer, eos_ids = load_model(None, dtype, "cuda")
-    rows = decode("default model", model, bound)
-    costs = calibrate(dtype, device="cuda")
-    for trace in tqdm(("agentic", "coding"), unit="trace"):
-        rows += workflow(trace, model, tokenizer, eos_ids, costs)
-    del model
-    gc.collect()  # engines and their caches refer to each other
-    torch.cuda.empty_cache()
-    rows += decode("8B, random weights", random_model(replace(LLAMA_8B, max_positions=8192), precision), bound)
+    bound, rows = measure_gpu(precision), []
+    about = {"gpu": torch.cuda.get_device_name(), "copy GB/s": round(bound.bytes_per_s / 1e9)}
+    if workload != "8B":
+        model, tokenizer, eos_ids = load_model(None, dtype, "cuda")
+        if workload != "traces":
+            rows += decode("default model", model, bound)
+        if workload != "decode":
+            costs = calibrate(dtype, device="cuda")
+            about["ms of a pass"] = {"tokens": costs.tokens, "contexts": costs.contexts, "ms": costs.ms}
+            for trace in tqdm(("agentic", "coding"), unit="trace"):
+                rows += workflow(trace, model, tokenizer, eos_ids, costs)
+        del model
+        gc.collect()  # engines and their caches refer to each other
+        torch.cuda.empty_cache()
+    if workload in ("all", "8B"):
+        rows += decode("8B, random weights", random_model(replace(LLAMA_8B, max_positions=8192), precision), bound)
     table = pd.DataFrame(rows).set_index("what")
-    table.attrs = {
-        "gpu": torch.cuda.get_device_name(),
-        "copy GB/s": round(bound.bytes_per_s / 1e9),
-        "ms of a pass": {"tokens": costs.tokens, "contexts": costs.contexts, "ms": costs.ms},
-    }
+    table.attrs = about
     return table

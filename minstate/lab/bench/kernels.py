@@ -1,10 +1,11 @@
-"""Paged attention on a GPU, beside its roofline and torch's attention. Needs an NVIDIA GPU.
+"""Paged attention on a GPU, beside its roofline and torch's attention; with `device=cpu`, the kernels for a CPU.
 
 The roofline is measured on the same GPU: the bandwidth of a copy, and the arithmetic of a large matrix product. Between
 two runs `triton.testing.do_bench` overwrites the L2 cache, so every run reads its keys from memory.
 """
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,18 +57,30 @@ def cases() -> list[AttentionCase]:
     return [case for case in decodes + chunks if case.bytes_moved(torch.bfloat16) < MAX_BYTES]
 
 
-def kernels(dtype: str = "bfloat16") -> pd.DataFrame:
+def kernels(dtype: str = "bfloat16", seconds: str = "inf", flex: str = "yes", device: str = "cuda") -> pd.DataFrame:
     """For each case the milliseconds of our kernel and of torch's, and the share of the roofline that ours reaches.
 
-    Raises `BadValue` if there is no GPU, and AssertionError if two kernels disagree.
+    After `seconds` no further case begins. With `flex="no"`, FlexAttention is left out: torch compiles it anew for each
+    case, which takes longer than all measurements. Raises `BadValue` if there is no GPU, and AssertionError if two
+    kernels disagree. For `device="cpu"` see `cpu_kernels.py`.
     """
+    if device == "cpu":
+        from minstate.lab.bench.cpu_kernels import cpu_kernels  # compiles them
+
+        return cpu_kernels(getattr(torch, dtype))
     if not torch.cuda.is_available():
         raise BadValue("this benchmark times GPU kernels and needs an NVIDIA GPU that torch can use: none was found")
     precision = getattr(torch, dtype)
-    bound = measure_gpu(precision)
-    rows = [measure(case, precision, bound) for case in tqdm(cases(), unit="case")]
+    room = torch.cuda.get_device_properties("cuda").total_memory / 5  # K and V lie there up to three times
+    fitting = [case for case in cases() if case.bytes_moved(precision) < room]
+    bound, end, rows = measure_gpu(precision), time.monotonic() + float(seconds), []
+    for case in tqdm(fitting, unit="case"):
+        if rows and time.monotonic() > end:
+            break
+        rows.append(measure(case, precision, bound, flex != "no"))
     table = pd.DataFrame(rows).set_index(["batch", "queries", "context"])
     table.attrs = {
+        "cases left out": len(cases()) - len(rows),
         "gpu": torch.cuda.get_device_name(),
         "copy GB/s": round(bound.bytes_per_s / 1e9),
         "TFLOP/s": round(bound.flops_per_s / 1e12),
@@ -87,7 +100,7 @@ def measure_gpu(dtype: torch.dtype) -> Roofline:
     )
 
 
-def measure(case: AttentionCase, dtype: torch.dtype, bound: Roofline) -> dict[str, float]:
+def measure(case: AttentionCase, dtype: torch.dtype, bound: Roofline, with_flex: bool = True) -> dict[str, float]:
     """One row of the table."""
     # Imported here, because the predictions above are useful without triton, too.
     from minstate.kernels.paged_attention import paged_attention
@@ -119,12 +132,13 @@ def measure(case: AttentionCase, dtype: torch.dtype, bound: Roofline) -> dict[st
     def sdpa(k, v):
         return F.scaled_dot_product_attention(queries, k, v, attn_mask=causal, enable_gqa=True)
 
-    flex = flex_of(case)
     others: dict[str, Callable[[], torch.Tensor]] = {
         "SDPA, pages gathered": lambda: sdpa(*gathered()),
         "SDPA, contiguous": lambda: sdpa(keys, values),
-        "FlexAttention, contiguous": lambda: flex(queries, keys, values),
     }
+    if with_flex:
+        flex = flex_of(case)
+        others["FlexAttention, contiguous"] = lambda: flex(queries, keys, values)
     expected = sdpa(keys, values).transpose(1, 2).flatten(0, 1)
     error = 2e-2 * float(expected.abs().max())  # relative to the largest: a mean of many values may be near 0
     torch.testing.assert_close(ours(), expected, atol=error, rtol=2e-2)

@@ -36,14 +36,14 @@ class StepTimer:
 
     def __init__(self, engine: Engine):
         self.rows: list[dict] = []
-        self._step, self._forward, self._forward_s = engine.step, engine.model.forward, 0.0
-        self.engine = engine
-        engine.step, engine.model.forward = self.step, self.forward
+        self.engine, self.runner = engine, engine.core.runner
+        self._step, self._forward, self._forward_s = engine.step, self.runner.logits, 0.0
+        engine.step, self.runner.logits = self.step, self.forward
 
-    def forward(self, batch, attend):
-        """In place of `Model.forward`."""
+    def forward(self, batch):
+        """In place of `ModelRunner.logits`."""
         start = time.perf_counter()
-        logits = self._forward(batch, attend)
+        logits = self._forward(batch)
         self._forward_s = time.perf_counter() - start
         self.rows.append({"sequences": len(batch.context_len), "context": int(batch.context_len.sum())})
         return logits
@@ -59,7 +59,7 @@ class StepTimer:
     def end(self) -> pd.DataFrame:
         """Leave the engine as it was. Returns a row for each step."""
         del self.engine.step
-        del self.engine.model.forward
+        del self.runner.logits
         return pd.DataFrame(self.rows)
 
 

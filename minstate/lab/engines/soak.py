@@ -261,16 +261,17 @@ def _retry(attempt: Callable):
             continue
 
 
-def soak(turns: int = 2000, seed: int = 0) -> Outcome:
+def soak(turns: int = 2000, seed: int = 0, kv_dtype: str | None = None) -> Outcome:
     """The outcome of a disturbed run.
 
     Raises AssertionError if its outputs differ from the undisturbed run's, or if a page is lost.
     """
     rounds = draw_rounds(turns, seed)
-    undisturbed = play_rounds(tqdm(rounds, desc="undisturbed", unit="round"), small_engine(num_pages=1024), {})
+    ample = small_engine(num_pages=1024, kv_dtype=kv_dtype)
+    undisturbed = play_rounds(tqdm(rounds, desc="undisturbed", unit="round"), ample, {})
     ticks = count()
-    speculation = Speculation(DRAFTS_ARE_CHEAP)
-    engine = small_engine(num_pages=NUM_PAGES, speculation=speculation, clock=lambda: float(next(ticks)))
+    clock, speculation = (lambda: float(next(ticks))), Speculation(DRAFTS_ARE_CHEAP)
+    engine = small_engine(num_pages=NUM_PAGES, kv_dtype=kv_dtype, speculation=speculation, clock=clock)
     poison(engine)
     disturbed = play_rounds(tqdm(rounds, desc="disturbed", unit="round"), engine, RATES, seed)
     assert disturbed.outputs == undisturbed.outputs, "the outputs are not those of the undisturbed run"

@@ -10,6 +10,8 @@ from minstate.weights import find_model, read_config, read_tokenizer
 class StubModel:
     """Takes the place of a `Model`. Its logits mean nothing, so turns must replay their output."""
 
+    kernels = "torch"  # `forward` is called
+
     def __init__(self, config: ModelConfig):
         self.config, self.dtype, self.device = config, torch.float32, torch.device("cpu")
 

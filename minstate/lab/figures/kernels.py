@@ -1,4 +1,4 @@
-"""Figures of GPU kernels: an online softmax, the tiles of a launch, busy multiprocessors, predicted times.
+"""Figures of kernels: an online softmax, the tiles of a launch, busy multiprocessors, predicted times, two rooflines.
 
 Each function takes plain numbers and returns a figure, so that a slider can draw it as well.
 """
@@ -139,6 +139,8 @@ def predicted_times(
     machine: Roofline,
     name: str,
     measured: Mapping[str, Sequence[float | None]] | None = None,
+    cpu: Roofline | None = None,
+    reached: Mapping[str, tuple[float, float]] | None = None,
 ) -> Figure:
     """The shortest possible times by a data sheet, and where each kind of launch lies under the roofline.
 
@@ -146,6 +148,8 @@ def predicted_times(
     intensity  of some of these kinds: FLOPs for each byte moved
     machine    peaks of the GPU called `name`
     measured   as `micros`, where there are measurements
+    cpu        measured peaks of this CPU, for a second roofline
+    reached    by kind of batch: its FLOPs for each byte moved, and the FLOP/s that this CPU reached
     """
     figure, (left, right) = new_figure(2, width=9.6, height=4.2)
     looks = dict(zip(micros, cycle(zip(LAUNCH_COLORS, MARKERS, strict=True)), strict=False))
@@ -162,14 +166,16 @@ def predicted_times(
         left.minorticks_off()
         left.legend(loc="upper left", fontsize=8)
         _draw_roofline(right, machine, {kind: (value, *looks[kind]) for kind, value in intensity.items()})
+        if cpu:
+            _draw_cpu(right, cpu, reached or {})
+            right.set_title("Two rooflines: data sheet, and CPU measured")
+            right.text(1.1, machine.bytes_per_s * 2.5e-12, name, fontsize=8)  # above the slope
     return figure
 
 
 def _draw_roofline(axes: Axes, machine: Roofline, kinds: Mapping[str, tuple[float, str, str]]) -> None:
     """The roof, and a marker for each kind of launch: its FLOPs for each byte, its colour, its marker."""
-    x = np.geomspace(1, 10_000, 200)
-    roof = np.minimum(machine.flops_per_s, x * machine.bytes_per_s) / 1e12
-    axes.plot(x, roof, color=GREY, linewidth=6, zorder=0)
+    _draw_roof(axes, machine)
     below = -2
     for kind, (value, color, marker) in kinds.items():
         reached = min(machine.flops_per_s, value * machine.bytes_per_s) / 1e12
@@ -184,3 +190,21 @@ def _draw_roofline(axes: Axes, machine: Roofline, kinds: Mapping[str, tuple[floa
     axes.text(machine.ridge * 1.1, machine.bytes_per_s / 1e12, f"ridge: {machine.ridge:.0f}", fontsize=8)
     axes.set(xscale="log", yscale="log", xlabel="FLOPs for each byte moved", ylabel="TFLOP/s, at most")
     axes.set_title("Roofline by the data sheet")
+
+
+def _draw_roof(axes: Axes, machine: Roofline) -> None:
+    x = np.geomspace(1, 10_000, 200)
+    roof = np.minimum(machine.flops_per_s, x * machine.bytes_per_s) / 1e12
+    axes.plot(x, roof, color=GREY, linewidth=6, zorder=0)
+
+
+def _draw_cpu(axes: Axes, cpu: Roofline, reached: Mapping[str, tuple[float, float]]) -> None:
+    """The roof of a CPU, and a filled marker for each rate that it reached."""
+    _draw_roof(axes, cpu)
+    for kind, (value, rate) in reached.items():
+        axes.plot(value, rate / 1e12, "s", color=INK, markersize=7, label=f"{kind}, measured")
+        axes.annotate(kind, (value, rate / 1e12), (8, -4), textcoords="offset points", fontsize=8)
+    top = cpu.flops_per_s / 1e12
+    axes.vlines(cpu.ridge, axes.get_ylim()[0], top, color=INK, linestyle=":", linewidth=1)
+    axes.text(cpu.ridge, top * 1.4, f"ridge: {cpu.ridge:.0f}", ha="center", fontsize=8)
+    axes.text(9000, top * 1.4, "this CPU", ha="right", fontsize=8)

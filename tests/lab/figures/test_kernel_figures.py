@@ -87,3 +87,13 @@ def test_measurements_are_drawn_beside_predictions():
     figure = predicted_times([1024, 4096], micros, {"decode": 4.0}, H100, "H100", {"decode": [2.0, None]})
     _, measured = figure.axes[0].lines
     assert measured.get_label() == "decode, measured" and list(measured.get_ydata()) == [2.0]
+
+
+def test_the_rates_of_a_cpu_are_drawn_below_a_roof_of_its_own():
+    cpu, reached = Roofline(flops_per_s=1e12, bytes_per_s=2e10), {"decode": (2.0, 3e10), "chunk": (100.0, 8e11)}
+    figure = predicted_times([1024], {"decode": [1.0]}, {"decode": 4.0}, H100, "H100", cpu=cpu, reached=reached)
+    right = figure.axes[1]
+    points = {line.get_label(): float(line.get_ydata()[0]) for line in right.lines if "measured" in line.get_label()}
+    assert points == {"decode, measured": 0.03, "chunk, measured": 0.8}, "TFLOP/s"
+    assert texts(right) == ["decode", "ridge: 500", "decode", "chunk", "ridge: 50", "this CPU", "H100"]
+    assert "CPU measured" in right.get_title(loc="left")

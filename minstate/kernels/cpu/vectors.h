@@ -1,0 +1,107 @@
+// Vectors of floats, as wide as this CPU's registers, and what all kernels do with them.
+//
+// The vector extensions of GCC and Clang (https://gcc.gnu.org/onlinedocs/gcc/Vector-Extensions.html) give arithmetic on
+// whole vectors to ordinary operators. The compiler then chooses the instructions: AVX2, AVX-512 or NEON.
+//
+// Numbers are stored in float32 or in bfloat16, the upper half of a float32; keys and values also in 8 bits
+// (minstate/kv_int8.py). All arithmetic is in float32.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#else
+constexpr int LANES = 8;
+#endif
+
+using vec = float __attribute__((vector_size(4 * LANES)));
+using bits = uint32_t __attribute__((vector_size(4 * LANES)));
+using halves = uint16_t __attribute__((vector_size(2 * LANES)));
+struct bfloat16 { uint16_t upper; };
+
+// How many S a vector of `dim` numbers takes in the pool.
+template <class S>
+inline long row_width(int dim) { return sizeof(S) == 1 ? dim + sizeof(float) : dim; }
+
+inline vec all(float x) { return x - vec{}; }
+
+inline vec load(const float* at) { vec x; memcpy(&x, at, sizeof x); return x; }
+
+inline vec load(const bfloat16* at) {
+    halves upper;
+    memcpy(&upper, at, sizeof upper);
+    return (vec)(__builtin_convertvector(upper, bits) << 16);
+}
+
+inline vec load(const int8_t* at) {
+    using ints = int32_t __attribute__((vector_size(4 * LANES)));
+    int8_t __attribute__((vector_size(LANES))) x;
+    memcpy(&x, at, sizeof x);
+    return __builtin_convertvector(__builtin_convertvector(x, ints), vec);
+}
+
+inline void store(float* at, vec x) { memcpy(at, &x, sizeof x); }
+
+// To the nearest bfloat16, of two equally near ones to the even one. A NaN stays a NaN.
+inline void store(bfloat16* at, vec x) {
+    bits rounded = ((bits)x + 0x7fff + (((bits)x >> 16) & 1)) >> 16;
+    halves upper = __builtin_convertvector(x == x ? rounded : bits{} + 0x7fc0, halves);
+    memcpy(at, &upper, sizeof upper);
+}
+
+inline float one(const float* at) { return *at; }
+inline float one(const bfloat16* at) { uint32_t x = uint32_t(at->upper) << 16; float y; memcpy(&y, &x, 4); return y; }
+
+inline void put(float* at, float x) { *at = x; }
+inline void put(bfloat16* at, float x) {
+    uint32_t y;
+    memcpy(&y, &x, 4);
+    at->upper = x == x ? (y + 0x7fff + (y >> 16 & 1)) >> 16 : 0x7fc0;
+}
+
+// Lane i of the result: a[i] + a[i + S] where bit S of i is 0, b[i - S] + b[i] where it is 1.
+template <int S, int... I>
+inline vec fold(vec a, vec b, std::integer_sequence<int, I...>) {
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, (I & S ? LANES + I - S : I)...)
+         + __builtin_shufflevector(a, b, (I & S ? LANES + I : I + S)...);
+#else
+    using lanes = int32_t __attribute__((vector_size(4 * LANES)));
+    return __builtin_shuffle(a, b, lanes{(I & S ? LANES + I - S : I)...})
+         + __builtin_shuffle(a, b, lanes{(I & S ? LANES + I : I + S)...});
+#endif
+}
+
+// Lane i of the result is the sum over the lanes of x[i]. Vectors are added in pairs, as in a tournament:
+// a round with step S halves their number, and afterwards lane i holds a part of the sum of a vector number i mod 2 S.
+template <int S = 1>
+inline vec sums(vec* x) {
+    if constexpr (S == LANES) return x[0];
+    else {
+        for (int i = 0; i < LANES / S / 2; i++)
+            x[i] = fold<S>(x[2 * i], x[2 * i + 1], std::make_integer_sequence<int, LANES>());
+        return sums<2 * S>(x);
+    }
+}
+
+inline float sum(vec x) {
+    float total = 0;
+    for (int i = 0; i < LANES; i++) total += x[i];
+    return total;
+}
+
+// 2^x, for x from -inf to 127, with a relative error below 3e-7. With x = n + f and |f| <= 1/2, 2^n is made by writing
+// n into the exponent, and 2^f is a Taylor polynomial of e^(f ln 2). A NaN stays a NaN.
+inline vec exp2(vec x) {
+    x = x < -126 ? all(-127) : x;  // what would be smaller than any normal float32 becomes 0
+    using ints = int32_t __attribute__((vector_size(4 * LANES)));
+    vec shifted = x + 12582912.0f;  // 1.5 * 2^23: the sum has no fraction digits left, so it is rounded to an integer
+    vec f = (x - (shifted - 12582912.0f)) * 0.693147180559945f;
+    vec y = all(1 / 5040.0f);
+    for (float c : {1 / 720.0f, 1 / 120.0f, 1 / 24.0f, 1 / 6.0f, 0.5f, 1.0f, 1.0f}) y = y * f + c;
+    ints n = (ints)shifted - 0x4b400000;
+    vec power = (vec)((n + 127) << 23);
+    return x < -126 ? vec{} : y * power;
+}
