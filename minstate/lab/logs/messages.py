@@ -102,7 +102,7 @@ class _Reader:
             self._join(message)
         elif message["content"] or role in ("assistant", "tool"):
             self.messages.append(message)
-        elif content or not any(self._is_result(part) for part in content or ()):
+        elif not any(self._is_result(part) for part in content or ()):
             self._repair("empty messages left out", f'a "content" that is a string and not empty in {what}', content)
 
     def _read_part(self, part: Any, what: str, texts: list, thoughts: list, calls: list) -> None:
