@@ -5,10 +5,13 @@
 
 import argparse
 import sys
-from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minstate.errors import MinstateError
+
+if TYPE_CHECKING:
+    from minstate.lab.doctor.prices import Pricing
 
 
 def main() -> None:
@@ -25,7 +28,11 @@ def main() -> None:
     log.add_argument("--no-text", action="store_true", help="leave every word of the log out of the reports")
     log.add_argument("--no-lookup", action="store_true", help="do not count what prompt lookup would save; faster")
     log.add_argument("--limit", type=int, help="positions of the model: mark longer requests")
-    log.add_argument("--price", nargs=2, type=float, metavar=("PROMPT", "CACHED"), help="$ for a million tokens")
+    cost = log.add_mutually_exclusive_group()
+    cost.add_argument("--price", nargs=2, type=float, metavar=("NEW", "CACHED"), help="$ for a million prompt tokens")
+    cost.add_argument("--prices", type=Path, help='a JSON file: {"model": {"input": 3, "cached_input": 0.3}}')
+    cost.add_argument("--machine", help="seconds: a file of minstate.lab.calibrate, or `default`")
+    log.add_argument("--dtype", default="float32", help="which table of that file")
     log.add_argument("--html", type=Path, help="write a page into this file")
     log.add_argument("--json", type=Path, help="write all counts into this file")
     arguments = parser.parse_args()
@@ -44,25 +51,35 @@ def main() -> None:
 
 
 def _examine_log(arguments: argparse.Namespace) -> None:
-    from minstate.lab.doctor.examine import examine, without_text
-    from minstate.lab.doctor.report import Price, as_json, page, summary
-    from minstate.lab.logs.files import files_in, values_in
+    from minstate.lab.doctor.examine import examine
+    from minstate.lab.doctor.findings import without_text
+    from minstate.lab.doctor.page import page
+    from minstate.lab.doctor.report import as_json, summary
 
-    values = (value for path in arguments.paths for file in files_in(path) for value in [file])
-    source = arguments.paths[0] if len(arguments.paths) == 1 else chain.from_iterable(
-        (value for _, value in values_in(file)) for file in values
-    )  # fmt: skip
     found = examine(
-        source, arguments.tokenizer, strict=arguments.strict, lookup=not arguments.no_lookup, limit=arguments.limit,
-        progress=True,
+        arguments.paths, arguments.tokenizer, strict=arguments.strict, lookup=not arguments.no_lookup,
+        limit=arguments.limit, progress=True,
     )  # fmt: skip
     found = without_text(found) if arguments.no_text else found
-    price = Price(*arguments.price) if arguments.price else None
+    price = _price(arguments)
     print(summary(found, price))
     if arguments.html:
         arguments.html.write_text(page(found, price))
     if arguments.json:
-        arguments.json.write_text(as_json(found))
+        arguments.json.write_text(as_json(found, price))
+
+
+def _price(arguments: argparse.Namespace) -> "Pricing | None":
+    from minstate.draft_budget import CostTable
+    from minstate.lab.doctor.prices import Machine, Price, PriceList
+
+    if arguments.price:
+        return Price(*arguments.price)
+    if arguments.prices:
+        return PriceList.load(arguments.prices)
+    if arguments.machine == "default":
+        return Machine(CostTable.default(arguments.dtype))
+    return Machine(CostTable.load(arguments.machine, arguments.dtype)) if arguments.machine else None
 
 
 if __name__ == "__main__":

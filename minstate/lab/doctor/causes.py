@@ -11,16 +11,16 @@ CAUSES = {  # what is wrong, and what to change
     "volatile": ("a date, a time or an id in the system prompt", "move it from the system prompt to the last message"),
     "system": ("another system prompt", "keep one system prompt, and put what varies behind the conversation"),
     "tools_order": ("the same tools in another order", "sort the tools by name before each request"),
-    "tools_form": ("the same tools, serialised differently", "serialise the tools once, with sorted keys, and keep the text"),
+    "tools_form": ("the same tools, serialised differently", "serialise the tools once, and send this text always"),
     "tools": ("other tools than before", "send all tools from the first request on, and restrict with tool_choice"),
-    "thought": ("the thoughts of an earlier reply were dropped", "send thoughts back, or let the engine keep the session"),
-    "template": ("the template writes an earlier message differently", "keep the session in the engine; it appends only"),
-    "retokenised": ("a reply's text gives other tokens than were generated", "send token ids, or keep the session in the engine"),
+    "thought": ("the thoughts of an earlier reply were dropped", "send them back, or let the engine keep the session"),
+    "template": ("the template writes an earlier message differently", "keep the session in the engine, which appends"),
+    "retokenised": ("a reply's text gives other tokens than were generated", "send token ids, or keep the session"),
     "calls": ("an earlier call was serialised anew", "send calls back exactly as the model wrote them"),
     "trimmed": ("earlier messages were left out", "trim rarely and much, not a little at every request"),
     "limit": ("an earlier message was cut to a limit", "cut a long result before it is sent for the first time"),
     "edited": ("an earlier message was edited", "append a correction, and leave earlier messages alone"),
-}  # fmt: skip
+}
 VOLATILE = re.compile(
     r"\d{1,2}:\d\d|\d{4}-\d\d|\d{1,2}[./]\d{1,2}[./]\d{2,4}|[0-9a-f]{8,}|[0-9a-f]{8}-[0-9a-f]{4}|\d{6,}"
     r"|\b(?:jan|feb|mar|apr|may|june?|july?|aug|sep|oct|nov|dec|mon|tue|wed|thu|fri|sat|sun)[a-z]*\b|\b(?:19|20)\d\d\b",

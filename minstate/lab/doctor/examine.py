@@ -10,8 +10,7 @@ model whose tokenizer is not public they are an estimate.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
 
 import numpy as np
 from tqdm import tqdm
@@ -19,76 +18,16 @@ from tqdm import tqdm
 from minstate.chat.conversation import Chat
 from minstate.errors import MinstateError
 from minstate.lab.doctor.causes import changed_part, messages_cause, tools_cause
+from minstate.lab.doctor.findings import BLOCKS, Examination, Examined
 from minstate.lab.doctor.sessions import Session, Sessions
 from minstate.lab.doctor.tokens import Pieces, Prompts, Seen, length, parting, shared_end
-from minstate.lab.logs.requests import LoggedRequest, Reading, Source, read_requests
+from minstate.lab.logs.requests import LoggedRequest, Source, read_requests
 from minstate.weights import read_eos, read_tokenizer
 
-BLOCKS = (16, 64, 128)  # tokens of a block, in caches that reuse whole blocks only
 LEAST_LOST = 16  # tokens; fewer are counted as new
 DRAFT = 8  # tokens that prompt lookup guesses at once
 OPENINGS = 16  # openings of sessions that a new one is compared with
 WHOLE = ("tools_order", "tools_form", "calls")  # causes by which a changed piece holds what it held before
-
-
-@dataclass(frozen=True)
-class Examined:
-    """One request. Counts are tokens; `message` is the index of the message in which it parts."""
-
-    place: str
-    session: int
-    fork_of: int | None
-    tokens: int
-    old: int
-    lost: int
-    new: int
-    blocks: dict[int, int]  # what a cache of such blocks would have prefilled
-    cause: str = ""
-    message: int | None = None
-    was: str = ""
-    now: str = ""
-    reply_tokens: int = 0
-    saved_passes: int = 0  # forward passes that prompt lookup would have saved
-    at_s: float | None = None
-    reported: tuple[int, int] | None = None
-    past_limit: bool = False
-
-
-@dataclass
-class Examination:
-    """All requests of a log, and what became of its records."""
-
-    requests: list[Examined] = field(default_factory=list)
-    reading: Reading = field(default_factory=Reading)
-    tokenizer: str = ""
-    sessions: int = 0
-    limit: int | None = None
-
-    def total(self, what: str) -> int:
-        """The sum of a count: "tokens", "old", "lost", "new", "reply_tokens", "saved_passes"."""
-        return sum(getattr(request, what) for request in self.requests)
-
-    def prefilled(self) -> dict[str, int]:
-        """Tokens that caches of different kinds would have prefilled, the worst first."""
-        blocks = {f"blocks of {b}": sum(request.blocks[b] for request in self.requests) for b in reversed(BLOCKS)}
-        exact = sum(max(1, request.tokens - request.old) for request in self.requests)
-        return {"no cache": self.total("tokens"), **blocks, "exact to the token": exact, "session": self.total("new")}
-
-    def causes(self) -> dict[str, tuple[int, int]]:
-        """For each cause the requests and the lost tokens, the costliest first."""
-        requests, lost = Counter(), Counter()
-        for request in self.requests:
-            if request.cause:
-                requests[request.cause] += 1
-                lost[request.cause] += request.lost
-        return {cause: (requests[cause], count) for cause, count in lost.most_common()}
-
-    @property
-    def days(self) -> float | None:
-        """How many days the log spans; None if it has no times, or less than an hour of them."""
-        times = [request.at_s for request in self.requests if request.at_s is not None]
-        span = max(times) - min(times) if times else 0
-        return span / 86_400 if span >= 3_600 else None
 
 
 def examine(
@@ -165,7 +104,7 @@ class _Doctor:
         return Examined(
             request.place, session.number, fork_of, tokens, old, lost, tokens - old - lost,
             {b: max(1, tokens - old // b * b) for b in BLOCKS}, cause, message, *words, replied, saved,
-            request.at_s, request.reported, self.limit is not None and tokens > self.limit,
+            request.at_s, request.reported, self.limit is not None and tokens > self.limit, request.model,
         )  # fmt: skip
 
     @staticmethod
@@ -234,7 +173,7 @@ class _Doctor:
         return found
 
     def _remember(self, session: Session, request: LoggedRequest, text: str, pieces: Pieces) -> tuple[int, int]:
-        """The engine has computed the request and generated the reply. Returns saved passes, and tokens of the reply."""
+        """The engine has computed request and reply. Returns saved forward passes, and tokens of the reply."""
         begins, log = length(pieces), pieces
         if request.reply is not None:
             if request.reply_ids is not None:
@@ -302,13 +241,3 @@ def _lost(log: Pieces, pieces: Pieces, old: int, whole: bool) -> int:
 
 def _short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
-
-
-def without_text(examination: Examination) -> Examination:
-    """The same without any words of the log."""
-    return replace(examination, requests=[replace(request, was="", now="") for request in examination.requests])
-
-
-def requests_of(rows: Sequence[Mapping]) -> list[Examined]:
-    """Requests that were written as JSON."""
-    return [Examined(**{**row, "blocks": {int(k): v for k, v in row["blocks"].items()}}) for row in rows]

@@ -72,7 +72,7 @@ Source = str | Path | Iterable[Any]
 
 
 def read_requests(source: Source, *, strict: bool = False, reading: Reading | None = None) -> Iterator[LoggedRequest]:
-    """Yield the requests of a file, a folder, or the records themselves. `reading` is told what became of records.
+    """Yield the requests of a file, a folder, several paths, or the records. `reading` is told what became of records.
 
     Raises `TraceError` with place, what was expected and found: for a missing or a packed file, and, if `strict`, for
     the first record that cannot be read.
@@ -115,6 +115,9 @@ def _files(source: Source, strict: bool) -> Iterator[Iterator[tuple[str, Any]]]:
     if isinstance(source, str | Path):
         for path in files_in(Path(source)):
             yield values_in(path, strict=strict)
+    elif isinstance(source, list | tuple) and source and all(isinstance(each, Path) for each in source):
+        for path in source:
+            yield from _files(path, strict)
     elif isinstance(source, Mapping):
         yield iter([("record 1", source)])
     else:

@@ -8,12 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minstate.chat.conversation import Chat
-from minstate.lab.doctor.examine import examine, without_text
-from minstate.lab.doctor.report import Price, as_json, changes, page, summary
+from minstate.lab.doctor.examine import examine
+from minstate.lab.doctor.findings import without_text
+from minstate.lab.doctor.prices import Price
+from minstate.lab.doctor.page import page
+from minstate.lab.doctor.report import as_json, changes, summary
 from minstate.lab.engines.small_engine import byte_tokenizer
 from minstate.lab.engines.template_styles import STYLES
 
-WORDS = "the parser reads a token and returns its node while tests for this module still fail in two places".split()
+TEXT = "the parser reads a token and returns its node while tests for this module still fail in two places"
+WORDS = re.findall(r"\w+", TEXT)
 CHATS = {name: Chat(byte_tokenizer(*STYLES[name])) for name in ("qwen2.5", "qwen3")}
 TOOLS = [
     {"type": "function", "function": {"name": name, "description": f"to {name}", "parameters": {"type": "object"}}}
