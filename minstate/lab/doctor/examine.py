@@ -15,14 +15,16 @@ from collections.abc import Iterable
 import numpy as np
 from tqdm import tqdm
 
+from minstate.chat.content import common_prefix
 from minstate.chat.conversation import Chat
 from minstate.errors import MinstateError
 from minstate.lab.doctor.causes import changed_part, messages_cause, tools_cause
 from minstate.lab.doctor.findings import BLOCKS, Examination, Examined
 from minstate.lab.doctor.sessions import Session, Sessions
-from minstate.lab.doctor.tokens import Pieces, Prompts, Seen, length, parting, shared_end
+from minstate.lab.doctor.tokens import Pieces, Prompts, Seen, length, parting, shared, shared_anywhere, shared_end
 from minstate.lab.logs.requests import LoggedRequest, Source, read_requests
-from minstate.weights import read_eos, read_tokenizer
+from minstate.prompt_lookup import NgramIndex
+from minstate.weights import find_model, read_eos, read_tokenizer
 
 LEAST_LOST = 16  # tokens; fewer are counted as new
 DRAFT = 8  # tokens that prompt lookup guesses at once
@@ -69,10 +71,9 @@ def examine(
 def _chat(tokenizer) -> tuple[Chat, str]:
     if tokenizer is not None and not isinstance(tokenizer, str) and hasattr(tokenizer, "encode"):
         return Chat(tokenizer), type(tokenizer).__name__
-    from minstate.weights import find_model
-
     folder = find_model(tokenizer) if tokenizer else find_model()
     found = read_tokenizer(folder)
+    found.model_max_length = 10**9  # a log may have longer prompts than the model takes; nothing is run
     return Chat(found, frozenset(read_eos(folder, found, len(found)))), folder.name
 
 
@@ -126,7 +127,8 @@ class _Doctor:
         if at >= len(session.pieces) or same >= length(session.pieces) - 1:
             return "", 0, None, ("", "")
         cause, message = self._cause(session, request, same)
-        lost = _lost(session.pieces[at:], pieces, old, cause in WHOLE)
+        whole = cause in WHOLE or tools_cause(session.tools, request.tools) in WHOLE
+        lost = _lost(session.pieces[at:], pieces, old, whole)
         if lost < LEAST_LOST:
             return "", 0, None, ("", "")
         words = ("", "")
@@ -190,23 +192,19 @@ class _Doctor:
     @staticmethod
     def _look_up(session: Session, log: Pieces, begins: int) -> int:
         """How many forward passes drafts of prompt lookup would have saved in this reply."""
-        ids = np.frombuffer(b"".join(log), "<i4").tolist()
-        index, tokens, saved, at = session.index, session.tokens, 0, begins
-        same = next(
-            (i for i, (a, b) in enumerate(zip(tokens, ids, strict=False)) if a != b), min(len(tokens), len(ids))
-        )
+        now, tokens = np.frombuffer(b"".join(log), "<i4"), session.tokens
+        ids, same = now.tolist(), shared(np.array(tokens, "<i4").tobytes(), now.tobytes())
+        if same < len(tokens) // 2:
+            same, session.index = 0, NgramIndex()  # quicker than to undo most of it
+        index, saved, at = session.index, 0, begins
         index.truncate(tokens, same)
-        del tokens[same:]
-        tokens += ids[same:begins]
+        tokens[same:] = ids[same:begins]
         while at < len(ids):
             index.extend(tokens)
             match = index.find(tokens, tokens)
             draft = tokens[match.position : match.position + DRAFT] if match.length else []
-            right = next(
-                (i for i, (a, b) in enumerate(zip(draft, ids[at:], strict=False)) if a != b),
-                min(len(draft), len(ids) - at),
-            )
-            right = min(right, len(ids) - at - 1)
+            rest = ids[at : at + len(draft)]
+            right = min(common_prefix(draft, rest), len(ids) - at - 1)  # one token more comes from the model
             tokens += ids[at : at + right + 1]
             at, saved = at + right + 1, saved + right
         return saved
@@ -234,7 +232,7 @@ def _lost(log: Pieces, pieces: Pieces, old: int, whole: bool) -> int:
                 changed.append((piece, beyond))
     left = [piece for piece in log if had[piece] > 0]
     for theirs, (piece, beyond) in zip(left, changed, strict=False):
-        end = beyond if whole else min(beyond, shared_end(theirs, piece))
+        end = min(beyond, shared_anywhere(theirs, piece) if whole else shared_end(theirs, piece))
         lost += end if end >= 4 else 0
     return lost
 

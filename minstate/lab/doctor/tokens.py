@@ -6,12 +6,12 @@ differs, and only that one is compared token by token. A piece is the ids as byt
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 
-from minstate.chat.content import common_prefix
 from minstate.chat.conversation import Chat
 from minstate.chat.messages import normalise, normalise_tools
 
@@ -30,12 +30,23 @@ def length(pieces: Sequence[bytes]) -> int:
 
 def shared(a: bytes, b: bytes) -> int:
     """How many tokens two pieces have in common at their beginning."""
-    return common_prefix(np.frombuffer(a, "<i4").tolist(), np.frombuffer(b, "<i4").tolist())
+    return _equal(np.frombuffer(a, "<i4"), np.frombuffer(b, "<i4"))
 
 
 def shared_end(a: bytes, b: bytes) -> int:
     """How many tokens two pieces have in common at their end."""
-    return common_prefix(np.frombuffer(a, "<i4")[::-1].tolist(), np.frombuffer(b, "<i4")[::-1].tolist())
+    return _equal(np.frombuffer(a, "<i4")[::-1], np.frombuffer(b, "<i4")[::-1])
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> int:
+    most = min(len(a), len(b))
+    differ = a[:most] != b[:most]
+    return int(differ.argmax()) if differ.any() else most
+
+
+def shared_anywhere(a: bytes, b: bytes) -> int:
+    """How many tokens two pieces have in common, in whatever order."""
+    return (Counter(np.frombuffer(a, "<i4").tolist()) & Counter(np.frombuffer(b, "<i4").tolist())).total()
 
 
 class Prompts:

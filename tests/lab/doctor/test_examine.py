@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from minstate.chat.conversation import Chat
 from minstate.lab.doctor.examine import examine
 from minstate.lab.doctor.findings import without_text
-from minstate.lab.doctor.prices import Price
 from minstate.lab.doctor.page import page
+from minstate.lab.doctor.prices import Price
 from minstate.lab.doctor.report import as_json, changes, summary
 from minstate.lab.engines.small_engine import byte_tokenizer
 from minstate.lab.engines.template_styles import STYLES
