@@ -28,6 +28,7 @@ BENCHMARKS = (  # each is a function in the module of its name
     "radix_tree",
     "simulate",
     "speculation",
+    "weka",
 )
 
 
