@@ -57,12 +57,13 @@ def tools_cause(before: Sequence[Mapping], now: Sequence[Mapping]) -> str:
 def messages_cause(before: Sequence[Mapping], now: Sequence[Mapping]) -> tuple[str, int | None]:
     """What happened to the messages, and to which; `("", None)` if each is as it was, as far as messages tell."""
     for index, (old, new) in enumerate(zip(before, now, strict=False)):
-        if old == new:
+        same_calls = json.dumps(old.get("tool_calls")) == json.dumps(new.get("tool_calls"))  # in this order of keys
+        if old == new and same_calls:
             continue
         if meaning(old) == meaning(new):
             if _thoughts(old) and not _thoughts(new):
                 return "thought", index
-            if json.dumps(old.get("tool_calls")) != json.dumps(new.get("tool_calls")):
+            if not same_calls:
                 return "calls", index
             continue
         if old["role"] == new["role"] == "system":

@@ -128,7 +128,7 @@ class _Doctor:
             return "", 0, None, ("", "")
         cause, message = self._cause(session, request, same)
         whole = cause in WHOLE or tools_cause(session.tools, request.tools) in WHOLE
-        lost = _lost(session.pieces[at:], pieces, old, whole)
+        lost = _lost(session.pieces[at:], pieces, old, whole, same_text=cause == "retokenised")
         if lost < LEAST_LOST:
             return "", 0, None, ("", "")
         words = ("", "")
@@ -146,11 +146,10 @@ class _Doctor:
         if tools or cause:
             return (tools, None) if tools else (cause, message)
         index = next((i for i, m in enumerate(session.messages) if m["role"] == "assistant"), None)
-        if request.reply_ids is not None or session.tokens == []:
-            text = self.prompts.text(request.messages, request.tools)
-            decoded = self.prompts.chat.tokenizer.decode(np.frombuffer(b"".join(session.pieces), "<i4").tolist())
-            if text.startswith(decoded):
-                return "retokenised", len(session.messages) - 1
+        text = self.prompts.text(request.messages, request.tools)
+        decoded = self.prompts.chat.tokenizer.decode(np.frombuffer(b"".join(session.pieces), "<i4").tolist())
+        if text.startswith(decoded):
+            return "retokenised", len(session.messages) - 1
         return "template", index
 
     def _compare_opening(self, request: LoggedRequest, pieces: Pieces, old: int):
@@ -210,7 +209,7 @@ class _Doctor:
         return saved
 
 
-def _lost(log: Pieces, pieces: Pieces, old: int, whole: bool) -> int:
+def _lost(log: Pieces, pieces: Pieces, old: int, whole: bool, same_text: bool = False) -> int:
     """Tokens of a request behind its first `old` ones that the session had, but in another place or behind others."""
     had, start, lost, after = Counter(piece for piece in log if len(piece) >= 16), 0, 0, False
     changed = []
@@ -232,7 +231,8 @@ def _lost(log: Pieces, pieces: Pieces, old: int, whole: bool) -> int:
                 changed.append((piece, beyond))
     left = [piece for piece in log if had[piece] > 0]
     for theirs, (piece, beyond) in zip(left, changed, strict=False):
-        end = min(beyond, shared_anywhere(theirs, piece) if whole else shared_end(theirs, piece))
+        common = len(piece) // 4 if same_text else (shared_anywhere if whole else shared_end)(theirs, piece)
+        end = min(beyond, common)
         lost += end if end >= 4 else 0
     return lost
 

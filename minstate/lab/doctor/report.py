@@ -22,8 +22,12 @@ def changes(found: Examination, price: Pricing | None = None) -> list[tuple[str,
         if price:
             a_day = f"{price.shown(cost / found.days)} a day" if found.days else price.shown(cost)
             much += f" ({a_day})"
-        best.append((f"{what[0].upper()}{what[1:]}{words}: {how}. {much}, in {requests:,} requests.", lost))
+        best.append((f"{what[0].upper()}{what[1:]}{words}: {how}. {much}, in {_many(requests)}.", lost))
     return best
+
+
+def _many(requests: int) -> str:
+    return f"{requests:,} request{'' if requests == 1 else 's'}"
 
 
 def by_cost(found: Examination, price: Pricing | None = None) -> list[tuple[str, int, int, float]]:
@@ -77,7 +81,7 @@ def _losses(found: Examination, price: Pricing | None) -> list[str]:
     lines = ["Lost, by cause:"]
     for cause, requests, lost, cost in causes:
         money = f", {price.shown(cost)}" if price else ""
-        lines.append(f"  {lost:>12,} tokens in {requests:,} requests{money}: {CAUSES[cause][0]}")
+        lines.append(f"  {lost:>12,} tokens in {_many(requests)}{money}: {CAUSES[cause][0]}")
     lines.append("What would save most:")
     lines += [f"  {n}. {words}" for n, (words, _) in enumerate(changes(found, price), 1)]
     return [*lines, "Only the first cause of each request is named: behind it there may be others."]

@@ -119,7 +119,7 @@ def _value(line: str, strict: bool) -> Any:
         return Broken("expected JSON that is not nested too deeply, found deeper nesting")
     except ValueError as error:
         at = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        said = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        said = error.msg.removesuffix(" at") if isinstance(error, json.JSONDecodeError) else str(error)
         return Broken(f"expected JSON, found {line.strip()[:40]!r} ({said}{at}): was the line cut off?")
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minstate.chat.conversation import Chat
+from minstate.errors import MinstateError
 from minstate.lab.doctor.examine import examine
 from minstate.lab.doctor.findings import without_text
 from minstate.lab.doctor.page import page
@@ -15,6 +16,7 @@ from minstate.lab.doctor.prices import Price
 from minstate.lab.doctor.report import as_json, changes, summary
 from minstate.lab.engines.small_engine import byte_tokenizer
 from minstate.lab.engines.template_styles import STYLES
+from minstate.weights import find_model, read_tokenizer
 
 TEXT = "the parser reads a token and returns its node while tests for this module still fail in two places"
 WORDS = re.findall(r"\w+", TEXT)
@@ -73,14 +75,15 @@ def test_a_clean_log_shows_no_fault(seed, sessions, replies):
     assert found.prefilled()["session"] == found.prefilled()["exact to the token"]
 
 
-def plant(fault: str, draw: random.Random) -> tuple[list[dict], int | None]:
-    """A log in which one request, the third, has a fault; and the message in which it is."""
-    thoughts = fault == "thought"
-    messages = conversation(draw, 4, f"You are an agent. The time is 08:12:01. {text(draw)} {text(draw)}")
-    messages = messages if thoughts else plain(messages)
+def plant(fault: str, draw: random.Random) -> tuple[list[dict], int, int | None]:
+    """A log of one session with a fault from some request on; that request, and the message in which the fault is."""
+    turns = draw.randint(4, 7)
+    messages = plain(conversation(draw, turns, f"You are an agent. The time is 08:12:01. {text(draw)} {text(draw)}"))
     log = requests_of(messages)
-    for request in log[2:]:
-        sent = [dict(message) for message in request["request"]["messages"]]
+    at = draw.randrange(2, turns)
+    message = draw.randrange(1, 2 * at - 2, 2)  # of a person, and not the latest two
+    for request in log[at:]:
+        sent = [dict(each) for each in request["request"]["messages"]]
         tools = [dict(tool) for tool in TOOLS]
         if fault == "volatile":
             sent[0]["content"] = sent[0]["content"].replace("08:12:01", "08:13:44")
@@ -93,28 +96,67 @@ def plant(fault: str, draw: random.Random) -> tuple[list[dict], int | None]:
         elif fault == "tools":
             tools = tools[1:]
         elif fault == "edited":
-            sent[1]["content"] = "Another question altogether. " + sent[1]["content"][30:]
+            sent[message]["content"] = "Another question altogether. " + sent[message]["content"][30:]
         elif fault == "limit":
-            sent[1]["content"] = sent[1]["content"][:30] + " [cut]"
+            sent[message]["content"] = sent[message]["content"][:30] + " [cut]"
         elif fault == "trimmed":
-            del sent[1:3]
+            del sent[message : message + 2]
         request["request"] |= {"messages": sent, "tools": tools}
-    return log, {"volatile": 0, "system": 0, "edited": 1, "limit": 1, "trimmed": 1}.get(fault)
+    place = {"volatile": 0, "system": 0, "edited": message, "limit": message, "trimmed": message}.get(fault)
+    return log, at, place
 
 
 FAULTS = ("volatile", "system", "tools_order", "tools_form", "tools", "edited", "limit", "trimmed")
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_a_planted_fault_is_found(fault, seed):
-    log, message = plant(fault, random.Random(seed))
-    found = examine(log, chat=CHATS["qwen2.5"])
+    log, at, message = plant(fault, random.Random(seed))
+    found = examine(log, chat=CHATS["qwen2.5"], lookup=False)
     causes = [request.cause for request in found.requests]
-    assert causes == ["", "", fault, ""], summary(found)
-    assert found.requests[2].message == message and found.requests[2].lost > 50
+    assert causes == [fault if number == at else "" for number in range(len(log))], summary(found)
+    assert found.requests[at].message == message and found.requests[at].lost > 50
     assert found.sessions == 1
+
+
+def test_a_call_that_is_serialised_anew_is_found():
+    def call(arguments: str) -> list[dict]:
+        return [{"id": "c1", "type": "function", "function": {"name": "read", "arguments": arguments}}]
+
+    draw = random.Random(6)
+    first, then = '{"path": "a.py", "line": 1}', '{"line": 1, "path": "a.py"}'
+    ask = {"role": "user", "content": text(draw)}
+    reply = {"role": "assistant", "content": "", "tool_calls": call(first)}
+    again = [ask, reply | {"tool_calls": call(then)}, {"role": "tool", "tool_call_id": "c1", "content": text(draw)}]
+    log = [
+        {"request": {"messages": [ask], "tools": TOOLS}, "response": {"choices": [{"message": reply}]}},
+        {"request": {"messages": again, "tools": TOOLS}},
+    ]
+    found = examine(log, chat=CHATS["qwen2.5"])
+    assert [request.cause for request in found.requests] == ["", "calls"] and found.requests[1].message == 1
+
+
+def test_a_reply_in_an_odd_spelling_is_found_if_the_log_has_its_tokens():
+    tokenizer = read_tokenizer(find_model())
+    odd = [*tokenizer.encode(" Par"), *tokenizer.encode("is")] * 40
+    reply = {"role": "assistant", "content": tokenizer.decode(odd)}
+    ends = tokenizer.encode("<|im_end|>")
+    messages = [{"role": "user", "content": "Say a word."}, reply, {"role": "user", "content": "Once more."}]
+    response = {"choices": [{"message": reply, "token_ids": [*odd, *ends]}]}
+    log = [{"request": {"messages": messages[:1]}, "response": response}, {"request": {"messages": messages}}]
+    assert [request.cause for request in examine(log).requests] == ["", "retokenised"]
+    del response["choices"][0]["token_ids"]
+    assert [request.cause for request in examine(log).requests] == ["", ""]
+
+
+def test_a_record_that_the_template_cannot_write_is_skipped_or_an_error():
+    log = [{"messages": [{"role": "user", "content": "Hello"}]}, {"messages": [{"role": "tool", "content": "alone"}]}]
+    found = examine(log, chat=CHATS["qwen2.5"])
+    assert len(found.requests) + found.reading.skipped == 2 and found.requests[0].tokens > 0
+    with pytest.raises(MinstateError, match="record 2"):
+        examine([log[0], {"messages": [{"role": "nobody", "content": "x"}]}], chat=CHATS["qwen2.5"], strict=True)
 
 
 def test_a_dropped_thought_and_a_template_that_drops_thoughts_are_told_apart():
@@ -143,7 +185,7 @@ def test_a_system_prompt_with_the_time_costs_every_new_session():
 
 
 def test_the_report_says_it_in_words_and_can_do_without_text():
-    log, _ = plant("volatile", random.Random(3))
+    log, *_ = plant("volatile", random.Random(3))
     found = examine(log, chat=CHATS["qwen2.5"])
     (words, lost), *_ = changes(found)
     assert "move it from the system prompt to the last message" in words and lost == found.total("lost")
