@@ -9,7 +9,7 @@ Counts are exact for the tokenizer and the template that are named, and for an e
 model whose tokenizer is not public they are an estimate.
 """
 
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
 
 import numpy as np
@@ -28,6 +28,7 @@ from minstate.weights import find_model, read_eos, read_tokenizer
 
 LEAST_LOST = 16  # tokens; fewer are counted as new
 DRAFT = 8  # tokens that prompt lookup guesses at once
+INDEXED = 64  # sessions whose n-grams are kept, some 200 bytes a token
 OPENINGS = 16  # openings of sessions that a new one is compared with
 WHOLE = ("tools_order", "tools_form", "calls")  # causes by which a changed piece holds what it held before
 
@@ -83,6 +84,7 @@ class _Doctor:
     def __init__(self, prompts: Prompts, lookup: bool, limit: int | None):
         self.prompts, self.lookup, self.limit = prompts, lookup, limit
         self.sessions, self.seen = Sessions(), Seen()
+        self.indexed: OrderedDict[int, Session] = OrderedDict()
         self.openings: deque[tuple[str, tuple, Pieces]] = deque(maxlen=OPENINGS)
 
     def examine(self, request: LoggedRequest) -> Examined:
@@ -188,9 +190,13 @@ class _Doctor:
         self.sessions.update(session, request)
         return saved, max(0, length(log) - begins)
 
-    @staticmethod
-    def _look_up(session: Session, log: Pieces, begins: int) -> int:
+    def _look_up(self, session: Session, log: Pieces, begins: int) -> int:
         """How many forward passes drafts of prompt lookup would have saved in this reply."""
+        self.indexed.pop(session.number, None)
+        self.indexed[session.number] = session
+        if len(self.indexed) > INDEXED:  # what comes back later is indexed anew
+            _, oldest = self.indexed.popitem(last=False)
+            oldest.tokens, oldest.index = [], NgramIndex()
         now, tokens = np.frombuffer(b"".join(log), "<i4"), session.tokens
         ids, same = now.tolist(), shared(np.array(tokens, "<i4").tobytes(), now.tobytes())
         if same < len(tokens) // 2:

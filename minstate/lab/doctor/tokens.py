@@ -18,7 +18,7 @@ from minstate.chat.messages import normalise, normalise_tools
 CHECKED = 32  # requests whose pieces are compared with the encoding of the whole text
 REMEMBERED = 200_000  # pieces whose ids are remembered, at least
 CHILDREN = 64  # pieces that are compared behind a common prefix, at most
-PLACES = 1_000_000  # prefixes that are remembered, at least
+PLACES = 400_000  # prefixes that are remembered, at least
 
 Pieces = list[bytes]
 

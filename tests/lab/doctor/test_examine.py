@@ -200,3 +200,12 @@ def test_blocks_cost_at_most_a_block_more():
     for request in found.requests:
         exact = request.tokens - request.old
         assert all(exact <= request.blocks[b] < exact + b for b in request.blocks)
+
+
+def test_what_is_remembered_is_bounded_and_counts_stay(monkeypatch):
+    draw = random.Random(5)
+    log = interleaved(draw, [requests_of(plain(conversation(draw, 3, text(draw)))) for _ in range(4)])
+    with_room = examine(log, chat=CHATS["qwen2.5"])
+    monkeypatch.setattr("minstate.lab.doctor.examine.INDEXED", 1)
+    monkeypatch.setattr("minstate.lab.doctor.tokens.REMEMBERED", 2)
+    assert examine(log, chat=CHATS["qwen2.5"]).requests == with_room.requests
