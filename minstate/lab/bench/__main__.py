@@ -17,6 +17,7 @@ from minstate.lab.paths import RESULTS
 BENCHMARKS = (  # each is a function in the module of its name
     "ablation",
     "cpu_steps",
+    "doctor",
     "gpu",
     "kernels",
     "kv_int8",
@@ -30,6 +31,7 @@ BENCHMARKS = (  # each is a function in the module of its name
     "serve_load",
     "simulate",
     "speculation",
+    "weka",
 )
 
 
