@@ -292,8 +292,8 @@ class Engine:
         self.recount()
 
     def recount(self) -> None:
-        """`check` without another `entry`."""
-        check_engine(self.cache, list(self._sessions), self.scheduler.running, self.scheduler.requests)
+        """As `check`, without another `entry`."""
+        check_engine(self.cache, list(self._sessions), self.guard.open, self.scheduler.running, self.scheduler.requests)
 
     def read_input(self, transcript: Transcript, log: list[int], messages, ids: list[int] | None) -> Continuation:
         """What the turn does to the log. Costs nothing per old token, unless messages are pending."""

@@ -26,12 +26,16 @@ from minstate.sequence import Sequence
 from minstate.session import Session
 
 
-def check_engine(cache: PrefixCache, sessions: list[Session], running: list[Request], requests: list[Request]) -> None:
-    """Recount all sessions and pages, given the running turns, and all that are under way. Raises `BrokenInvariant`."""
+def check_engine(
+    cache: PrefixCache, sessions: list[Session], open_: set[Sequence], running: list[Request], requests: list[Request]
+) -> None:
+    """Recount all sessions and pages, given the running turns, and all that are under way. Raises `BrokenInvariant`.
+
+    open_  sequences of sessions that are open, or whose destructor has left them to be released
+    """
     for session in sessions:
         session.check()
-    still_open = [session.sequence for session in sessions if not session.closed]
-    check_cache(cache, still_open, running=[request.sequence for request in running])
+    check_cache(cache, open_, running=[request.sequence for request in running])
     if {session.running for session in sessions} - {None} != set(requests):
         raise BrokenInvariant("the turns of the sessions are not those of the scheduler")
 

@@ -56,7 +56,7 @@ class Request:
     penalties: Penalties | None = None  # from the first choice on, if `options.sampling` has any
     verdicts: list[Verdict] = field(default_factory=list)
     agreed: int = 0  # replayed tokens that the model itself would have chosen
-    forced: int = 0  # generated tokens to which the constraint left no alternative
+    forced: list[int] = field(default_factory=list)  # which generated tokens the constraint left no alternative to
     # Written by the engine.
     forwarded: int = 0
     steps: int = 0

@@ -49,6 +49,7 @@ class Session:
         # What takes the last turn back: where its input began, what this had cut off, and transcript and marks before.
         self._undo: tuple[int, list[int], Transcript, list[Mark]] | None = None
         self._length = len(sequence.log)  # between two turns; written last, so that a change left half-way shows
+        engine.guard.open.add(sequence)
         self._open = weakref.finalize(self, engine.guard.forgotten.append, sequence)
         self._open.atexit = False
 
@@ -187,7 +188,7 @@ class Session:
         """
         self.abort_turn()
         if self._open.detach():
-            self.engine.cache.release(self.sequence)
+            self.engine.guard.release(self.engine, self.sequence)
 
     def begin_turn(self, request: Request, given: Continuation) -> None:
         """The turn's input is in the log, from where it continues the log."""

@@ -36,7 +36,7 @@ def conda_specs():
 
 
 def pip_options(lines):
-    """`{"-c": "constraints.txt", "-e": ".[lab,test]"}`, however the two options are spelled."""
+    """`{"-c": "constraints.txt", "-e": ".[lab,serve,test]"}`, however the two options are spelled."""
     options = dict(line.split() for line in lines)
     return {{"--constraint": "-c", "--editable": "-e"}.get(name, name): value for name, value in options.items()}
 
@@ -52,6 +52,7 @@ OURS = {"minstate", *(path.stem for path in ROOT.glob("tests/**/*.py"))}
 
 def test_every_package_that_is_imported_is_asked_for():
     other_names = {"PIL": "pillow", "yaml": "pyyaml", "rattler": "py-rattler", "IPython": "ipykernel"}
+    other_names |= {"agents": "openai-agents"}
     declared = {canonicalize_name(requirement.name) for requirement in DIRECT}
     for file in [ROOT / "setup.py", *ROOT.glob("minstate/**/*.py"), *ROOT.glob("tests/**/*.py")]:
         for node in ast.walk(ast.parse(file.read_text())):
@@ -90,10 +91,11 @@ def test_conda_leaves_every_package_to_pip_so_that_each_is_pinned_in_one_place()
 
 
 def test_conda_and_make_install_the_project_with_all_extras_under_the_constraints():
-    always = [extra for extra in EXTRAS if extra != "browse"]  # that extra is for a user who has a browser
+    seldom = {"browse", "ray"}  # for a user who has a browser, and for one who has several machines
+    always = [extra for extra in EXTRAS if extra not in seldom]
     (conda,) = [line["pip"] for line in CONDA["dependencies"] if isinstance(line, dict)]
     expected = {"-c": "constraints.txt", "-e": f".[{','.join(always)}]"}
     assert pip_options(conda) == expected
     recipes = re.findall(r"pip install .*", (ROOT / "Makefile").read_text())
     options = [pip_options(re.findall(r"-[ce] \S+", recipe.replace("'", ""))) for recipe in recipes]
-    assert options == [expected, {**expected, "-e": ".[browse]"}]
+    assert options == [expected, *({**expected, "-e": f".[{extra}]"} for extra in ("browse", "ray"))]

@@ -17,17 +17,21 @@ from minstate.lab.paths import RESULTS
 BENCHMARKS = (  # each is a function in the module of its name
     "ablation",
     "cpu_steps",
+    "doctor",
     "gpu",
     "kernels",
     "kv_int8",
     "many_agents",
+    "many_machines",
     "memory",
     "paged_decode",
     "peers",
     "prompt_lookup",
     "radix_tree",
+    "serve_load",
     "simulate",
     "speculation",
+    "weka",
 )
 
 

@@ -5,6 +5,7 @@ from math import inf
 from typing import NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -223,4 +224,21 @@ def probe_figure(trials: pd.DataFrame) -> Figure:
         left.set_xlim(-2, None)
         left.set_ylabel("guess")
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=8, frameon=False)
+    return figure
+
+
+def precision_figure(vectors: Mapping[str, np.ndarray]) -> Figure:
+    """How large the numbers of vectors `[T, D]` are by dimension, beside the step between two numbers in 8 bits."""
+    figure, panels = new_figure(len(vectors), height=3.0)
+    with mpl.rc_context(STYLE):
+        for axes, (name, x) in zip(panels, vectors.items(), strict=True):
+            step = float(np.median(np.abs(x).max(1) / 127))
+            axes.bar(range(x.shape[1]), np.median(np.abs(x), axis=0), width=0.8, color=BLUE, label="median size")
+            axes.axhline(step, color=ORANGE, linestyle="--", linewidth=2, label="one step in 8 bits (median)")
+            axes.set(xlabel="dimension", ylabel="size", title=name, yscale="log")
+            axes.set_ylim(min(np.abs(x).max(1).min() for x in vectors.values()) / 200, None)
+        top = 4 * max(axes.get_ylim()[1] for axes in panels)  # room for the legend
+        for axes in panels:
+            axes.set_ylim(top=top)
+        panels[-1].legend(loc="upper right", fontsize=8)
     return figure
