@@ -46,7 +46,7 @@ def pressure(like: Engine, agents: str = "8", turns: str = "2", shares: str = "1
     for _ in take_turns(_engine(like, AMPLE, speculation=True), adopted[:2], traces[:2]):
         pass  # to warm up
     for share in (None, *map(Fraction, shares.split())):
-        for tier in TIERS if share == Fraction(1, 4) else TIERS[:3] if share else TIERS[:1]:
+        for tier in TIERS if share == Fraction(1, 4) else TIERS[:2] if share else TIERS[:1]:
             pages = int(share * working_set) if share else AMPLE
             with scratch_folder() as folder:
                 below = {"host": {"host_tokens": working_set * PAGE_SIZE}, "disk": {"disk": folder}}
