@@ -30,6 +30,7 @@ from minstate.arguments import token_ids_of
 from minstate.chat.messages import normalise, normalise_tools
 from minstate.chat.transcript import Options, Transcript
 from minstate.errors import BadValue, UnreadableSession
+from minstate.kv_int8 import dequantise, quantise
 from minstate.model import Model
 from minstate.paged_kv import KVPool
 from minstate.prefix_cache import PrefixCache
@@ -37,7 +38,7 @@ from minstate.sequence import Sequence
 from minstate.signing import sign, user_key
 
 FORMAT = "minstate-session-5"
-FLOATS = {torch.float64, torch.float32, torch.bfloat16}  # between which K/V can be converted
+FORMATS = {torch.float64, torch.float32, torch.bfloat16, torch.int8}  # between which K/V can be converted
 replace = Path.replace  # a name of this module, so that a test can put a function here that fails
 
 
@@ -157,9 +158,10 @@ def _parse(data: bytes, model: Model, pool: KVPool, convert: bool) -> tuple[list
     log, kv = token_ids_of("its log", tensors["log"].tolist(), model.config.vocab_size), tensors["kv"]
     if header["origin"] != model.origin:
         raise ValueError("it was written with another model: open a new session")
-    if convert and {kv.dtype, pool.kv.dtype} <= FLOATS and kv.dtype != pool.kv.dtype:
+    if convert and {kv.dtype, pool.kv.dtype} <= FORMATS and kv.dtype != pool.kv.dtype:
         warnings.warn(f"K/V were converted from {kv.dtype} to {pool.kv.dtype}: outputs may differ", stacklevel=6)
-        kv = kv.to(pool.kv.dtype)
+        kv = dequantise(kv, torch.float32) if kv.dtype == torch.int8 else kv
+        kv = quantise(kv) if pool.kv.dtype == torch.int8 else kv.to(pool.kv.dtype)
     elif header["model"] != model.fingerprint:
         raise ValueError(f"it was written in another precision, {kv.dtype}: convert=True rounds to {pool.kv.dtype}")
     layers, two, heads, _, dim = pool.kv.shape

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tiny import IDS, SAMPLINGS, engine, hf_model, tokenizer
 
 from minstate import BadValue, Engine, Sampling, SessionBusy, SessionClosed, UnreadableSession
+from minstate.kv_int8 import dequantise, quantise
 from minstate.lab.engines.baselines import NaiveEngine
 from minstate.model import Model
 from minstate.model_config import ModelConfig
@@ -134,8 +135,8 @@ def model_in(dtype):
     return Model(config, {name: value.detach().to(torch.float32).to(dtype) for name, value in hf.state_dict().items()})
 
 
-def engine_in(dtype):
-    return Engine(model_in(dtype), tokenizer(), eos_ids=[2], page_size=4, num_pages=64)
+def engine_in(dtype, **settings):
+    return Engine(model_in(dtype), tokenizer(), eos_ids=[2], page_size=4, num_pages=64, **settings)
 
 
 @pytest.mark.parametrize("target", [torch.float64, torch.bfloat16])
@@ -156,6 +157,24 @@ def test_another_precision_is_converted_where_that_is_asked_for_and_says_so(targ
     expected = send(engine_in(target).open(), [*session.token_ids, 7, 8])
     assert turn.token_ids == expected.token_ids == send(session, [7, 8]).token_ids
     theirs.check()
+
+
+def test_8_bits_are_converted_from_and_to_where_that_is_asked_for():
+    wide, narrow = engine_in(torch.float32), engine_in(torch.float32, kv_dtype="int8")
+    session = wide.open()
+    send(session, list(range(20, 50)))
+    with pytest.raises(UnreadableSession):
+        narrow.adopt(wide.export(session))
+    with pytest.warns(UserWarning, match="to torch.int8"):
+        adopted = narrow.adopt(wide.export(session), convert=True)
+    rows, kv = (e.pool.kv[:, :, :, s.sequence.table.slots] for e, s in ((narrow, adopted), (wide, session)))
+    assert torch.equal(rows, quantise(kv))
+    with pytest.warns(UserWarning, match="from torch.int8"):
+        back = wide.adopt(narrow.export(adopted), "another tenant", convert=True)
+    assert torch.equal(wide.pool.kv[:, :, :, back.sequence.table.slots], dequantise(rows, torch.float32))
+    assert send(adopted, [7, 8]).stats.prefilled == send(back, [7, 8]).stats.prefilled == 3
+    narrow.check()
+    wide.check()
 
 
 def test_another_model_is_refused_even_if_conversion_is_asked_for():

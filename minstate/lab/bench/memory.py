@@ -18,8 +18,8 @@ from minstate.lab.traces.trace import TraceTurn
 from minstate.sampling import Sampling
 
 PAGE_SIZE, AMPLE = 16, 4096  # tokens, pages
-TIERS = ("none", "host", "disk")  # below the pool
-FORMATS = ("float32", "bfloat16")  # of K/V
+TIERS = ("none", "host", "8 bits", "disk")  # below the pool; or none, and K/V in 8 bits
+FORMATS = ("float32", "bfloat16", "int8")  # of K/V
 LONG, SHORT = 7000, 1000  # tokens of a session
 ONE = {"max_new_tokens": 1, "sampling": Sampling(ignore_eos=True)}
 
@@ -38,7 +38,7 @@ def pressure(like: Engine, agents: str = "8", turns: str = "2", shares: str = "1
     A share is that of the working set: of all pages that are in use at the end if none has to be evicted. Each agent is
     a tenant of its own, so nothing is shared. The engine speculates, and outputs are replayed. The first turn of each
     agent is not measured: every engine adopts the sessions as they are after it. `of ample` compares the turn rate with
-    that of a pool which never evicts.
+    that of a pool which never evicts. A pool in 8 bits has as many bytes as the one in float32, so it has more pages.
     """
     traces = [scripted_trace("coding", seed).turns[: 1 + int(turns)] for seed in range(int(agents))]
     adopted = list(_first_turns(like, int(agents)))
@@ -49,8 +49,11 @@ def pressure(like: Engine, agents: str = "8", turns: str = "2", shares: str = "1
         for tier in TIERS if share == Fraction(1, 4) else TIERS[:2] if share else TIERS[:1]:
             pages = int(share * working_set) if share else AMPLE
             with scratch_folder() as folder:
-                below = {"none": {}, "host": {"host_tokens": working_set * PAGE_SIZE}, "disk": {"disk": folder}}
-                engine = _engine(like, pages, speculation=True, **below[tier])
+                below = {"host": {"host_tokens": working_set * PAGE_SIZE}, "disk": {"disk": folder}}
+                if tier == "8 bits":
+                    below[tier], wide = {"kv_dtype": "int8"}, like.model.config.kv_bytes_per_token(like.model.dtype)
+                    pages = pages * wide // like.model.config.kv_bytes_per_token(torch.int8)
+                engine = _engine(like, pages, speculation=True, **below.get(tier, {}))
                 costs = pd.DataFrame(take_turns(engine, adopted, traces))
             if share is None:
                 working_set, ample_s = pages - engine.pool.allocator.num_free, costs["total_s"].sum()
@@ -72,7 +75,7 @@ def _first_turns(like: Engine, agents: int) -> Iterator[bytes]:
 
 def take_turns(engine: Engine, adopted: Iterable[bytes], traces: Sequence[Sequence[TraceTurn]]) -> Iterator[dict]:
     """All turns of the traces but the first, in an order that is the same in every run. No session is closed before."""
-    sessions = [engine.adopt(data, f"agent {number}") for number, data in enumerate(adopted)]
+    sessions = [engine.adopt(data, f"agent {number}", convert=True) for number, data in enumerate(adopted)]
     due = [iter(trace[1:]) for trace in traces]
     order = [number for number, trace in enumerate(traces) for _ in trace[1:]]
     Random("order").shuffle(order)
