@@ -8,12 +8,13 @@ export OMP_WAIT_POLICY := passive
 # What runs the default model, by the kernels for the CPU unless they are switched off.
 WITHOUT_KERNELS := tests/test_real_model.py tests/test_weights.py tests/test_edges.py
 
-.PHONY: help run test lab browse bench gpu site weights clean
+.PHONY: help run test test-serve lab browse bench gpu site weights clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run      set up what is missing, then compare naive and stateful turns (notebook 00) into out/"
 	@echo "make test     set up what is missing, then lint, types, tests and notebooks"
+	@echo "make test-serve  set up what is missing, Ray included, then test the server on several replicas"
 	@echo "make lab      set up what is missing, then open the course in JupyterLab"
 	@echo "make browse   set up what is missing, then run every notebook in a real browser; pictures into out/browse/"
 	@echo "make site     set up what is missing, then write the executed course as web pages into out/site/"
@@ -40,6 +41,10 @@ test: weights
 	@echo "== notebooks, with their exercises solved"
 	@$(PY) -m minstate.lab.notebook.solutions
 	@$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120 out/solved/*.ipynb
+
+test-serve: weights $(VENV)/.ray
+	@echo "== the server, alone and as replicas of Ray Serve"
+	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/serve
 
 lab: weights
 	@echo "== JupyterLab on notebooks/ (stop it with Ctrl-C)"
@@ -81,6 +86,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.browse: $(VENV)/.installed
 	@echo "== what drives a browser"
 	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[browse]'
+	@touch $@
+
+$(VENV)/.ray: $(VENV)/.installed
+	@echo "== Ray Serve"
+	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	@touch $@
 
 clean:

@@ -7,7 +7,7 @@ Attention is a weighted sum, so a query may read its keys in parts and in any or
 log-sum-exp of its scores, which is the part's weight when the outputs are merged, as in
 [FlashAttention](https://arxiv.org/abs/2205.14135). So the keys of a sequence are read where they lie:
 
-    runs of adjacent pages      are slices of the pool, `kv[layer, 0, :, start:end]`: one part each, nothing is copied
+    runs of adjacent pages      are slices of the pool, `kv[layer, 0, :, start:end]`: one part each, not copied
     short runs, if several      are gathered into one buffer first, because every part costs a call of its own
     the batch's own tokens      are read from k and v with a causal mask; so no other part needs a mask
     a sliding window            is gathered whole, and read with a mask that moves from query to query
@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 
+from minstate.kv_int8 import store, vectors
 from minstate.paged_kv import KVPool, page_runs
 from minstate.ragged_batch import RaggedBatch
 
@@ -111,26 +112,25 @@ class TorchAttention:
             for window in set(windows)
             if window is not None
         }
-        _, _, kv_heads, _, head_dim = pool.kv.shape
+        _, _, kv_heads, _, width = pool.kv.shape
         most_pages = max(len(plan.gathered_pages) for plan in sum(self.windowed.values(), self.plans))
-        self.gather_buffer = pool.kv.new_empty(2, kv_heads, most_pages, pool.page_size, head_dim)
+        self.gather_buffer = pool.kv.new_empty(2, kv_heads, most_pages, pool.page_size, width)
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Store k, v `[T, H_kv, D]` in their slots; return softmax(q kᵀ · scale) v `[T, H, D]` of q `[T, H, D]`."""
-        kv = self.pool.kv[layer]  # [2, H_kv, slots, D]
-        kv[0].index_copy_(1, self.slots, k.transpose(0, 1))
-        kv[1].index_copy_(1, self.slots, v.transpose(0, 1))
+        kv = self.pool.kv[layer]  # [2, H_kv, slots, width]
+        k, v = store(kv[0], self.slots, k), store(kv[1], self.slots, v)
         out = torch.empty_like(q)
         window = self.windows[layer] if self.windows else None
         for plan in self.plans if window is None else self.windowed[window]:
             # A KV head serves a group of query heads: [queries, H, D] → [H_kv, group, queries, D].
             queries = q[plan.queries].unflatten(1, (k.shape[1], -1)).permute(1, 2, 0, 3)
             rows = queries.flatten(1, 2)
-            parts = [self._attend(rows, kv[:, :, start:end], cuts) for start, end, cuts in plan.runs]
+            parts = [self._attend(rows, vectors(kv[:, :, start:end], q.dtype), cuts) for start, end, cuts in plan.runs]
             if plan.mask is not None:
-                parts.append(self._attend_masked(queries, *self._gather(kv, plan), plan.mask.to(q)))
+                parts.append(self._attend_masked(queries, *vectors(self._gather(kv, plan), q.dtype), plan.mask.to(q)))
             elif plan.gathered_tokens:
-                parts.append(self._attend(rows, self._gather(kv, plan)))
+                parts.append(self._attend(rows, vectors(self._gather(kv, plan), q.dtype)))
             if plan.causal:
                 new_k, new_v = k[plan.queries].transpose(0, 1), v[plan.queries].transpose(0, 1)
                 parts.append(self._attend_masked(queries, new_k, new_v))
@@ -138,7 +138,7 @@ class TorchAttention:
         return out
 
     def _gather(self, kv: torch.Tensor, plan: KeyPlan) -> torch.Tensor:
-        """Copy pages together, `[2, H_kv, tokens, D]`, into a buffer that all layers use in turn."""
+        """Copy pages together, `[2, H_kv, tokens, width]`, into a buffer that all layers use in turn."""
         buffer = self.gather_buffer[:, :, : len(plan.gathered_pages)]
         pages = plan.gathered_pages.to(kv.device)
         torch.index_select(kv.unflatten(2, (-1, self.pool.page_size)), 2, pages, out=buffer)

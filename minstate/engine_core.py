@@ -80,7 +80,7 @@ class EngineCore:
         if request.error or isinstance(result, Exception):
             return None
         producing = part.count == request.remaining
-        request.account(part.count, len(part.draft), producing, self.runner.model)
+        request.account(part.count, len(part.draft), producing, self.runner)
         try:
             turn = self.output.process(request, result, part.draft) if producing else None
         except Exception as error:  # noqa: BLE001  one turn's fault, and no reason to stop the others

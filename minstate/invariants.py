@@ -5,6 +5,7 @@
                   exactly the live leaves without locks, each with its rank.
     sequences     The tree's tokens and pages down to a sequence's place are the sequence's own, position by position.
                   A running sequence has its place locked.
+    tiers         Each tier holds the pages that it counts, and no more than it may.
     tails         Of an idle sequence's K/V less than a page is not in the tree. This tail is evicted before the pages
                   in front of it.
     expectations  Each expected sequence is idle, and entered once in the tree, at the node where its place ends.
@@ -18,7 +19,7 @@ from collections.abc import Iterable
 
 from minstate.errors import BrokenInvariant
 from minstate.prefix_cache import PrefixCache
-from minstate.radix_node import TOKEN_BYTES, EvictionRank, Node
+from minstate.radix_node import TOKEN_BYTES, EvictionRank, Node, page_names
 from minstate.radix_tree import RadixTree
 from minstate.request import Request
 from minstate.sequence import Sequence
@@ -48,6 +49,7 @@ def check_cache(cache: PrefixCache, sequences: Iterable[Sequence], running: Iter
     if +cache.tree.users != Counter(sequence.root for sequence in sequences):
         raise BrokenInvariant("the sequences under the tree's roots are not those that are open")
     check_tree(cache.tree, [sequence.node for sequence in running])
+    cache.tiers.check()
     pages_of_nodes = [node.pages for node in cache.tree.nodes()]
     cache.pool.allocator.check([*pages_of_nodes, *(sequence.table.own_pages for sequence in sequences)])
     _check_places(cache, sequences, running)
@@ -74,12 +76,14 @@ def check_tree(tree: RadixTree, locked: Iterable[Node]) -> None:
 def _check_node(tree: RadixTree, node: Node, turns: int) -> None:
     """Recount one node, whose end is the place of so many running turns."""
     page_bytes = tree.page_size * TOKEN_BYTES
+    names = list(page_names(node.parent.names[-1], node.key, page_bytes)) if node.parent else node.names
     first_pages = [bytes(child.key[:page_bytes]) for child in node.children]
     children_with_locks = [child for child in node.children if child.locks]
     rank = node.rank if node.is_evictable else None
     for holds, fault in [
         (not node.dead, "is in the tree and dead"),
         (len(node.key) == len(node.pages) * page_bytes, "has a key and pages of different lengths"),
+        (node.names == names, "has names that are not those of its pages"),
         (bool(node.pages) == bool(node.parent), "is a root with pages, or another node without"),
         (first_pages == sorted(set(first_pages)), "has children out of order, or with the same first page"),
         (all(child.parent is node for child in node.children), "has a child with another parent"),

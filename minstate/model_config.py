@@ -13,6 +13,7 @@ import torch
 
 from minstate.config_values import require_sensible
 from minstate.errors import DamagedWeights, UnsupportedModel
+from minstate.kv_int8 import row_width
 from minstate.model_families import FAMILIES, Family
 from minstate.rotary import Rope
 
@@ -91,7 +92,7 @@ class ModelConfig:
 
     def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
         """Bytes that the K and V of one token take in the pool."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
+        return 2 * self.num_layers * self.num_kv_heads * row_width(self.head_dim, dtype) * dtype.itemsize
 
     def kv_bytes_read(self, tokens: int, context: int, dtype: torch.dtype) -> int:
         """Bytes of K and V that `tokens` query tokens read in all layers, the last of them from `context` keys.

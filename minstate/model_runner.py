@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from minstate.attention import TorchAttention
-from minstate.errors import UnsupportedModel
+from minstate.errors import BadValue, UnsupportedModel
 from minstate.kernel_layers import missing_in_kernels
 from minstate.memory import default_pages
 from minstate.model import Model
@@ -25,10 +25,13 @@ class Scores(NamedTuple):
 class ModelRunner:
     """Owns the pool, and runs the model over it. Raises `UnsupportedModel` where a GPU lacks triton."""
 
-    def __init__(self, model: Model, *, num_pages: int | None, page_size: int):
+    def __init__(self, model: Model, *, num_pages: int | None, page_size: int, kv_dtype: str | None = None):
         config = model.config
+        if kv_dtype not in (None, "int8"):
+            raise BadValue(f"kv_dtype must be None, for the model's, or 'int8', not {kv_dtype!r}")
+        self.kv_dtype = torch.int8 if kv_dtype else model.dtype
         if num_pages is None:
-            num_pages = default_pages(config, model.dtype, model.device, page_size)
+            num_pages = default_pages(config, self.kv_dtype, model.device, page_size)
         self.model = model
         self.pool = KVPool(
             num_layers=config.num_layers,
@@ -36,7 +39,7 @@ class ModelRunner:
             head_dim=config.head_dim,
             num_pages=num_pages,
             page_size=page_size,
-            dtype=model.dtype,
+            dtype=self.kv_dtype,
             device=model.device,
         )
         self._kernels = self._by_kernels()

@@ -100,7 +100,7 @@ class OutputProcessor:
             fits = False
         if not fits and request.replay is None:
             raise BrokenInvariant(f"token {token} was chosen, which the grammar does not allow")
-        request.forced += fits and was_forced
+        request.forced += [len(request.generated)] if fits and was_forced else []
         if not fits or (constraint.ended and request.options.sampling.ignore_eos):
             request.constraint = None  # behind its end, and where it does not fit, the output is free
 
@@ -179,13 +179,15 @@ def _stats(request: Request) -> TurnStats:
         agreed=request.agreed,
         drafted=sum(len(verdict.draft) for verdict in request.verdicts),
         accepted=sum(verdict.accepted for verdict in request.verdicts),
-        forced=request.forced,
+        forced=len(request.forced),
         forwarded=request.forwarded,
         steps=request.steps,
         preempted=request.preempted,
         dropped=request.dropped,
         flops=request.flops,
         kv_bytes_read=request.kv_bytes_read,
+        promoted=request.promoted,
+        promoted_s=request.promoted_s,
         ttft_s=request.first_token_s - request.started_s,
         total_s=time.perf_counter() - request.started_s,
     )

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from minstate.errors import BadValue, BrokenInvariant, OutOfPages
+from minstate.kv_int8 import row_width
 
 
 class PageAllocator:
@@ -96,7 +97,7 @@ class PageAllocator:
 
 
 class KVPool:
-    """The keys and values of all pages: `kv[layer, 0 for K or 1 for V, kv_head, slot, head_dim]`.
+    """The keys and values of all pages: `kv[layer, 0 for K or 1 for V, kv_head, slot, width]`; int8 is in `kv_int8.py`.
 
     Heads come before slots, so that adjacent pages of one head are one stretch of memory. On a GPU, copies of pages are
     collected until `kv` is needed, and one kernel then makes them all, because a launch takes longer than a copy.
@@ -115,7 +116,7 @@ class KVPool:
     ):
         if page_size < 1:
             raise BadValue(f"page_size must be at least 1 token, not {page_size}")
-        shape = (num_layers, 2, num_kv_heads, max(0, num_pages) * page_size, head_dim)
+        shape = (num_layers, 2, num_kv_heads, max(0, num_pages) * page_size, row_width(head_dim, dtype))
         try:
             # Not zeroed: the operating system lends memory only for what is written. Nothing unwritten is ever read.
             self._kv = torch.empty(shape, dtype=dtype, device=device)
@@ -123,8 +124,7 @@ class KVPool:
             size = math.prod(shape) * dtype.itemsize / 1e9
             why = f"no {size:,.0f} GB for {num_pages} KV pages: build the engine with fewer"
             raise OutOfPages(why, needed=num_pages) from error
-        self.allocator, self.page_size = PageAllocator(num_pages), page_size
-        self._collect = self._kv.is_cuda
+        self.allocator, self.page_size, self._collect = PageAllocator(num_pages), page_size, self._kv.is_cuda
         self._copies: dict[int, tuple[int, int, int]] = {}  # pending copies by target: source, target, tokens
 
     def __repr__(self) -> str:

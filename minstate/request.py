@@ -9,7 +9,7 @@ from tokenizers.decoders import DecodeStream
 from minstate.chat.grammar import Constraint
 from minstate.chat.tool_calls import Tools
 from minstate.chat.transcript import Transcript
-from minstate.model import Model
+from minstate.model_runner import ModelRunner
 from minstate.sampling import Penalties
 from minstate.sequence import Sequence
 from minstate.speculation import Verdict
@@ -43,6 +43,8 @@ class Request:
     waited: int = 0  # steps since it was submitted, or preempted
     cached: int = 0  # tokens that had K/V when it began to wait
     preempted: int = 0  # how many times
+    promoted: int = 0  # tokens whose K/V was brought back from a lower tier
+    promoted_s: float = 0.0
     # Written by the output processor.
     generated: list[int] = field(default_factory=list)
     tokens: list[StreamedToken] = field(default_factory=list)  # the generated ones, with the text that each completes
@@ -54,7 +56,7 @@ class Request:
     penalties: Penalties | None = None  # from the first choice on, if `options.sampling` has any
     verdicts: list[Verdict] = field(default_factory=list)
     agreed: int = 0  # replayed tokens that the model itself would have chosen
-    forced: int = 0  # generated tokens to which the constraint left no alternative
+    forced: list[int] = field(default_factory=list)  # which generated tokens the constraint left no alternative to
     # Written by the engine.
     forwarded: int = 0
     steps: int = 0
@@ -85,7 +87,7 @@ class Request:
         if self.session:
             self.session.end_turn(transcript)
 
-    def account(self, count: int, drafted: int, producing: bool, model: Model) -> None:
+    def account(self, count: int, drafted: int, producing: bool, runner: ModelRunner) -> None:
         """Count a forward pass over `count` tokens of the log, and over as many guesses as `drafted` says.
 
         producing  whether the log ends with them, so that logits were wanted there and at each guess
@@ -93,5 +95,6 @@ class Request:
         context = self.sequence.kv_len + count + drafted
         self.steps += 1
         self.forwarded += count + drafted
-        self.flops += model.config.flops(count + drafted, context, logit_rows=1 + drafted if producing else 0)
-        self.kv_bytes_read += model.config.kv_bytes_read(count + drafted, context, model.dtype)
+        config = runner.model.config
+        self.flops += config.flops(count + drafted, context, logit_rows=1 + drafted if producing else 0)
+        self.kv_bytes_read += config.kv_bytes_read(count + drafted, context, runner.kv_dtype)

@@ -177,12 +177,8 @@ class Session:
 
     @entry
     def save(self, path: str | Path) -> None:
-        """Write log and K/V into a file, from which `Engine.load` makes a session. Marks are lost. Raises OSError."""
-        self.require_idle()
-        sequence, engine = self.sequence, self.engine
-        engine.cache.refresh(sequence)
-        slots, seeds = sequence.table.slots, {"lineage": self.lineage, "forks": self.forks}
-        persistence.write(Path(path), engine.model, engine.pool, slots, sequence.log, self.transcript, seeds)
+        """`Engine.export` into a file, from which `Engine.load` makes a session. Marks are lost. Raises OSError."""
+        persistence.put(Path(path), self.engine.export(self))
 
     @entry
     def close(self) -> None:

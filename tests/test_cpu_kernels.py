@@ -62,6 +62,7 @@ def attend(case):
 @given(
     sequences=SEQUENCES,
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    kv_dtype=st.sampled_from([None, torch.int8]),
     group=st.sampled_from([1, 3, 7, 40]),
     kv_heads=st.sampled_from([1, 2]),
     head_dim=st.sampled_from([32, 64, 80, 112, 256]),
@@ -234,9 +235,9 @@ def logits_of(engine, ids, chunks, beside=()):
     return torch.cat(rows)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_deterministic_logits_are_the_same_bits_cold_warm_batched_and_as_a_draft(dtype):
-    engine = Engine.from_pretrained(dtype=dtype, deterministic=True, num_pages=300)
+@pytest.mark.parametrize("dtype, kv_dtype", [("float32", None), ("bfloat16", None), ("bfloat16", "int8")])
+def test_deterministic_logits_are_the_same_bits_cold_warm_batched_and_as_a_draft(dtype, kv_dtype):
+    engine = Engine.from_pretrained(dtype=dtype, kv_dtype=kv_dtype, deterministic=True, num_pages=300)
     ids = engine.tokenizer.encode(Path(__file__).read_text())[:330]
     cold = logits_of(engine, ids, [330])
     assert torch.equal(logits_of(engine, ids, [300, *[1] * 14, 9, 7]), cold), "warm: decoded, verified as drafts"

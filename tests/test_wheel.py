@@ -59,13 +59,14 @@ from minstate.lab.agent.workload import AgenticWorkload
 from minstate.lab.bench.__main__ import BENCHMARKS
 from minstate.kernels.cpu import build
 from minstate.lab.traces.trace import read_trace
-from minstate.serve import AsyncEngine
+from minstate.serve import AsyncEngine, live_page
 
 with AgenticWorkload(seed=0, turns=2) as workload:
     inputs = len(list(workload))
 facts = {
     "file": minstate.__file__,
     "server": sys.modules[AsyncEngine.__module__].__file__,
+    "page": sorted(path.name for path in live_page.FOLDER.iterdir()),
     "clone": paths.CLONE,
     "results": str(paths.RESULTS),
     "traces": {path.stem: len(list(read_trace(path).turns)) for path in sorted(paths.TRACES.glob("*.jsonl"))},
@@ -126,6 +127,7 @@ def test_the_installed_copy_runs_and_finds_its_data(outcome, python):
     facts, folder = outcome["facts"], python.parents[2]
     assert Path(facts["file"]).is_relative_to(folder / "environment") and facts["clone"] is None
     assert Path(facts["server"]).is_relative_to(folder / "environment")
+    assert facts["page"] == ["index.html", "page.css", "page.js"]
     assert facts["traces"] == {"agentic-0": 6, "coding-0": 35, "data_analysis-0": 12, "planning-0": 17}
     assert facts["C++"] == 5
     assert facts["inputs"] == 2 and facts["characters of source"] > 100_000

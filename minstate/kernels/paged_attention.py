@@ -25,6 +25,8 @@ computes the size of the grid from the numbers of tokens and sequences alone.
 Which keys. A program looks up the page of each key by itself. So KEYS, the keys of a tile, need not equal the page
 size, and a tile may span pages. This is how [PagedAttention](https://arxiv.org/abs/2309.06180) reads K/V.
 
+In 8 bits each D numbers are followed by their scale, which multiplies them when they are read (`minstate/kv_int8.py`).
+
 Which split. Several programs can share the keys of one row; `merge_splits.py` says why, and merges their outputs.
 """
 
@@ -54,20 +56,29 @@ def _find_sequence(query_start, tile, sequences, GROUP: tl.constexpr, ROWS: tl.c
 
 
 @triton.jit
+def _vectors(rows_at, read, dtype: tl.constexpr, HEAD_DIM: tl.constexpr, ROW: tl.constexpr, WIDTH: tl.constexpr):
+    """Keys or values at `rows_at`, zeros where they are not to be read."""
+    dim = tl.arange(0, WIDTH)
+    x = tl.load(rows_at[:, None] + dim[None, :], mask=read[:, None] & (dim < HEAD_DIM)[None, :], other=0)
+    if ROW > HEAD_DIM:
+        scale = tl.load((rows_at + HEAD_DIM).to(tl.pointer_type(tl.float32)), mask=read, other=0.0)
+        x = (x.to(tl.float32) * scale[:, None]).to(dtype)
+    return x
+
+
+@triton.jit
 def _read_keys(
     q, m, w, a, keys, values, pages, first, end, position, scale,
-    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr,
+    HEAD_DIM: tl.constexpr, ROW: tl.constexpr, WIDTH: tl.constexpr, PAGE_SIZE: tl.constexpr, KEYS: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
     """m, w and a after one more tile of keys, which begins at `first`."""
     key = first + tl.arange(0, KEYS)
-    dim = tl.arange(0, WIDTH)
     page = tl.load(pages + key // PAGE_SIZE, mask=key < end, other=0).to(tl.int64)
-    slot = page * PAGE_SIZE + key % PAGE_SIZE
-    at = slot[:, None] * HEAD_DIM + dim[None, :]
+    at = (page * PAGE_SIZE + key % PAGE_SIZE) * ROW
     # Slots beyond `end` were never written and may hold NaN. A weight of 0 would not help, because 0 · NaN is NaN.
-    written = (key < end)[:, None] & (dim < HEAD_DIM)[None, :]
-    k = tl.load(keys + at, mask=written, other=0.0)
-    v = tl.load(values + at, mask=written, other=0.0)
+    k = _vectors(keys + at, key < end, q.dtype, HEAD_DIM, ROW, WIDTH)
+    v = _vectors(values + at, key < end, q.dtype, HEAD_DIM, ROW, WIDTH)
     s = tl.dot(q, tl.trans(k), input_precision="ieee")
     if MASKED:
         s = tl.where((key < end)[None, :] & (key[None, :] <= position[:, None]), s, float("-inf"))
@@ -81,7 +92,8 @@ def _read_keys(
 @triton.jit
 def _read_split(
     q, keys, values, pages, first, end, position, read_by_all, scale,
-    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, PAGE_SIZE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, ROW: tl.constexpr, WIDTH: tl.constexpr, PAGE_SIZE: tl.constexpr, ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
 ):  # fmt: skip
     """m, w and a over the keys from `first` to `end`. Every row of the tile may read the keys below `read_by_all`."""
     m = tl.full([ROWS], LOWEST, tl.float32)
@@ -91,12 +103,12 @@ def _read_split(
         unmasked = tl.maximum(first, tl.minimum(end, read_by_all) // KEYS * KEYS)
         for at in range(first, unmasked, KEYS):
             m, w, a = _read_keys(
-                q, m, w, a, keys, values, pages, at, end, position, scale, HEAD_DIM, WIDTH, PAGE_SIZE, KEYS, False
+                q, m, w, a, keys, values, pages, at, end, position, scale, HEAD_DIM, ROW, WIDTH, PAGE_SIZE, KEYS, False
             )  # fmt: skip
         first = unmasked
     for at in range(first, end, KEYS):
         m, w, a = _read_keys(
-            q, m, w, a, keys, values, pages, at, end, position, scale, HEAD_DIM, WIDTH, PAGE_SIZE, KEYS, True
+            q, m, w, a, keys, values, pages, at, end, position, scale, HEAD_DIM, ROW, WIDTH, PAGE_SIZE, KEYS, True
         )  # fmt: skip
     return m, w, a
 
@@ -107,7 +119,7 @@ def _read_split(
 @triton.jit(do_not_specialize=["query_start", "context_len", "page_table", "sequences"])
 def attention_kernel(
     q_at, q_stride, kv, slots, out_at, lse_at, query_start, context_len, page_table, table_stride, sequences, scale,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, ROW: tl.constexpr, WIDTH: tl.constexpr,
     PAGE_SIZE: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Program (tile of rows, KV head, split): the output of its rows over its split of the keys."""
@@ -135,12 +147,12 @@ def attention_kernel(
     split_keys = tl.cdiv(tl.cdiv(readable, KEYS), SPLITS) * KEYS
     first = split * split_keys
     end = tl.minimum(readable, first + split_keys)
-    keys = kv + kv_head.to(tl.int64) * slots * HEAD_DIM
-    values = keys + tl.cast(slots, tl.int64) * KV_HEADS * HEAD_DIM
+    keys = kv + kv_head.to(tl.int64) * slots * ROW
+    values = keys + tl.cast(slots, tl.int64) * KV_HEADS * ROW
     pages = page_table + sequence.to(tl.int64) * table_stride
     m, w, a = _read_split(
         q, keys, values, pages, first, end, position, history + first_row // GROUP + 1, scale,
-        HEAD_DIM, WIDTH, PAGE_SIZE, ROWS, KEYS,
+        HEAD_DIM, ROW, WIDTH, PAGE_SIZE, ROWS, KEYS,
     )  # fmt: skip
 
     index = (token * HEADS + head) * SPLITS + split
@@ -164,13 +176,13 @@ def paged_attention(
 ) -> torch.Tensor:
     """softmax(q kᵀ / √D) v `[T, H, D]` of q `[T, H, D]`, causal among a sequence's own query tokens.
 
-    kv           `[2, H_kv, slots, D]`, contiguous: one layer of the pool, which holds the batch's own K/V already
+    kv           `[2, H_kv, slots, D]`, or D + 4 in 8 bits, contiguous: a layer of the pool, with the batch's own K/V
     query_start  `[B + 1]` int32, context_len `[B]` int32, page_table `[B, P]` int32: as in `RaggedBatch`
     max_queries  query tokens of the sequence that has most; to read it off the device, the host would have to wait
     splits       how many programs share the keys of a row, a power of 2: see `split_count`
     """
     tokens, heads, head_dim = q.shape
-    _, kv_heads, slots, _ = kv.shape
+    _, kv_heads, slots, row = kv.shape
     group = heads // kv_heads
     assert kv.is_contiguous() and q.stride()[1:] == (head_dim, 1), "the heads of a token lie side by side"
     rows, keys, warps, stages = tile_sizes(head_dim, q.dtype, max_queries * group)
@@ -180,7 +192,7 @@ def paged_attention(
     sequences = len(context_len)
     attention_kernel[tokens * group // rows + sequences, kv_heads, splits](
         q, q.stride(0), kv, slots, out, lse, query_start, context_len, page_table, page_table.stride(0), sequences,
-        math.log2(math.e) / math.sqrt(head_dim), heads, kv_heads, head_dim, width_of(head_dim), page_size, splits,
+        math.log2(math.e) / math.sqrt(head_dim), heads, kv_heads, head_dim, row, width_of(head_dim), page_size, splits,
         rows, keys, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out[:, :, 0] if splits == 1 else merge_splits(out, lse, q.dtype)

@@ -10,6 +10,7 @@ lets the turns that are under way end.
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -38,36 +39,38 @@ def read_keys(text: str) -> dict[str, str]:
     return keys
 
 
-def arguments() -> argparse.Namespace:
-    """What the command line says."""
-    parser = argparse.ArgumentParser(prog="python -m minstate.serve", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--model", help="a folder or a Hub id; the default model if it is left out")
-    parser.add_argument("--served-model-name", help="by which clients ask for the model")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000, help="0: any port that is free")
-    parser.add_argument("--api-keys", type=Path, help="a file of keys")
-    parser.add_argument("--dtype", help="float32 or bfloat16")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--num-pages", type=int, help="of the KV pool, of 16 tokens each")
-    parser.add_argument("--no-speculation", action="store_true", help="never guess tokens")
-    parser.add_argument(
+def parser(program: str, about: str | None) -> argparse.ArgumentParser:
+    """What every command that serves a model is told."""
+    known = argparse.ArgumentParser(prog=program, description=about)
+    known.formatter_class = argparse.RawDescriptionHelpFormatter
+    known.add_argument("--model", help="a folder or a Hub id; the default model if it is left out")
+    known.add_argument("--served-model-name", help="by which clients ask for the model")
+    known.add_argument("--host", default="127.0.0.1")
+    known.add_argument("--port", type=int, default=8000, help="0: any port that is free")
+    known.add_argument("--api-keys", type=Path, help="a file of keys")
+    known.add_argument("--dtype", help="float32 or bfloat16")
+    known.add_argument("--device", default="cpu")
+    known.add_argument("--num-pages", type=int, help="of the KV pool, of 16 tokens each")
+    known.add_argument("--no-speculation", action="store_true", help="never guess tokens")
+    known.add_argument(
         "--max-turns", type=int, default=Limits.turns, help="of a tenant, at once; others get status 429"
     )
-    parser.add_argument("--timeout", type=float, default=Limits.turn_s, help="seconds of a turn")
-    given = parser.parse_args()
+    known.add_argument("--timeout", type=float, default=Limits.turn_s, help="seconds of a turn")
+    return known
+
+
+def limits_of(given: argparse.Namespace) -> Limits:
+    """The limits that the command line sets. The process ends with a message if they are none."""
     if given.max_turns < 1 or not given.timeout > 0:
-        parser.error("--max-turns and --timeout are above 0")
-    return given
+        sys.exit("error: --max-turns and --timeout are above 0")
+    return Limits(turns=given.max_turns, turn_s=given.timeout)
 
 
-def main() -> None:
-    """Serve until Ctrl-C."""
-    given = arguments()
-    try:
-        from minstate.serve.listening import listen
-    except ModuleNotFoundError as error:
-        sys.exit(f"{error.name} is not installed: pip install 'minstate[serve]'")
+def prepared(given: argparse.Namespace) -> tuple[Callable[[], Engine], str, dict[str, str], Sampling, bool]:
+    """What the command line asks for: what makes an engine, the model's name, tenants by key, how to sample, if local.
+
+    The process ends with a message if there is no such model, or if the keys cannot be read.
+    """
     try:
         folder, defaults = find_model(given.model), Sampling.from_pretrained(given.model)
         keys = read_keys(given.api_keys.read_text() if given.api_keys else os.environ.get("MINSTATE_API_KEYS", ""))
@@ -75,12 +78,22 @@ def main() -> None:
         sys.exit(f"error: {error}")
     settings = {"dtype": given.dtype, "device": given.device, "num_pages": given.num_pages}
     make = partial(Engine.from_pretrained, given.model, **settings, speculation=not given.no_speculation)
-    name = given.served_model_name or folder.name
     defaults = Sampling(temperature=1.0) if defaults == Sampling() else defaults
-    limits = Limits(turns=given.max_turns, turn_s=given.timeout)
     local = given.host in ("127.0.0.1", "localhost", "::1")
     if not local and not keys:
         print("warning: everybody who reaches this port may use the model; --api-keys changes that", file=sys.stderr)
+    return make, given.served_model_name or folder.name, keys, defaults, local
+
+
+def main() -> None:
+    """Serve until Ctrl-C."""
+    given = parser("python -m minstate.serve", __doc__).parse_args()
+    limits = limits_of(given)
+    try:
+        from minstate.serve.listening import listen
+    except ModuleNotFoundError as error:
+        sys.exit(f"{error.name} is not installed: pip install 'minstate[serve]'")
+    make, name, keys, defaults, local = prepared(given)
     service = Service(AsyncEngine(make), name, limits=limits, defaults=defaults)
     sys.exit(listen(service, keys, host=given.host, port=given.port, local=local))
 

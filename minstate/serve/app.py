@@ -21,6 +21,7 @@ from minstate.serve.http import (
     tenant_of,
     while_connected,
 )
+from minstate.serve.live_page import page_routes
 from minstate.serve.metrics import metrics_text
 from minstate.serve.request_schemas import ChatRequest, ResponsesRequest
 from minstate.serve.service import Service, Work
@@ -48,7 +49,7 @@ class Server:
             ("/metrics", "GET", self.metrics),
         ]
         made = [Route(path, self._guarded(handler), methods=[method]) for path, method, handler in routes]
-        made.append(Route("/health", self.health))
+        made += [Route("/health", self.health), *page_routes(service, self.keys, local=local)]
         unknown = {404: self._unknown, 405: self._unknown}
         self.app = Starlette(routes=made, lifespan=self._lifespan, exception_handlers=unknown)
 
@@ -137,6 +138,7 @@ class Server:
         """`DELETE /v1/responses/{id}`."""
         found = self._found(request, tenant)
         self.service.conversations.forget(found)
+        self.service.activity.forget(tenant, found.id)
         return JSONResponse({"id": found.id, "object": "response", "deleted": True})
 
     async def input_items(self, request: Request, tenant: str) -> Response:

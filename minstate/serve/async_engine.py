@@ -170,6 +170,7 @@ class AsyncEngine:
                 if engine.scheduler.requests:
                     engine.step()
                 self._deliver(engine)
+            engine.flush()  # the next engine finds the prefix cache on the disk, if there is a disk tier
         except BaseException as error:  # noqa: BLE001  it is raised in all tasks that wait
             failure = error
         with suppress(RuntimeError):  # the event loop is closed: nobody waits

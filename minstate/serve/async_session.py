@@ -83,6 +83,11 @@ class AsyncTokenStream:
         return self._answer.turn
 
     @property
+    def request(self) -> Request | None:
+        """What the engine knows of the turn, once it is under way. Until its end only the owner thread reads it."""
+        return self._answer.request
+
+    @property
     def read(self) -> bool:
         """Whether the turn is done, and all of it was taken."""
         return self.turn is not None and not self._answer.items

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from minstate.serve.history import read_chat_messages
-from minstate.serve.request_schemas import ChatRequest
+from minstate.serve.request_schemas import ChatRequest, StreamOptions
 from minstate.serve.service import Asked, Service, Work, as_tool_call, logprobs_of, restrict
 
 
@@ -72,13 +72,20 @@ def completion(work: Work, tokenizer, wants_logprobs: bool) -> dict[str, Any]:
 
 async def chunks(work: Work, tokenizer, body: ChatRequest) -> AsyncIterator[dict[str, Any]]:
     """The answer piece by piece."""
-    head, begun = _head(work, "chat.completion.chunk"), set()
+    head, begun, generated = _head(work, "chat.completion.chunk"), set(), 0
+    wanted = body.stream_options or StreamOptions()
 
     def chunk(place: int, delta: dict, reason: str | None = None, logprobs: Any = None) -> dict[str, Any]:
         choice = {"index": place, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
-        return {**head, "choices": [choice]}
+        request = work.replies[0].stream.request
+        if not (wanted.continuous_usage_stats and request):
+            return {**head, "choices": [choice]}
+        prompt = request.prompt_length
+        usage = {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
+        return {**head, "choices": [choice], "usage": usage}
 
     async for place, reply, update in work.updates():
+        generated += len(update.tokens)
         if place not in begun:
             begun.add(place)
             yield chunk(place, {"role": "assistant", "content": ""})
@@ -90,7 +97,7 @@ async def chunks(work: Work, tokenizer, body: ChatRequest) -> AsyncIterator[dict
             logprobs = None
         if reply.stream.read:
             yield chunk(place, {}, reply.finish_reason)
-    if body.stream_options and body.stream_options.include_usage:
+    if wanted.include_usage:
         yield {**head, "choices": [], "usage": usage_of(work)}
 
 

@@ -53,6 +53,7 @@ class Branch:
     session: AsyncSession
     messages: list[Message]
     drift: Drift | None  # if the history does not extend what the model saw
+    parent: Stored | None = None  # whose session it is a fork of
 
 
 class Conversations:
@@ -96,13 +97,13 @@ class Conversations:
             parent = self._ending.get(keys[at])
             if parent and all(message["role"] != "assistant" for message in messages[at:]):
                 self.use(parent)
-                return Branch(await self.fork(parent.session), messages[at:], None)
+                return Branch(await self.fork(parent.session), messages[at:], None, parent)
         parent = self._named.get((tenant, name)) if name else None
         parent = parent or self._closest(keys, messages)
         if parent and parent.options == options:
             session = await self.fork(parent.session)
             drift = await session.sync(messages, tools)
-            return Branch(session, [], drift)
+            return Branch(session, [], drift, parent)
         session = await self._engine.open(messages, tools, tenant, template_options=options)
         return Branch(session, [], None)
 

@@ -60,7 +60,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
-    continuous_usage_stats: Literal[False] | None = None
+    continuous_usage_stats: bool | None = None  # of vLLM: with each chunk
 
 
 class ChatRequest(_Fields):
@@ -140,6 +140,7 @@ class ResponsesRequest(_Fields):
     moderation: None = None
     conversation: None = None
     prompt: None = None
+    stop: None = None
 
     @property
     def response_format(self) -> dict[str, Any] | None:

@@ -50,7 +50,7 @@ async def branch(service: Service, asked: Asked, previous: Stored | None) -> Bra
         if len(keys) > at + 1 and keys[at] == previous.keys[-1]:
             service.conversations.use(previous)
             session = await service.conversations.fork(previous.session)
-            return Branch(session, asked.messages[at:], None)
+            return Branch(session, asked.messages[at:], None, previous)
     return None
 
 

@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -12,6 +12,7 @@ from minstate.engine import Engine
 from minstate.errors import ContextOverflow, OutOfPages
 from minstate.request import Request
 from minstate.sampling import Sampling
+from minstate.serve.activity import Activity, Shown
 from minstate.serve.api_errors import ApiError
 from minstate.serve.async_engine import AsyncEngine
 from minstate.serve.async_session import AsyncSession, AsyncTokenStream, Update
@@ -107,9 +108,10 @@ class Work:
     """The turns of one request. Use it in `async with`: on the way out, sessions that are not kept are closed."""
 
     def __init__(self, service: "Service", asked: Asked):
-        self.service, self.asked, self.id = service, asked, uuid4().hex
+        self.service, self.asked, self.id = service, asked, service.new_id()
         self.branch: Branch | None = None
         self.replies: list[Reply] = []
+        self.shown: Shown | None = None  # on the page
 
     async def begin(self, branch: Branch | None = None) -> None:
         """Submit all turns. Raises what `Engine.submit` raises."""
@@ -123,6 +125,9 @@ class Work:
             self.replies.append(Reply(session, stream))
         for reply in self.replies:
             await reply.stream.begun()
+        parent = self.branch.parent.id if self.branch.parent else None
+        streams = [reply.stream for reply in self.replies]
+        self.shown = service.activity.begin(asked.tenant, asked.messages, parent, streams)
 
     def _submit(self, messages: list[Message], place: int):
         asked, limits = self.asked, self.service.limits
@@ -181,6 +186,8 @@ class Work:
                 stored, name=asked.name, extends=not (cut and reply.turn.finish_reason == "stop")
             )
             service.count(reply.turn)
+            if self.shown:
+                service.activity.end(self.shown, reply.stream, stored.id, reply.finish_reason, self.drift())
 
     def drift(self) -> dict[str, Any] | None:
         """Where and why the history has left what the model saw, if it has."""
@@ -216,6 +223,8 @@ class Work:
 
     async def __aexit__(self, *_) -> None:
         self.service.under_way[self.asked.tenant] -= self.asked.n
+        if self.shown:
+            self.service.activity.leave(self.shown)
         for reply in self.replies:
             await reply.stream.aclose()
         self.replies.clear()
@@ -228,6 +237,8 @@ class Service:
         self.engine, self.model, self.limits = engine, model, limits or Limits()
         self.defaults: Sampling = defaults or Sampling(temperature=1.0)
         self.conversations = Conversations(engine, self.limits.stored_tokens, self.limits.stored_s)
+        self.activity = Activity()
+        self.new_id: Callable[[], str] = lambda: uuid4().hex  # 32 digits
         self.under_way: Counter[str] = Counter()  # turns, by tenant
         self.refused = 0
         self.closing = False

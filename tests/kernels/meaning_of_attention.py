@@ -31,6 +31,7 @@ def check(sequences, splits=1, spread=1.0, **shape):
 @given(
     sequences=SEQUENCES,
     dtype=st.sampled_from(DTYPES),
+    kv_dtype=st.sampled_from([None, torch.int8]),
     group=st.sampled_from([1, 2, 3, 7]),
     kv_heads=st.sampled_from([1, 2]),
     head_dim=st.sampled_from([32, 64, 80]),

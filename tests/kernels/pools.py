@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from minstate.kv_int8 import dequantise, quantise
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ERROR = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # of numbers around 1
 WILD = 2**30  # a page id that crashes a kernel that follows it
@@ -30,6 +32,7 @@ def ragged(
     head_dim: int = 64,
     page_size: int = 16,
     dtype: torch.dtype = torch.float32,
+    kv_dtype: torch.dtype | None = None,
     spread: float = 1.0,
     seed: int = 0,
     device: str = DEVICE,
@@ -43,7 +46,8 @@ def ragged(
     contexts = [history + queries for history, queries in sequences]
     needed = [-(-context // page_size) for context in contexts]
     free = torch.randperm(sum(needed) + 3, generator=generator)
-    kv = torch.full((2, kv_heads, len(free) * page_size, head_dim), torch.nan, dtype=dtype)
+    exact = torch.float32 if kv_dtype else dtype
+    kv = torch.full((2, kv_heads, len(free) * page_size, head_dim), torch.nan, dtype=exact)
     page_table = torch.full((len(sequences), max(needed) + 2), WILD, dtype=torch.int32)
     q = torch.full((sum(queries for _, queries in sequences), heads + 1, head_dim), torch.nan, dtype=dtype)
     expected, begin = [], 0
@@ -53,6 +57,8 @@ def ragged(
         token = torch.arange(context)
         slots = pages[token // page_size] * page_size + token % page_size
         k, v = torch.randn(2, kv_heads, context, head_dim, generator=generator).to(dtype)
+        if kv_dtype == torch.int8:
+            k, v = dequantise(quantise(k), torch.float32), dequantise(quantise(v), torch.float32)
         own_q = (spread * torch.randn(queries, heads, head_dim, generator=generator)).to(dtype)
         kv[0][:, slots], kv[1][:, slots] = k, v
         q[begin : begin + queries, :heads] = own_q
@@ -61,7 +67,7 @@ def ragged(
     starts = [0, *torch.tensor([queries for _, queries in sequences]).cumsum(0).tolist()]
     return Ragged(
         q.to(device)[:, :heads],
-        kv.to(device),
+        (quantise(kv) if kv_dtype == torch.int8 else kv).to(device),
         torch.tensor(starts, dtype=torch.int32, device=device),
         torch.tensor(contexts, dtype=torch.int32, device=device),
         page_table.to(device),

@@ -89,6 +89,14 @@ def test_a_stream_is_the_whole_answer(client):
     assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
 
 
+def test_a_stream_counts_its_tokens_in_each_chunk_if_it_is_asked_to(client):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last = ask(client, [user("count this")], stream=True, stream_options=options)
+    counts = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counts == sorted(counts) and counts[-1] == last.usage.completion_tokens == 6
+    assert {chunk.usage.prompt_tokens for chunk in chunks} == {last.usage.prompt_tokens}
+
+
 def test_a_seed_decides_what_is_drawn_whichever_session_carries_it(client):
     drawn = [ask(client, [user("draw")], temperature=1, seed=7).choices[0].message.content for _ in range(3)]
     assert drawn[0] == drawn[1] == drawn[2]

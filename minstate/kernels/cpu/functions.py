@@ -1,12 +1,13 @@
 """The C++ kernels as functions of tensors: the names and contracts of the Triton kernels beside this folder.
 
 Each function checks what its kernel takes for granted, allocates the output, and passes addresses. Tensors are on the
-CPU, in float32 or bfloat16.
+CPU, in float32 or bfloat16, a pool's also in int8.
 """
 
 import ctypes
 import math
 from collections.abc import Callable
+from functools import cache
 
 import torch
 
@@ -20,22 +21,18 @@ SIGNATURES = {
     "silu_mul": [POINTER, POINTER, INT, INT],
     "linear": [*[POINTER] * 4, INT, INT, INT],
 }
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8"}
 
 
-def _bind() -> dict[tuple[str, torch.dtype], Callable]:
-    """The compiled function for each kernel and dtype. Raises `UnsupportedModel`."""
-    bound = {}
-    for name, types in SIGNATURES.items():
-        for dtype, suffix in DTYPES.items():
-            function = getattr(library(), f"{name}_{suffix}")
-            function.argtypes, function.restype = types, None
-            bound[name, dtype] = function
-    return bound
+@cache
+def kernel(name: str, *dtypes: torch.dtype) -> Callable[..., None]:
+    """The compiled function for these dtypes: of the numbers, and of the pool for those that use it."""
+    function = getattr(library(), "_".join([name, *(NAMES[dtype] for dtype in dtypes)]))
+    function.argtypes, function.restype = SIGNATURES[name], None
+    return function
 
 
-KERNELS = _bind()
-PANEL = library().panel_width()  # outputs that `linear` computes side by side
+PANEL = library().panel_width()  # outputs that `linear` computes side by side; raises `UnsupportedModel`
 LANES = PANEL // 2  # numbers of a vector: rows and heads must be whole vectors
 
 
@@ -45,8 +42,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.
     assert x[0].is_contiguous() and weight.is_contiguous() and (residual is None or residual.is_contiguous())
     out = x.new_empty(x.shape)
     stored = None if residual is None else residual.data_ptr()
-    KERNELS["rms_norm", x.dtype](
-        x.data_ptr(), x.stride(0), stored, weight.data_ptr(), out.data_ptr(), len(x), heads, x.shape[-1], eps
+    kernel("rms_norm", x.dtype)(
+        x.data_ptr(), x.stride(0), stored, weight.data_ptr(), out.data_ptr(), x.shape[0], heads, x.shape[-1], eps
     )
     return out
 
@@ -65,7 +62,7 @@ def append_kv(
     assert qkv.is_contiguous() and kv.is_contiguous() and cos.is_contiguous() and sin.is_contiguous()
     assert positions.dtype == token_slots.dtype == torch.int32
     q = qkv.new_empty(tokens, rows - 2 * kv_heads, head_dim)
-    KERNELS["append_kv", qkv.dtype](
+    kernel("append_kv", qkv.dtype, kv.dtype)(
         qkv.data_ptr(), cos.data_ptr(), sin.data_ptr(), positions.data_ptr(), token_slots.data_ptr(), q.data_ptr(),
         kv.data_ptr(), tokens, q.shape[1], kv_heads, head_dim, slots,
     )  # fmt: skip
@@ -87,9 +84,9 @@ def paged_attention(
     assert kv.is_contiguous() and q.stride()[1:] == (head_dim, 1) and head_dim % LANES == 0
     assert query_start.dtype == context_len.dtype == page_table.dtype == torch.int32
     out = q.new_empty(tokens, heads, head_dim)
-    KERNELS["paged_attention", q.dtype](
+    kernel("paged_attention", q.dtype, kv.dtype)(
         q.data_ptr(), q.stride(0), kv.data_ptr(), out.data_ptr(), query_start.data_ptr(), context_len.data_ptr(),
-        page_table.data_ptr(), page_table.stride(0), len(context_len), heads, kv_heads, head_dim, page_size, slots,
+        page_table.data_ptr(), page_table.stride(0), context_len.shape[0], heads, kv_heads, head_dim, page_size, slots,
         math.log2(math.e) / math.sqrt(head_dim),
     )  # fmt: skip
     return out
@@ -100,7 +97,7 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     tokens, size = gate_up.shape[0], gate_up.shape[1] // 2
     assert gate_up.is_contiguous() and size % LANES == 0
     out = gate_up.new_empty(tokens, size)
-    KERNELS["silu_mul", gate_up.dtype](gate_up.data_ptr(), out.data_ptr(), tokens, size)
+    kernel("silu_mul", gate_up.dtype)(gate_up.data_ptr(), out.data_ptr(), tokens, size)
     return out
 
 
@@ -123,8 +120,8 @@ def linear(x: torch.Tensor, panels: torch.Tensor, bias: torch.Tensor | None, out
     outputs  N
     """
     assert x.is_contiguous() and x.dtype == panels.dtype and x.shape[1] == panels.shape[1]
-    out = x.new_empty(len(x), outputs)
-    KERNELS["linear", x.dtype](
+    out = x.new_empty(x.shape[0], outputs)  # `len` of a tensor takes longer
+    kernel("linear", x.dtype)(
         x.data_ptr(), panels.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(), *x.shape, outputs
     )
     return out

@@ -23,11 +23,11 @@ constexpr int AHEAD = 64;                // keys
 constexpr int TILE = 32;                 // rows of a tile, unless one token has more
 constexpr int FEW_TILES = 32;            // fewer are cut into chunks, so that every core has work
 
-template <class T>
+template <class T, class S>
 struct Call {
     const T* q;
     long q_stride;
-    const T *keys, *values;  // of one KV head after the other
+    const S *keys, *values;  // of one KV head after the other
     T* out;
     const int *query_start, *context_len, *page_table;
     long table_stride;
@@ -47,7 +47,7 @@ struct Partial {
     Partial(int rows, int dim) : m(rows, -INFINITY), w(rows), a((size_t)rows * dim) {}
 };
 
-// Where the D numbers of each key (or value) from `first` to `end` lie in float32; bfloat16 is widened into `wide`.
+// Where the D numbers of each key (or value) from `first` to `end` lie in float32; others are widened into `wide`.
 // Beyond `end` the last one is repeated: slots that were never written may hold NaN, and 0 * NaN is NaN. Keys that lie
 // AHEAD are requested from memory: the hardware does not foresee which page follows.
 static const float* in_float32(const float* at, float*, int) { return at; }
@@ -55,20 +55,27 @@ static const float* in_float32(const bfloat16* at, float* wide, int dim) {
     for (int d = 0; d < dim; d += LANES) store(wide + d, load(at + d));
     return wide;
 }
+static const float* in_float32(const int8_t* at, float* wide, int dim) {
+    float scale;
+    memcpy(&scale, at + dim, sizeof scale);
+    for (int d = 0; d < dim; d += LANES) store(wide + d, load(at + d) * scale);
+    return wide;
+}
 
-template <int COUNT, class T>
-static void locate(const Call<T>& call, const T* pool, const Tile& tile, int first, int end, float* wide,
+template <int COUNT, class T, class S>
+static void locate(const Call<T, S>& call, const S* pool, const Tile& tile, int first, int end, float* wide,
                    const float** at) {
     const int* pages = call.page_table + tile.sequence * call.table_stride;
-    pool += tile.kv_head * call.slots * call.dim;
+    const long row = row_width<S>(call.dim);
+    pool += tile.kv_head * call.slots * row;
     const auto number = [&](int key) {
         const long slot = (long)pages[key / call.page_size] * call.page_size + key % call.page_size;
-        return pool + slot * call.dim;
+        return pool + slot * row;
     };
     for (int i = 0; i < COUNT; i++) {
         at[i] = in_float32(number(std::min(first + i, end - 1)), wide + i * call.dim, call.dim);
         const char* later = (const char*)number(std::min(first + i + AHEAD, tile.readable - 1));
-        for (int byte = 0; byte < call.dim * (int)sizeof(T); byte += 64) __builtin_prefetch(later + byte);
+        for (int byte = 0; byte < row * (int)sizeof(S); byte += 64) __builtin_prefetch(later + byte);
     }
 }
 
@@ -112,8 +119,8 @@ static float weigh(float* scores, int keys, int width, float& m) {
     return sum(total);
 }
 
-template <class T>
-__attribute__((noinline)) static void attend(const Call<T>& call, const Tile& tile, const float* q, int chunk,
+template <class T, class S>
+__attribute__((noinline)) static void attend(const Call<T, S>& call, const Tile& tile, const float* q, int chunk,
                                              Partial& partial) {
     const int dim = call.dim, first = chunk * CHUNK, end = std::min(first + CHUNK, tile.readable);
     const int width = (end - first + LANES - 1) / LANES * LANES, group = tile.rows / tile.tokens;
@@ -160,8 +167,8 @@ __attribute__((noinline)) static void merge(Partial& all_so_far, const Partial& 
     }
 }
 
-template <class T>
-static std::vector<float> scaled_queries(const Call<T>& call, const Tile& tile) {
+template <class T, class S>
+static std::vector<float> scaled_queries(const Call<T, S>& call, const Tile& tile) {
     const int group = call.heads / call.kv_heads;
     std::vector<float> q((size_t)tile.rows * call.dim);
     for (int row = 0; row < tile.rows; row++) {
@@ -172,8 +179,8 @@ static std::vector<float> scaled_queries(const Call<T>& call, const Tile& tile) 
     return q;
 }
 
-template <class T>
-static void write(const Call<T>& call, const Tile& tile, const Partial& total) {
+template <class T, class S>
+static void write(const Call<T, S>& call, const Tile& tile, const Partial& total) {
     const int group = call.heads / call.kv_heads;
     for (int row = 0; row < tile.rows; row++) {
         const long token = tile.token + row / group, head = tile.kv_head * group + row % group;
@@ -183,8 +190,8 @@ static void write(const Call<T>& call, const Tile& tile, const Partial& total) {
     }
 }
 
-template <class T>
-static std::vector<Tile> tiles_of(const Call<T>& call) {
+template <class T, class S>
+static std::vector<Tile> tiles_of(const Call<T, S>& call) {
     const int group = call.heads / call.kv_heads, most = std::max(1, TILE / group);
     std::vector<Tile> tiles;
     for (int b = 0; b < call.sequences; b++) {
@@ -199,8 +206,8 @@ static std::vector<Tile> tiles_of(const Call<T>& call) {
     return tiles;
 }
 
-template <class T>
-static void paged_attention(const Call<T>& call) {
+template <class T, class S>
+static void paged_attention(const Call<T, S>& call) {
     const std::vector<Tile> tiles = tiles_of(call);
     const int count = tiles.size();
     if (count >= FEW_TILES) {
@@ -236,15 +243,19 @@ static void paged_attention(const Call<T>& call) {
     }
 }
 
-#define DEFINE(T)                                                                                                     \
-    void paged_attention_##T(const T* q, long q_stride, const T* kv, T* out, const int* query_start,                 \
-                             const int* context_len, const int* page_table, long table_stride, int sequences,        \
-                             int heads, int kv_heads, int dim, int page_size, long slots, float scale) {              \
-        paged_attention(Call<T>{q, q_stride, kv, kv + kv_heads * slots * dim, out, query_start, context_len,          \
-                                page_table, table_stride, sequences, heads, kv_heads, dim, page_size, slots, scale}); \
+#define DEFINE(T, S)                                                                                                 \
+    void paged_attention_##T##_##S(const T* q, long q_stride, const S* kv, T* out, const int* query_start,           \
+                                   const int* context_len, const int* page_table, long table_stride, int sequences,  \
+                                   int heads, int kv_heads, int dim, int page_size, long slots, float scale) {        \
+        const S* values = kv + kv_heads * slots * row_width<S>(dim);                                                  \
+        paged_attention(Call<T, S>{q, q_stride, kv, values, out, query_start, context_len, page_table, table_stride,  \
+                                   sequences, heads, kv_heads, dim, page_size, slots, scale});                        \
     }
 using float32 = float;
+using int8 = int8_t;
 extern "C" {
-DEFINE(float32)
-DEFINE(bfloat16)
+DEFINE(float32, float32)
+DEFINE(float32, int8)
+DEFINE(bfloat16, bfloat16)
+DEFINE(bfloat16, int8)
 }

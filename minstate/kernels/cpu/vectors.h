@@ -3,7 +3,8 @@
 // The vector extensions of GCC and Clang (https://gcc.gnu.org/onlinedocs/gcc/Vector-Extensions.html) give arithmetic on
 // whole vectors to ordinary operators. The compiler then chooses the instructions: AVX2, AVX-512 or NEON.
 //
-// Numbers are stored in float32 or in bfloat16, the upper half of a float32. All arithmetic is in float32.
+// Numbers are stored in float32 or in bfloat16, the upper half of a float32; keys and values also in 8 bits
+// (minstate/kv_int8.py). All arithmetic is in float32.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -20,6 +21,10 @@ using bits = uint32_t __attribute__((vector_size(4 * LANES)));
 using halves = uint16_t __attribute__((vector_size(2 * LANES)));
 struct bfloat16 { uint16_t upper; };
 
+// How many S a vector of `dim` numbers takes in the pool.
+template <class S>
+inline long row_width(int dim) { return sizeof(S) == 1 ? dim + sizeof(float) : dim; }
+
 inline vec all(float x) { return x - vec{}; }
 
 inline vec load(const float* at) { vec x; memcpy(&x, at, sizeof x); return x; }
@@ -28,6 +33,13 @@ inline vec load(const bfloat16* at) {
     halves upper;
     memcpy(&upper, at, sizeof upper);
     return (vec)(__builtin_convertvector(upper, bits) << 16);
+}
+
+inline vec load(const int8_t* at) {
+    using ints = int32_t __attribute__((vector_size(4 * LANES)));
+    int8_t __attribute__((vector_size(LANES))) x;
+    memcpy(&x, at, sizeof x);
+    return __builtin_convertvector(__builtin_convertvector(x, ints), vec);
 }
 
 inline void store(float* at, vec x) { memcpy(at, &x, sizeof x); }

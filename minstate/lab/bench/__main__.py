@@ -17,15 +17,21 @@ from minstate.lab.paths import RESULTS
 BENCHMARKS = (  # each is a function in the module of its name
     "ablation",
     "cpu_steps",
+    "doctor",
     "gpu",
     "kernels",
+    "kv_int8",
     "many_agents",
+    "many_machines",
+    "memory",
     "paged_decode",
     "peers",
     "prompt_lookup",
     "radix_tree",
+    "serve_load",
     "simulate",
     "speculation",
+    "weka",
 )
 
 
@@ -53,7 +59,7 @@ def main() -> None:
         **table.attrs,
         "rows": table.reset_index().to_dict("records"),
     }
-    which = [value for name, value in settings.items() if name in ("workload", "dtype")]
+    which = [value for name, value in settings.items() if name in ("workload", "device", "dtype")]
     path = arguments.out / f"{'_'.join([arguments.name, *which])}.json"
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(f"written to {path}")

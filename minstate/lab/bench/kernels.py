@@ -1,4 +1,4 @@
-"""Paged attention on a GPU, beside its roofline and torch's attention. Needs an NVIDIA GPU.
+"""Paged attention on a GPU, beside its roofline and torch's attention; with `device=cpu`, the kernels for a CPU.
 
 The roofline is measured on the same GPU: the bandwidth of a copy, and the arithmetic of a large matrix product. Between
 two runs `triton.testing.do_bench` overwrites the L2 cache, so every run reads its keys from memory.
@@ -57,13 +57,17 @@ def cases() -> list[AttentionCase]:
     return [case for case in decodes + chunks if case.bytes_moved(torch.bfloat16) < MAX_BYTES]
 
 
-def kernels(dtype: str = "bfloat16", seconds: str = "inf", flex: str = "yes") -> pd.DataFrame:
+def kernels(dtype: str = "bfloat16", seconds: str = "inf", flex: str = "yes", device: str = "cuda") -> pd.DataFrame:
     """For each case the milliseconds of our kernel and of torch's, and the share of the roofline that ours reaches.
 
     After `seconds` no further case begins. With `flex="no"`, FlexAttention is left out: torch compiles it anew for each
     case, which takes longer than all measurements. Raises `BadValue` if there is no GPU, and AssertionError if two
-    kernels disagree.
+    kernels disagree. For `device="cpu"` see `cpu_kernels.py`.
     """
+    if device == "cpu":
+        from minstate.lab.bench.cpu_kernels import cpu_kernels  # compiles them
+
+        return cpu_kernels(getattr(torch, dtype))
     if not torch.cuda.is_available():
         raise BadValue("this benchmark times GPU kernels and needs an NVIDIA GPU that torch can use: none was found")
     precision = getattr(torch, dtype)

@@ -59,11 +59,12 @@ def poison(engine: Engine) -> None:
     """Fill every free page with NaN, now and whenever one is freed: a stale read then shows in the output."""
     allocator, release = engine.pool.allocator, engine.pool.allocator.release
     pages = engine.pool.kv.unflatten(3, (-1, engine.pool.page_size))
-    pages[:, :, :, [page for page, owners in enumerate(allocator.owners) if not owners]] = torch.nan
+    nan = torch.nan if pages.is_floating_point() else -1  # a scale whose bytes are −1 is NaN
+    pages[:, :, :, [page for page, owners in enumerate(allocator.owners) if not owners]] = nan
 
     def release_and_poison(released) -> None:
         released = list(released)
         release(released)
-        pages[:, :, :, [page for page in released if not allocator.owners[page]]] = torch.nan
+        pages[:, :, :, [page for page in released if not allocator.owners[page]]] = nan
 
     allocator.release = release_and_poison

@@ -7,6 +7,7 @@ import torch
 
 from minstate.kernels.paged_attention import paged_attention
 from minstate.kernels.tiles import busy_programs, split_count
+from minstate.kv_int8 import store
 from minstate.paged_kv import KVPool
 from minstate.ragged_batch import RaggedBatch
 
@@ -31,9 +32,9 @@ class TritonAttention:
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Store k, v `[T, H_kv, D]` in the batch's slots; return softmax(q kᵀ / √D) v `[T, H, D]` of q `[T, H, D]`."""
-        kv = self.pool.kv[layer]  # [2, H_kv, slots, D]
-        kv[0].index_copy_(1, self.slots, k.transpose(0, 1))
-        kv[1].index_copy_(1, self.slots, v.transpose(0, 1))
+        kv = self.pool.kv[layer]  # [2, H_kv, slots, width]
+        store(kv[0], self.slots, k)
+        store(kv[1], self.slots, v)
         programs = busy_programs(
             tuple(q.shape), q.dtype, k.shape[1], sequences=self.sequences, max_queries=self.max_queries
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minstate.chat.dialect import Reply
-from minstate.lab.doctor import as_row, table, tokenizers
+from minstate.lab.doctor.templates import as_row, table, tokenizers
 from minstate.lab.engines.template_styles import STYLES
 from minstate.lab.templates.check import check_template, control_tokens_in
 

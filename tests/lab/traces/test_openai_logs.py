@@ -94,7 +94,7 @@ def test_logs_are_read_from_files(tmp_path, form):
 
 
 BAD_LOGS = {
-    "no messages": ({"tools": []}, "the key 'messages' in a record"),
+    "no messages": ({"tools": []}, r"expected a request \("),
     "an image": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         "content parts that are text in message 1",
@@ -108,7 +108,7 @@ BAD_LOGS = {
         "an object of arguments of ls in message 3",
     ),
     "an unknown call": ({"messages": [*WHOLE[:2], WHOLE[3]]}, "one of the calls so far, found 'c1'"),
-    "an empty reply": ({"messages": [user("hi"), {"role": "assistant", "content": None}]}, "in message 2, found None"),
+    "an empty reply": ({"messages": [user("hi"), {"role": "assistant", "content": None}]}, "in message 2, found ''"),
     "two replies": (
         {"messages": [user("hi"), assistant("a"), assistant("b")]},
         "found two messages of the assistant in a row",
@@ -122,9 +122,14 @@ def test_a_log_that_cannot_be_replayed_is_an_error(tmp_path, problem):
     record, message = BAD_LOGS[problem]
     (tmp_path / "log.jsonl").write_text(json.dumps(record) + "\n")
     with pytest.raises(TraceError, match=message):
-        from_openai(tmp_path / "log.jsonl")
+        from_openai(tmp_path / "log.jsonl", strict=True)
     with pytest.raises(TraceError, match=r"^(record 1|the log): expected"):
-        from_openai([record])
+        from_openai([record], strict=True)
+
+
+def test_what_cannot_be_replayed_is_skipped_and_counted():
+    trace = from_openai([{"messages": WHOLE}, *(record for record, _ in BAD_LOGS.values()), {"messages": [*WHOLE]}])
+    assert trace.header.more["skipped"] == 3  # no messages, an empty reply, two replies; the others are repaired
 
 
 def test_a_converted_log_can_be_replayed():

@@ -1,12 +1,11 @@
-"""Look at what minstate makes of what others made: `python -m minstate.lab.doctor template PATH…`.
+"""The doctor's check of chat templates: `python -m minstate.lab.doctor template PATH…`.
 
-`template` checks chat templates. Each path is a Jinja file, a folder of such files, or a folder with a tokenizer, and
+Each path is a Jinja file, a folder of such files, or a folder with a tokenizer, and
 the promise is checked that every turn's delta is what the template writes, that calls, thoughts and results can be read
 back, and that content cannot write a control token. A template without its tokenizer gets one of bytes, with what looks
 like a control token in it as a control token.
 """
 
-import argparse
 import datetime
 import json
 import sys
@@ -77,28 +76,15 @@ def as_row(verdict: Verdict) -> dict:
     return {"name": verdict.name, "outcome": verdict.outcome, **about, "checks": checks}
 
 
-def main() -> None:
-    """Check what the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m minstate.lab.doctor", description=__doc__.partition("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    template = commands.add_parser("template", help="check chat templates")
-    template.add_argument("paths", nargs="+", type=Path, help="a Jinja file, a folder of them, or a tokenizer's folder")
-    template.add_argument("--json", type=Path, help="also write names and outcomes into this file")
-    arguments = parser.parse_args()
-    missing = [str(path) for path in arguments.paths if not path.exists()]
-    if missing:
-        parser.error(f"there is no {', '.join(missing)}")
-    found = [check_template(*each) for each in tqdm(tokenizers(arguments.paths), unit="template", file=sys.stderr)]
+def run(paths: list[Path], json_path: Path | None) -> None:
+    """Check the templates at these paths, print a table, and perhaps write the outcomes into a file."""
+    found = [check_template(*each) for each in tqdm(tokenizers(paths), unit="template", file=sys.stderr)]
     print(table(found))
-    if arguments.json:
+    if json_path:
         rows = ",\n  ".join(json.dumps(as_row(verdict), ensure_ascii=False) for verdict in found)
         about = {
             "command": f"python -m minstate.lab.doctor {' '.join(sys.argv[1:])}",
             "date": datetime.date.today().isoformat(),
             "machine": machine(),
         }
-        arguments.json.write_text(f'{json.dumps(about)[:-1]}, "rows": [\n  {rows}\n]}}\n')
-
-
-if __name__ == "__main__":
-    main()
+        json_path.write_text(f'{json.dumps(about)[:-1]}, "rows": [\n  {rows}\n]}}\n')

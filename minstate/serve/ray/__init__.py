@@ -1,0 +1,1 @@
+"""The server on many machines, by Ray Serve: a door that routes, and replicas with an engine each."""
