@@ -25,6 +25,8 @@ def _equal(got: object, expected: object) -> bool:
     """Whether both are equal; numbers and lists of numbers, up to rounding."""
     if got is None or expected is None:  # numpy would read None as NaN, which equals nothing
         return got is expected
+    if isinstance(got, list | tuple) and isinstance(expected, list | tuple):
+        return len(got) == len(expected) and all(map(_equal, got, expected))
     try:
         got_numbers, numbers = np.asarray(got, dtype=float), np.asarray(expected, dtype=float)
     except (TypeError, ValueError):

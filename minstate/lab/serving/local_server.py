@@ -14,7 +14,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,8 +105,12 @@ def local_server(
     server = uvicorn.Server(uvicorn.Config(app, ws="none", log_level="error"))
     with closing(loop), socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        serving = server.serve([listening])
-        thread = threading.Thread(target=lambda: loop.run_until_complete(serving), name="minstate server")
+
+        def serve() -> None:
+            with suppress(SystemExit):  # uvicorn's, if the application could not begin
+                loop.run_until_complete(server.serve([listening]))
+
+        thread = threading.Thread(target=serve, name="minstate server")
         thread.start()
         try:
             while not server.started:

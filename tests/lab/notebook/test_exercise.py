@@ -22,6 +22,9 @@ def test_none_may_be_the_right_answer(capsys):
     assert "correct, in 2 of 2 cases" in capsys.readouterr().out
     with pytest.raises(AssertionError):
         check(lambda x: x, ((0,), None))
+    check(lambda x: (x or None, [x]), ((0,), (None, [0])), ((1 / 3,), (0.33333333, [0.33333333])))
+    with pytest.raises(AssertionError):
+        check(lambda x: (x, [x]), ((0,), (None, [0])))
 
 
 @pytest.mark.parametrize("answer", [lambda x: x, lambda x: None, 7])
