@@ -14,6 +14,7 @@ from test_server import GREEDY, running
 
 from minstate.lab.engines.small_engine import small_engine
 
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine takes longer than Ray expects
 ray = pytest.importorskip("ray", reason="needs the extra `ray`")
 from ray import serve  # noqa: E402  it is there
 

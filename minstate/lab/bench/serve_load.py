@@ -125,6 +125,7 @@ def serve_load(dtype: str = "float32") -> pd.DataFrame:
                 for clients in CLIENTS:
                     bar.set_description(f"{api}, {clients} clients")
                     rows.append(measure(guidellm, address, api, clients))
+                    bar.write(str(rows[-1]))  # a run takes a minute, and the next one may fail
                     bar.update()
     table = pd.DataFrame(rows).set_index(["api", "clients"])
     version = subprocess.run([guidellm, "--version"], check=True, capture_output=True, text=True).stdout.strip()

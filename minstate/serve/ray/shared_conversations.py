@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from minstate.engine import Engine
-from minstate.errors import UnreadableSession
+from minstate.errors import OutOfPages, UnreadableSession
 from minstate.serve.async_engine import AsyncEngine
 from minstate.serve.async_session import AsyncSession
 from minstate.serve.conversations import Branch, Conversations, Stored
@@ -107,7 +107,8 @@ class SharedConversations(Conversations):
         """Put the latest ends of conversations into the store once more, with their K/V: this replica ends."""
         room = HANDED_OVER
         for stored in sorted(self.stored.values(), key=lambda stored: -stored.used):
-            if room > 0:
+            newest = self._holding.get(stored.keys[-1]) is stored  # no later turn goes on from it
+            if room > 0 and newest:
                 room -= await self._put(stored, None, self._ending.get(stored.keys[-1]) is stored, kv=True)
 
     async def _put(self, stored: Stored, name: str | None, extends: bool, *, kv: bool = False) -> int:
@@ -130,7 +131,7 @@ class SharedConversations(Conversations):
             session = await self._engine.call(
                 lambda engine: AsyncSession(self._engine, unpack(engine, kept.session, tenant))
             )
-        except UnreadableSession as error:  # of another model: the history is computed from its text
+        except (UnreadableSession, OutOfPages) as error:  # the history, if there is one, is computed from its text
             logging.getLogger(__name__).warning("a turn of another replica's cannot be taken over: %s", error)
             return
         if kept.stored["id"] not in self.stored:  # two requests may have asked at the same time
