@@ -75,7 +75,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	  echo "Name another one: make PYTHON=python3.12"; exit 1; }
 	@echo "== environment in $(VENV) (the first time takes some minutes)"
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[lab,test]'
+	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[lab,serve,test]'
 	@touch $@
 
 $(VENV)/.browse: $(VENV)/.installed

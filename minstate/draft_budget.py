@@ -17,7 +17,7 @@ import math
 from bisect import bisect_right
 from collections import abc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
 from itertools import accumulate, pairwise
@@ -41,6 +41,8 @@ class CostTable:
     contexts: tuple[int, ...]  # rising
     ms: tuple[tuple[float, ...], ...]  # a row for each context, a column for each number of tokens
     machine: str = ""
+    host_bytes_per_s: float = 2e9  # at which pages of K/V come back into the pool
+    disk_bytes_per_s: float = 5e8
 
     def __post_init__(self) -> None:
         shape = {len(row) for row in self.ms} == {len(self.tokens)} and len(self.ms) == len(self.contexts)
@@ -61,7 +63,7 @@ class CostTable:
         """Write the table into a file, beside tables of other names."""
         path = Path(path)
         known = json.loads(path.read_text()) if path.exists() else {}
-        known[name] = {"machine": self.machine, "tokens": self.tokens, "contexts": self.contexts, "ms": self.ms}
+        known[name] = asdict(self)
         path.write_text(json.dumps(known, indent=1) + "\n")
 
     @classmethod
@@ -81,7 +83,7 @@ class CostTable:
             raise BadValue(f"no cost table for {name}, only for {', '.join(tables)}")
         table = tables[name]
         rows = tuple(tuple(row) for row in table["ms"])
-        return cls(tuple(table["tokens"]), tuple(table["contexts"]), rows, table.get("machine", ""))
+        return cls(**table | {"tokens": tuple(table["tokens"]), "contexts": tuple(table["contexts"]), "ms": rows})
 
 
 @dataclass

@@ -14,9 +14,10 @@ import torch
 from minstate import persistence
 from minstate.arguments import require_embedded, token_ids_of, whole_number
 from minstate.chat.conversation import Chat, read_input
-from minstate.chat.grammar import Constraint, Grammars
+from minstate.chat.grammar import Grammars
 from minstate.chat.tool_calls import Tools
 from minstate.chat.transcript import Continuation, Options, Transcript
+from minstate.draft_budget import CostTable
 from minstate.engine_core import EngineCore
 from minstate.errors import BadValue, EngineMisuse, UnsupportedModel, UnsupportedSchema
 from minstate.guard import Guard, entry
@@ -31,8 +32,10 @@ from minstate.request import Request
 from minstate.scheduler import Scheduler
 from minstate.sequence import Sequence
 from minstate.session import Session
-from minstate.speculation import GRAMMAR, Speculation, Speculator
-from minstate.turn import TurnOptions, takes_turn_options
+from minstate.speculation import Speculation, Speculator
+from minstate.tiers import Tiers
+from minstate.turn import takes_turn_options
+from minstate.turn_input import constraint_of, read_options
 from minstate.weights import load_model
 
 
@@ -41,12 +44,12 @@ class Engine:
 
     num_pages     of the pool; None: 65,536 tokens, but at most a quarter of the free memory. `engine.pool` shows both
     kv_dtype      "int8": keys and values in 8 bits, see `kv_int8.py`; None: as the model computes
-    token_budget  query tokens a forward pass takes at most: longer prompts are prefilled in chunks, between which
-                  running decodes go on
-    prefix_cache  whether sessions of one tenant share what they have in common; if not, a session shares with its own
-                  forks only
+    token_budget  query tokens of a forward pass at most: longer prompts are prefilled in chunks, between decodes
+    prefix_cache  whether sessions of one tenant share what they have in common, or a session with its own forks only
     speculation   whether several tokens are guessed and checked in one forward pass; a `Speculation` says how. The
                   output is the same either way, but for rounding at near-ties, which bfloat16 has many of
+    host_tokens   tokens whose K/V host memory keeps when the pool has no room for it; none by default
+    disk          a folder of `disk_bytes` at most that keeps what has no room in either, for later engines, too
     clock         seconds, for `timeout_s` and `Session.expect`; no other decision of the engine reads it
     """
 
@@ -62,17 +65,21 @@ class Engine:
         token_budget: int = 512,
         prefix_cache: bool = True,
         speculation: bool | Speculation = False,
+        host_tokens: int = 0,
+        disk: str | Path | None = None,
+        disk_bytes: int = 16 * 10**9,
         clock: Callable[[], float] = time.monotonic,
     ):
-        page_size = whole_number("page_size", page_size, 1)
-        token_budget = whole_number("token_budget", token_budget, 1)
+        page_size, token_budget = whole_number("page_size", page_size, 1), whole_number("token_budget", token_budget, 1)
         num_pages = None if num_pages is None else whole_number("num_pages", num_pages, 1)
         eos = frozenset(token_ids_of("eos_ids", eos_ids, model.config.vocab_size, BadValue))
         runner = ModelRunner(model, num_pages=num_pages, page_size=page_size, kv_dtype=kv_dtype)
         self.tokenizer, self.eos_ids, self.clock = tokenizer, eos, clock
-        self.pool, self.cache = runner.pool, PrefixCache(runner.pool, clock)
-        costs = "bfloat16" if model.dtype == torch.bfloat16 else "float32"
-        self.scheduler = Scheduler(self.cache, token_budget, Speculation.of(speculation, costs))
+        speculates = Speculation.of(speculation, costs := "bfloat16" if model.dtype == torch.bfloat16 else "float32")
+        tiers = Tiers(runner.pool, speculates.costs if speculates else CostTable.default(costs), host_tokens)
+        tiers.add_disk(disk, disk_bytes, model.fingerprint)
+        self.pool, self.cache = runner.pool, PrefixCache(runner.pool, clock, tiers)
+        self.scheduler = Scheduler(self.cache, token_budget, speculates)
         self.core = EngineCore(runner, OutputProcessor(tokenizer, eos), self.scheduler, clock)
         self.prefix_cache, self.guard, self._corpora = prefix_cache, Guard(), Corpora()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -143,22 +150,34 @@ class Engine:
         transcript = Transcript(options=Options(dict(template_options or {}), content_may_control))
         if messages or tools or not isinstance(messages, list | tuple):
             transcript = self.chat.new_transcript(messages, tools, transcript.options)
-        return self.new_session(tenant, self._new_sequence(tenant, transcript.tools), transcript)
+        return self.new_session(tenant, self.new_sequence(tenant, transcript.tools), transcript)
 
     @entry
-    def load(self, path: str | Path, tenant: str = "default") -> Session:
-        """A session from a file that `Session.save` wrote. K/V that the tenant's tree has already is shared.
+    def export(self, session: Session | Iterable[int], tenant: str = "default") -> bytes:
+        """A session with the K/V that pool and tiers have of it, as bytes that `adopt` takes. The session stays.
 
-        Raises OSError, `UnreadableSession`, `BadValue`, and `OutOfPages` if the pool is too small for its K/V.
+        Or a prefix, as token ids, with what `tenant` has of it: once it is adopted, other sessions share its K/V.
+        Raises `SessionBusy`, `SessionClosed`, `BadValue`.
         """
-        log, kv, transcript, seeds = persistence.read(Path(path), self.model, self.pool)
-        sequence = self._new_sequence(tenant, transcript.tools)
-        sequence.log += log
-        session = self.new_session(tenant, sequence, transcript, (tuple(seeds["lineage"]), seeds["forks"]))
-        self.cache.fill(sequence, kv)
-        return session
+        return persistence.export(self, session, tenant)
 
-    def _new_sequence(self, tenant: str, tools: Tools) -> Sequence:
+    @entry
+    def load(self, path: str | Path, tenant: str = "default", *, convert: bool = False) -> Session:
+        """A session from a file that `Session.save` wrote: `adopt` of its bytes. Raises OSError, too."""
+        return self.adopt(Path(path).read_bytes(), tenant, convert=convert)
+
+    @entry
+    def adopt(self, data: bytes, tenant: str = "default", *, convert: bool = False) -> Session:
+        """A session from bytes that `export` made, here, in another process, or on another device.
+
+        K/V that the tenant's tree has is shared; K/V that another user has signed is computed again. `convert` rounds
+        K/V of the same model in another precision, and warns: the tenant's other sessions share it. Raises
+        `UnreadableSession`, `BadValue`, and `OutOfPages` if the pool is too small for its K/V.
+        """
+        return persistence.adopt(self, data, tenant, convert=convert)
+
+    def new_sequence(self, tenant: str, tools: Tools = ()) -> Sequence:
+        """A sequence without a log, that shares K/V with the tenant's: for `open`, `export` and `adopt`."""
         if not isinstance(tenant, str):
             raise BadValue(f"tenant must be a string, not {tenant!r}")
         sequence = Sequence(self.pool)
@@ -181,10 +200,9 @@ class Engine:
                     sequence.speculator.corpus.add_once(self.chat.encode(self.chat.dialect.opening(tool)))
 
     def new_session(self, tenant: str, sequence: Sequence, transcript: Transcript, seeds=((), 0)) -> Session:
-        """A session around `sequence`: for `open`, `load` and `Session.fork`."""
-        session = Session(self, self._sessions_made, tenant, sequence, transcript, seeds)
+        """A session around `sequence`: for `open`, `adopt` and `Session.fork`."""
+        self._sessions.add(session := Session(self, self._sessions_made, tenant, sequence, transcript, seeds))
         self._sessions_made += 1
-        self._sessions.add(session)
         return session
 
     @entry
@@ -206,17 +224,13 @@ class Engine:
             raise EngineMisuse("the session belongs to another engine: submit it there")
         # 1. Read what was passed before the session is looked at: an iterable may run any code, even a turn of it.
         token_ids = None if token_ids is None else token_ids_of("token_ids", token_ids, self.model.config.vocab_size)
-        options = TurnOptions.of(options)
-        replay = self._read_replay(options)
-        token_ids_of("logit_bias", dict(options.sampling.logit_bias), self.model.config.vocab_size, BadValue)
-        if replay is not None:
-            options = replace(options, max_new_tokens=len(replay))
+        options, replay = read_options(self, options)
         session.require_idle()
         # 2. What the turn adds to the log, for which there must be room, and what its output must fit.
         tools = session.transcript.tools if options.tools is None else options.tools
         given, dropped = Admission(session, messages, token_ids, options).admit()
         require_embedded(given.ids, self.tokenizer, self.model.config.vocab_size)
-        constraint = self._constraint(options, tools, given.thinking)
+        constraint = constraint_of(self, options, tools, given.thinking)
         # 3. From here on the turn is under way.
         request = Request(
             session.sequence,
@@ -268,33 +282,19 @@ class Engine:
         self.core.give_up(request)
 
     @entry
+    def flush(self) -> None:
+        """Copy the prefix cache to the disk tier, if there is one. Without `flush`, it has only what was evicted."""
+        self.cache.tiers.flush(self.cache.tree.nodes(self.cache.tree.tenants.values()))
+
+    @entry
     def check(self) -> None:
         """Recount everything. Raises `BrokenInvariant` if any bookkeeping contradicts itself."""
         self.recount()
 
     def recount(self) -> None:
         """As `check`, without another `entry`."""
-        check_engine(self.cache, list(self._sessions), self.scheduler.running, self.scheduler.requests)
+        check_engine(self.cache, list(self._sessions), self.guard.open, self.scheduler.running, self.scheduler.requests)
 
     def read_input(self, transcript: Transcript, log: list[int], messages, ids: list[int] | None) -> Continuation:
         """What the turn does to the log. Costs nothing per old token, unless messages are pending."""
         return read_input(lambda: self.chat, transcript, log, messages, ids)
-
-    def _read_replay(self, options: TurnOptions) -> tuple[int, ...] | None:
-        """The token ids of an output that is given as ids, text or message."""
-        replay = options.replay
-        if replay is None:
-            return None
-        if isinstance(replay, str | Mapping):
-            replay = tuple(self.chat.encode_reply(replay))
-        return tuple(token_ids_of("replay", replay, self.model.config.vocab_size))
-
-    def _constraint(self, options: TurnOptions, tools: Tools, thinking: bool) -> Constraint | None:
-        """What the output must fit. A replayed output is not constrained, but the grammar may guess at it."""
-        wanted = tools, options.tool_choice, options.response_format
-        how = {"parallel": options.parallel_tool_calls, "thinking": thinking}
-        if options.replay is None:
-            return self.grammars.constraint(*wanted, **how)
-        speculation = self.scheduler.speculation
-        guesses = speculation is not None and GRAMMAR in speculation.sources
-        return self.grammars.constraint_for_replay(*wanted, **how) if guesses else None

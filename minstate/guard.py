@@ -30,6 +30,7 @@ class Guard:
         self.suspect = ""  # the type of an exception that left a call; "" once everything has been recounted
         self.abandoned: list[Request] = []  # turns whose stream became garbage
         self.forgotten: list[Sequence] = []  # of sessions that became garbage
+        self.open: set[Sequence] = set()  # until `release`: whichever thread collects garbage, and whenever
 
     def require_owner(self) -> None:
         """Raises `EngineMisuse` in any thread but the engine's own, and inside a step."""
@@ -44,7 +45,7 @@ class Guard:
             while self.abandoned:
                 engine.core.give_up(self.abandoned.pop())
             while self.forgotten:
-                engine.cache.release(self.forgotten.pop())
+                self.release(engine, self.forgotten.pop())
             if self.suspect:
                 engine.recount()
                 self.suspect = ""
@@ -54,6 +55,11 @@ class Guard:
                 f"{self.suspect} has left this engine's bookkeeping half changed ({error}): make a new engine. The "
                 "token_ids and messages of its sessions can still be read, but sessions cannot be saved any more"
             ) from error
+
+    def release(self, engine, sequence: Sequence) -> None:
+        """A session is over: its pages are the tree's, or free."""
+        engine.cache.release(sequence)
+        self.open.discard(sequence)
 
     def abandon(self, request: Request) -> None:
         """As `Request.abort`, for a destructor, which may run in any thread and at any moment."""

@@ -5,6 +5,7 @@
                   exactly the live leaves without locks, each with its rank.
     sequences     The tree's tokens and pages down to a sequence's place are the sequence's own, position by position.
                   A running sequence has its place locked.
+    tiers         Each tier holds the pages that it counts, and no more than it may.
     tails         Of an idle sequence's K/V less than a page is not in the tree. This tail is evicted before the pages
                   in front of it.
     expectations  Each expected sequence is idle, and entered once in the tree, at the node where its place ends.
@@ -18,19 +19,23 @@ from collections.abc import Iterable
 
 from minstate.errors import BrokenInvariant
 from minstate.prefix_cache import PrefixCache
-from minstate.radix_node import TOKEN_BYTES, EvictionRank, Node
+from minstate.radix_node import TOKEN_BYTES, EvictionRank, Node, page_names
 from minstate.radix_tree import RadixTree
 from minstate.request import Request
 from minstate.sequence import Sequence
 from minstate.session import Session
 
 
-def check_engine(cache: PrefixCache, sessions: list[Session], running: list[Request], requests: list[Request]) -> None:
-    """Recount all sessions and pages, given the running turns, and all that are under way. Raises `BrokenInvariant`."""
+def check_engine(
+    cache: PrefixCache, sessions: list[Session], open_: set[Sequence], running: list[Request], requests: list[Request]
+) -> None:
+    """Recount all sessions and pages, given the running turns, and all that are under way. Raises `BrokenInvariant`.
+
+    open_  sequences of sessions that are open, or whose destructor has left them to be released
+    """
     for session in sessions:
         session.check()
-    still_open = [session.sequence for session in sessions if not session.closed]
-    check_cache(cache, still_open, running=[request.sequence for request in running])
+    check_cache(cache, open_, running=[request.sequence for request in running])
     if {session.running for session in sessions} - {None} != set(requests):
         raise BrokenInvariant("the turns of the sessions are not those of the scheduler")
 
@@ -44,6 +49,7 @@ def check_cache(cache: PrefixCache, sequences: Iterable[Sequence], running: Iter
     if +cache.tree.users != Counter(sequence.root for sequence in sequences):
         raise BrokenInvariant("the sequences under the tree's roots are not those that are open")
     check_tree(cache.tree, [sequence.node for sequence in running])
+    cache.tiers.check()
     pages_of_nodes = [node.pages for node in cache.tree.nodes()]
     cache.pool.allocator.check([*pages_of_nodes, *(sequence.table.own_pages for sequence in sequences)])
     _check_places(cache, sequences, running)
@@ -70,12 +76,14 @@ def check_tree(tree: RadixTree, locked: Iterable[Node]) -> None:
 def _check_node(tree: RadixTree, node: Node, turns: int) -> None:
     """Recount one node, whose end is the place of so many running turns."""
     page_bytes = tree.page_size * TOKEN_BYTES
+    names = list(page_names(node.parent.names[-1], node.key, page_bytes)) if node.parent else node.names
     first_pages = [bytes(child.key[:page_bytes]) for child in node.children]
     children_with_locks = [child for child in node.children if child.locks]
     rank = node.rank if node.is_evictable else None
     for holds, fault in [
         (not node.dead, "is in the tree and dead"),
         (len(node.key) == len(node.pages) * page_bytes, "has a key and pages of different lengths"),
+        (node.names == names, "has names that are not those of its pages"),
         (bool(node.pages) == bool(node.parent), "is a root with pages, or another node without"),
         (first_pages == sorted(set(first_pages)), "has children out of order, or with the same first page"),
         (all(child.parent is node for child in node.children), "has a child with another parent"),

@@ -102,13 +102,13 @@ def hidden_states(model: Model, pool: KVPool, inputs: Inputs, kernels: Kernels) 
     for i, (layer, mlp_norm, next_norm) in enumerate(
         zip(model.layers, norms[1::2], [*norms[2::2], model.norm], strict=True)
     ):
+        kv = pool.kv[i]
         qkv = layer.qkv(x).unflatten(-1, (-1, config.head_dim))
         if layer.head_norm is not None:
             qkv[:, : heads + kv_heads] = rms_norm(qkv[:, : heads + kv_heads], layer.head_norm, eps)
-        q = append_kv(qkv, *model.rotary[layer.rotary], inputs.positions, inputs.slots, pool.kv[i])
-        out = paged_attention(
-            q, pool.kv[i], inputs.query_start, inputs.context_len, inputs.page_table, page_size=pool.page_size
-        )
+        q = append_kv(qkv, *model.rotary[layer.rotary], inputs.positions, inputs.slots, kv)
+        where = inputs.query_start, inputs.context_len, inputs.page_table
+        out = paged_attention(q, kv, *where, page_size=pool.page_size)
         x = rms_norm(layer.out(out.flatten(1)), mlp_norm, eps, residual)
         x = rms_norm(layer.down(silu_mul(layer.gate_up(x))), next_norm, eps, residual)
     return x

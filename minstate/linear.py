@@ -44,9 +44,9 @@ class Linear:
         self.packed: torch.Tensor | None = None
         self.packed_dtype = _dtype_to_pack(weight)
         if kernels == "cpu":
-            from minstate.kernels.cpu.functions import pack  # compiles the kernels
+            from minstate.kernels.cpu.functions import linear, pack  # compiles the kernels
 
-            self.panels, self.weight = pack(weight), None
+            self.panels, self.weight, self.multiply = pack(weight), None, linear
             if deterministic or weight.dtype == torch.float32 or self.packed_dtype != weight.dtype:
                 self.packed_dtype = None
         if self.packed_dtype is not None:
@@ -60,11 +60,10 @@ class Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`[T, in]` → `[T, out]`."""
-        if self.panels is not None and (self.packed is None or len(x) < MANY_ROWS):
-            from minstate.kernels.cpu.functions import linear
-
-            return linear(x, self.panels, self.bias, self.outputs)
-        if self.weight is not None and (self.packed is None or len(x) == 1):
+        rows = x.shape[0]
+        if self.panels is not None and (self.packed is None or rows < MANY_ROWS):
+            return self.multiply(x, self.panels, self.bias, self.outputs)
+        if self.weight is not None and (self.packed is None or rows == 1):
             return F.linear(x, self.weight, self.bias)
         x_packed = x.to(self.packed_dtype)
         return torch.ops.mkldnn._linear_pointwise(x_packed, self.packed, self.packed_bias, "none", [], "").to(x.dtype)

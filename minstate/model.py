@@ -103,6 +103,7 @@ class Model:
                 raise DamagedWeights(f"{name} is {list(tensors[name].shape)}, but the configuration says {list(shape)}")
         self.config = config
         self.fingerprint = _fingerprint(config, tensors)
+        self.origin = _fingerprint(config, tensors, torch.bfloat16)  # the same, in whatever dtype they were loaded
         self.embedding = tensors["model.embed_tokens.weight"]
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
         self.kernels = kernels or ("cuda" if self.device.type == "cuda" else "torch")
@@ -152,11 +153,11 @@ class Model:
         return (x * weight).to(qk.dtype)
 
 
-def _fingerprint(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> str:
-    """A hash of the configuration and of a sample of every tensor: it differs between models, and between dtypes."""
+def _fingerprint(config: ModelConfig, tensors: dict[str, torch.Tensor], dtype: torch.dtype | None = None) -> str:
+    """A hash of the configuration and of a sample of every tensor, as they are or in `dtype`."""
     digest = hashlib.sha256(str(config).encode())
     for name in config.tensor_shapes():
         tensor = tensors[name]
-        sample = tensor.flatten()[:: max(1, tensor.numel() // 64)]
-        digest.update(f"{name} {tensor.dtype}".encode() + sample.double().cpu().numpy().tobytes())
+        sample = tensor.flatten()[:: max(1, tensor.numel() // 64)].to(dtype or tensor.dtype)
+        digest.update(f"{name} {sample.dtype}".encode() + sample.double().cpu().numpy().tobytes())
     return digest.hexdigest()

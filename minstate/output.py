@@ -186,6 +186,8 @@ def _stats(request: Request) -> TurnStats:
         dropped=request.dropped,
         flops=request.flops,
         kv_bytes_read=request.kv_bytes_read,
+        promoted=request.promoted,
+        promoted_s=request.promoted_s,
         ttft_s=request.first_token_s - request.started_s,
         total_s=time.perf_counter() - request.started_s,
     )

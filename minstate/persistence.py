@@ -1,7 +1,7 @@
-"""A session in a file, K/V included: it outlives the process, and goes on without computing anything again.
+"""A session as bytes, K/V included: it outlives the process, or moves to another, and goes on without computing again.
 
-The file is one safetensors file. Its tensors are the log and the K/V of the log's beginning. Its header holds the
-transcript, the model's fingerprint, a checksum of everything, and a signature of the checksum. The file is written
+The bytes are those of a safetensors file. Its tensors are the log and the K/V of the log's beginning. Its header holds
+the transcript, the model's fingerprints, a checksum of everything, and a signature of the checksum. A file is written
 under a temporary name, and then moved into place: so it is complete, or it is not there.
 
 **Whom we trust.** Whoever can write a file decides what it says: its log and messages are taken as data, and checked.
@@ -16,6 +16,8 @@ import hashlib
 import json
 import os
 import secrets
+import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,37 +29,81 @@ from safetensors.torch import load, save
 from minstate.arguments import token_ids_of
 from minstate.chat.messages import normalise, normalise_tools
 from minstate.chat.transcript import Options, Transcript
-from minstate.errors import UnreadableSession
+from minstate.errors import BadValue, UnreadableSession
 from minstate.model import Model
 from minstate.paged_kv import KVPool
+from minstate.prefix_cache import PrefixCache
+from minstate.sequence import Sequence
 from minstate.signing import sign, user_key
 
-FORMAT = "minstate-session-4"
+FORMAT = "minstate-session-5"
+FLOATS = {torch.float64, torch.float32, torch.bfloat16}  # between which K/V can be converted
 replace = Path.replace  # a name of this module, so that a test can put a function here that fails
 
 
-def write(
-    path: Path, model: Model, pool: KVPool, slots: list[int], log: list[int], transcript: Transcript, seeds: dict
-) -> None:
-    """Write a session whose first `len(slots)` tokens have their K/V in `slots`. Raises OSError.
+def export(engine: Any, what: Any, tenant: str) -> bytes:
+    """As `Engine.export`, for the methods of `Engine` and `Session` that have the same names here."""
+    if isinstance(what, Iterable):
+        sequence = engine.new_sequence(tenant)
+        sequence.log += token_ids_of("a prefix", what, engine.model.config.vocab_size, BadValue)
+        with engine.new_session(tenant, sequence, Transcript(None)) as prefix:
+            return _pack(prefix)
+    what.require_idle()
+    return _pack(what)
 
-    seeds  where the session's forks take their seeds from, as JSON values
-    """
-    tensors = {"log": torch.tensor(log, dtype=torch.int32), "kv": pool.kv[:, :, :, slots].contiguous().cpu()}
+
+def adopt(engine: Any, data: bytes, tenant: str, *, convert: bool) -> Any:
+    """As `Engine.adopt`."""
+    log, kv, transcript, seeds = _unpack(data, engine.model, engine.pool, convert)
+    sequence = engine.new_sequence(tenant, transcript.tools)
+    sequence.log += log
+    session = engine.new_session(tenant, sequence, transcript, (tuple(seeds["lineage"]), seeds["forks"]))
+    _fill(engine.cache, sequence, kv)
+    return session
+
+
+def _pack(session: Any) -> bytes:
+    """An idle `Session` as bytes, with the K/V that the pool and the tiers below it have."""
+    engine, sequence, transcript = session.engine, session.sequence, session.transcript
+    engine.cache.recall(sequence)
+    kv = engine.pool.kv[:, :, :, sequence.table.slots].contiguous().cpu()
+    tensors = {"log": torch.tensor(sequence.log, dtype=torch.int32), "kv": kv}
     header = {
         "format": FORMAT,
-        "model": model.fingerprint,
+        "model": engine.model.fingerprint,
+        "origin": engine.model.origin,
         "transcript": json.dumps(
             {**vars(transcript), "verbatim": sorted(transcript.verbatim), "options": vars(transcript.options)}
         ),
-        "seeds": json.dumps(seeds),
+        "seeds": json.dumps({"lineage": session.lineage, "forks": session.forks}),
         "signer": sign(user_key(), FORMAT),
     }
     checksum = _checksum(tensors, header)
-    _put(path, save(tensors, header | {"checksum": checksum, "signature": sign(user_key(), checksum)}))
+    return save(tensors, header | {"checksum": checksum, "signature": sign(user_key(), checksum)})
 
 
-def _put(path: Path, data: bytes) -> None:
+def _fill(cache: PrefixCache, sequence: Sequence, kv: torch.Tensor) -> None:
+    """Give an idle sequence K/V of its log's first tokens, `[layers, 2, H_kv, tokens, D]`, from outside the pool.
+
+    Pages that other sequences have published already are shared. Raises `OutOfPages`, and then the sequence has no log
+    and no K/V.
+    """
+    kv, tokens = kv.to(cache.pool.kv.device), kv.shape[3]
+    cache.begin(sequence)
+    try:
+        known = sequence.kv_len
+        if tokens > known:
+            slots = sequence.table.append(tokens - known)
+            cache.pool.kv[:, :, :, slots] = kv[:, :, :, known:]
+            sequence.table.commit()
+            cache.publish(sequence)
+    except BaseException:
+        cache.end(sequence, 0)
+        raise
+    cache.end(sequence, len(sequence.log))
+
+
+def put(path: Path, data: bytes) -> None:
     """Write a file as other tools do: through a link, with the mode of the file before it, into a device as it is."""
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
@@ -85,21 +131,20 @@ def _put(path: Path, data: bytes) -> None:
         raise
 
 
-def read(path: Path, model: Model, pool: KVPool) -> tuple[list[int], torch.Tensor, Transcript, dict]:
-    """The log, its K/V `[layers, 2, H_kv, tokens, D]`, the transcript, and the seeds, as `write` took them.
+def _unpack(data: bytes, model: Model, pool: KVPool, convert: bool) -> tuple[list[int], torch.Tensor, Transcript, dict]:
+    """The log, its K/V `[layers, 2, H_kv, tokens, D]`, the transcript, and the seeds of a session that `_pack` packed.
 
-    There are no K/V if another user has written the file. Raises OSError, and `UnreadableSession` if the file is
-    damaged, or of another model, precision or format.
+    There are no K/V if another user has packed it. Raises `UnreadableSession` if the bytes are damaged, or of another
+    model or format, and unless `convert` if they are of another precision.
     """
-    data = path.read_bytes()  # at once: another process may put a new file in its place meanwhile
     try:
-        return _parse(data, model, pool)
+        return _parse(data, model, pool, convert)
     except (SafetensorError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise UnreadableSession(f"{path} holds no session, or is damaged: {error}") from error
+        raise UnreadableSession(f"this holds no session, or is damaged: {error}") from error
 
 
-def _parse(data: bytes, model: Model, pool: KVPool) -> tuple[list[int], torch.Tensor, Transcript, dict]:
-    """As `read`. Raises any of many errors if the file is not as `write` wrote it."""
+def _parse(data: bytes, model: Model, pool: KVPool, convert: bool) -> tuple[list[int], torch.Tensor, Transcript, dict]:
+    """As `_unpack`. Raises any of many errors if the bytes are not as `_pack` packed them."""
     tensors = load(data)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
     if header.get("format") != FORMAT:
@@ -109,9 +154,14 @@ def _parse(data: bytes, model: Model, pool: KVPool) -> tuple[list[int], torch.Te
     intact = checksum == _checksum(tensors, header) and (not ours or signature == sign(user_key(), checksum))
     if tensors.keys() != {"log", "kv"} or not intact:
         raise ValueError("its checksum does not match its content")
-    if header["model"] != model.fingerprint:
-        raise ValueError("it was written with another model, or in another precision: open a new session")
     log, kv = token_ids_of("its log", tensors["log"].tolist(), model.config.vocab_size), tensors["kv"]
+    if header["origin"] != model.origin:
+        raise ValueError("it was written with another model: open a new session")
+    if convert and {kv.dtype, pool.kv.dtype} <= FLOATS and kv.dtype != pool.kv.dtype:
+        warnings.warn(f"K/V were converted from {kv.dtype} to {pool.kv.dtype}: outputs may differ", stacklevel=6)
+        kv = kv.to(pool.kv.dtype)
+    elif header["model"] != model.fingerprint:
+        raise ValueError(f"it was written in another precision, {kv.dtype}: convert=True rounds to {pool.kv.dtype}")
     layers, two, heads, _, dim = pool.kv.shape
     tokens = min(kv.shape[3], max(0, len(log) - 1))
     if kv.dtype != pool.kv.dtype or kv.shape != (layers, two, heads, tokens, dim):

@@ -35,14 +35,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-import torch
-
 from minstate.errors import OutOfPages
 from minstate.paged_kv import KVPool
-from minstate.radix_node import EvictionRank, Node, PagePrefix
+from minstate.radix_node import EvictionRank, Node, PagePrefix, Place
 from minstate.radix_tree import RadixTree
 from minstate.ranked_queue import RankedQueue
 from minstate.sequence import Sequence
+from minstate.tiers import Promotion, Tiers
 
 LONGEST_HINT_S = 86_400.0  # a day
 
@@ -50,10 +49,11 @@ LONGEST_HINT_S = 86_400.0  # a day
 class PrefixCache:
     """All sequences of one pool, the tree that they share, and the order in which they lose their pages."""
 
-    def __init__(self, pool: KVPool, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, pool: KVPool, clock: Callable[[], float] = time.monotonic, tiers: Tiers | None = None):
         self.pool, self.tree, self._clock = pool, RadixTree(pool.allocator, pool.page_size), clock
-        # Three views of the sequences, to be read only.
-        self.running: set[Sequence] = set()
+        self.tiers = tiers or Tiers(pool)
+        self.tree.demote = self.tiers.demote
+        self.running: set[Sequence] = set()  # three views of the sequences, to be read only
         self.idle_tails: RankedQueue[Sequence, EvictionRank] = RankedQueue()  # idle sequences with own pages
         self.expected_returns: RankedQueue[Sequence, float] = RankedQueue()  # idle; when the next turn is expected
         pool.allocator.reclaim = self.make_room
@@ -80,6 +80,12 @@ class PrefixCache:
         self._copy_page_prefix(sequence)
         return sequence.kv_len - before
 
+    def promote(self, sequence: Sequence) -> Promotion:
+        """A turn is admitted: bring back from lower tiers what costs less to move than to compute."""
+        promoted = self.tiers.promote(sequence, self.tree.tick())
+        self.publish(sequence)
+        return promoted
+
     def publish(self, sequence: Sequence) -> None:
         """After a step: the tree takes the sequence's full pages, and the sequence borrows the canonical ones."""
         table = sequence.table
@@ -102,11 +108,12 @@ class PrefixCache:
 
     def cached_tokens(self, sequence: Sequence) -> int:
         """How many tokens a turn of this idle sequence would find: its own K/V, or whole pages of the tree."""
-        self.refresh(sequence)
-        # Another sequence, such as a fork, may have extended the node in which this sequence's place lies.
-        sequence.node = self.tree.split_at(sequence.node, sequence.table.borrowed_tokens)
-        found = self.tree.match(sequence.node, sequence.log, len(sequence.log) - 1)
-        return max(sequence.kv_len, found.at)
+        return max(self._find(sequence).at, sequence.kv_len)
+
+    def read_ahead(self, sequence: Sequence) -> None:
+        """The idle sequence's turn is admitted next: begin to read from the disk what `promote` will want."""
+        if self.tiers.next is not sequence:
+            self.tiers.read_ahead(sequence, self._find(sequence), self.tree.tick())
 
     def rollback(self, sequence: Sequence, length: int) -> None:
         """Cut an idle sequence's log to `length` tokens. If the sequence is expected back, it remains so."""
@@ -117,25 +124,16 @@ class PrefixCache:
         if when is not None:
             self._expect(sequence, when)
 
-    def fill(self, sequence: Sequence, kv: torch.Tensor) -> None:
-        """Give an idle sequence K/V of its log's first tokens, `[layers, 2, H_kv, tokens, D]`, from outside the pool.
-
-        Pages that other sequences have published already are shared. Raises `OutOfPages`, and then the sequence has no
-        log and no K/V.
-        """
-        kv, tokens = kv.to(self.pool.kv.device), kv.shape[3]
+    def recall(self, sequence: Sequence) -> None:
+        """Give an idle sequence what the tree and the tiers have of its log, as if a turn began."""
+        when = self.expected_returns.get(sequence)
         self.begin(sequence)
         try:
-            known = sequence.kv_len
-            if tokens > known:
-                slots = sequence.table.append(tokens - known)
-                self.pool.kv[:, :, :, slots] = kv[:, :, :, known:]
-                sequence.table.commit()
-                self.publish(sequence)
-        except BaseException:
-            self.end(sequence, 0)
-            raise
-        self.end(sequence, len(sequence.log))
+            self.promote(sequence)
+        finally:
+            self.pause(sequence)
+        if when is not None:
+            self._expect(sequence, when)
 
     def fork(self, sequence: Sequence) -> Sequence:
         """A second idle sequence with the same log and pages. The first of the two to write into the tail copies it."""
@@ -143,8 +141,7 @@ class PrefixCache:
         child = Sequence(self.pool)
         child.log, child.table = list(sequence.log), sequence.table.fork()
         self.enter(child, sequence.root)
-        child.node = sequence.node
-        child.speculator = sequence.speculator and sequence.speculator.fork()
+        child.node, child.speculator = sequence.node, sequence.speculator and sequence.speculator.fork()
         self._rest(child)
         return child
 
@@ -187,6 +184,7 @@ class PrefixCache:
         self._unexpect(sequence)
         self._expect(sequence, self._clock() + min(seconds, LONGEST_HINT_S))
         self._limit_hints()
+        self.tiers.find(self._find(sequence), sequence.log, self.tree.tick())
 
     def make_room(self, count: int) -> None:
         """Free `count` pages, or as many as can be freed: idle tails and leaves of the tree, by `EvictionRank`.
@@ -213,6 +211,13 @@ class PrefixCache:
         """Pages that are free, or would be free if everything idle were evicted."""
         in_use = {page for sequence in self.running for page in sequence.table.own_pages}
         return self.pool.allocator.num_pages - self.tree.num_locked - len(in_use)
+
+    def _find(self, sequence: Sequence) -> Place:
+        """Where the whole pages end that a turn of this idle sequence would borrow."""
+        self.refresh(sequence)
+        # Another sequence, such as a fork, may have extended the node in which this sequence's place lies.
+        sequence.node = self.tree.split_at(sequence.node, sequence.table.borrowed_tokens)
+        return self.tree.match(sequence.node, sequence.log, len(sequence.log) - 1)
 
     def _borrow_pages(self, sequence: Sequence) -> None:
         """Match more whole pages. The log's last token is left to be forwarded, because its logits are needed."""

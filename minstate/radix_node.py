@@ -4,8 +4,10 @@ A node's key is its tokens, each as four big-endian bytes. Bytes in this form co
 sorts, bisects and compares keys at the speed of memory.
 """
 
+import hashlib
 from array import array
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from sys import byteorder
@@ -45,6 +47,7 @@ class Node:
     expected: list[float] = field(default_factory=list)  # sorted times at which a sequence is expected back at its end
     trimmed: bool = False  # pages were evicted from its end
     dead: bool = False  # all its pages were evicted
+    names: list[bytes] = field(default_factory=list)  # of its pages, see `page_names`; a root has one name, and no page
 
     @property
     def end(self) -> int:
@@ -84,6 +87,16 @@ class PagePrefix(NamedTuple):
     node: Node
     page: int
     length: int  # tokens that agree
+
+
+def page_names(above: bytes, key: Key, page_bytes: int) -> Iterator[bytes]:
+    """A name for each page of `key`: a digest of its tokens and of the name `above` it.
+
+    So a name stands for a tenant and for all tokens from the root on: pages of equal names hold the same K/V.
+    """
+    for start in range(0, len(key), page_bytes):
+        above = hashlib.sha256(above + key[start : start + page_bytes]).digest()
+        yield above
 
 
 def encode(tokens: list[int]) -> bytes:

@@ -31,12 +31,14 @@ keeps the old object as the *lower* half, a live node implies a live path.
 The tree holds plain numbers and bytes, no tensors and no clock. `nodes_visited` and `tokens_compared` count its work.
 """
 
+import hashlib
+import secrets
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from minstate.radix_node import TOKEN_BYTES, EvictionRank, Key, Node, PagePrefix, Place, encode
+from minstate.radix_node import TOKEN_BYTES, EvictionRank, Key, Node, PagePrefix, Place, encode, page_names
 from minstate.ranked_queue import RankedQueue
 
 if TYPE_CHECKING:  # its module imports torch
@@ -55,6 +57,8 @@ class RadixTree:
         self.num_locked = 0  # how many of these cannot be evicted, because a running turn locks them
         self.nodes_visited = self.tokens_compared = 0
         self.evictable_leaves: RankedQueue[Node, EvictionRank] = RankedQueue()  # to be read only
+        # Called before pages are evicted: their names, the pages, and when they were last used.
+        self.demote: Callable[[list[bytes], list[int], int], None] = lambda _names, _pages, _used: None
         self._ticks = 0
 
     # Roots.
@@ -62,12 +66,12 @@ class RadixTree:
     def root(self, tenant: Hashable) -> Node:
         """The root that all sequences of `tenant` share, and no other tenant's."""
         if tenant not in self.tenants:
-            self.tenants[tenant] = self._new_root()
+            self.tenants[tenant] = self._new_root(hashlib.sha256(repr(tenant).encode()).digest())
         return self.tenants[tenant]
 
     def private_root(self) -> Node:
         """A root of no tenant. It is dropped with its pages when the last sequence that joined it leaves."""
-        root = self._new_root()
+        root = self._new_root(secrets.token_bytes(32))
         self.private.add(root)
         return root
 
@@ -136,14 +140,16 @@ class RadixTree:
             return Place(node, found.at, found.pages)
         end = found.at + len(new) * self.page_size
         key = encode(log[found.at : end])
+        names = page_names(node.names[-1], key, self.page_size * TOKEN_BYTES)
         self.num_pages += len(new)
         only_ours = node.parent and not node.children and node.locks == 1 and not node.expected
         if only_ours and not node.trimmed:
             node.key += key
             node.pages += new
+            node.names += names
             self.num_locked += len(new)
         else:
-            child = Node(node, found.at, bytearray(key), new, self._tick())
+            child = Node(node, found.at, bytearray(key), new, self.tick(), names=list(names))
             node.children.insert(node.child_index(key), child)
             node = self.move_lock(node, child, end)
         return Place(node, end, found.pages + new)
@@ -180,7 +186,7 @@ class RadixTree:
 
     def touch(self, node: Node) -> None:
         """Record that `node` is used now."""
-        node.last_used = self._tick()
+        node.last_used = self.tick()
         self._update_rank(node)
 
     def split_at(self, node: Node, at: int) -> Node:
@@ -191,7 +197,7 @@ class RadixTree:
         parent = node.parent
         assert parent, "a root has nothing to split"
         upper = Node(parent, node.start, node.key, node.pages, node.last_used, [node])
-        upper.locks = 1 if node.locks else 0
+        upper.locks, upper.names, node.names = 1 if node.locks else 0, node.names[:pages], node.names[pages:]
         parent.children[parent.child_index(node.key)] = upper
         node.parent, node.start, node.key, node.pages = upper, at, node.key[key_bytes:], node.pages[pages:]
         del upper.key[key_bytes:], upper.pages[pages:]
@@ -224,6 +230,8 @@ class RadixTree:
         """
         keep, parent = max(0, len(leaf.pages) - count), leaf.parent
         assert parent, "a root is no leaf to evict from"
+        evicted = leaf.pages[keep:]  # where they are demoted to, a hint counts as a use
+        self.demote(leaf.names[keep:], evicted, self.tick() if leaf.expected else leaf.last_used)
         if not keep:
             del parent.children[parent.child_index(leaf.key)]
             parent.last_used = max(parent.last_used, leaf.last_used)  # using a node uses the path to it
@@ -231,27 +239,27 @@ class RadixTree:
                 insort(parent.expected, when)
             self._update_rank(parent)
             self._drop_if_unused(parent)
-        evicted = leaf.pages[keep:]
-        del leaf.pages[keep:], leaf.key[keep * self.page_size * TOKEN_BYTES :]
+        del leaf.pages[keep:], leaf.names[keep:], leaf.key[keep * self.page_size * TOKEN_BYTES :]
         leaf.trimmed, leaf.dead = True, not keep
         self._update_rank(leaf)
         self.num_pages -= len(evicted)
         self.allocator.release(evicted)
 
-    def nodes(self) -> Iterator[Node]:
-        """All nodes, parents before their children."""
-        waiting = [*self.tenants.values(), *self.private]
+    def tick(self) -> int:
+        """A later time than all before."""
+        self._ticks += 1
+        return self._ticks
+
+    def nodes(self, roots: Iterable[Node] | None = None) -> Iterator[Node]:
+        """All nodes, or those below `roots`, parents before their children."""
+        waiting = [*self.tenants.values(), *self.private] if roots is None else list(roots)
         while waiting:
             node = waiting.pop()
             yield node
             waiting += reversed(node.children)
 
-    def _new_root(self) -> Node:
-        return Node(None, 0, bytearray(), [], self._tick())
-
-    def _tick(self) -> int:
-        self._ticks += 1
-        return self._ticks
+    def _new_root(self, name: bytes) -> Node:
+        return Node(None, 0, bytearray(), [], self.tick(), names=[name])
 
     def _common_length(self, a: Key, b: Key) -> int:
         """How many tokens two keys have in common at their beginning."""

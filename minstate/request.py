@@ -43,6 +43,8 @@ class Request:
     waited: int = 0  # steps since it was submitted, or preempted
     cached: int = 0  # tokens that had K/V when it began to wait
     preempted: int = 0  # how many times
+    promoted: int = 0  # tokens whose K/V was brought back from a lower tier
+    promoted_s: float = 0.0
     # Written by the output processor.
     generated: list[int] = field(default_factory=list)
     tokens: list[StreamedToken] = field(default_factory=list)  # the generated ones, with the text that each completes

@@ -49,8 +49,8 @@ class Event(NamedTuple):
 
     step: int
     request: int  # its number
-    what: str  # "wait", "admit", "prefill", "decode", "defer", "preempt", "end"
-    tokens: int = 0  # of its log that the step forwards
+    what: str  # "wait", "admit", "promote", "compute", "prefill", "decode", "defer", "preempt", "end"
+    tokens: int = 0  # of its log that the step forwards, that come from a tier, or that are computed all the same
     drafted: int = 0  # and guesses beside them
 
 
@@ -114,18 +114,30 @@ class Scheduler:
         while request := self.next_waiting():
             promised = sum(self.pages_soon(other, other.sequence.kv_len) for other in self.running)
             if self.running and promised + self.pages_soon(request, request.cached) > self.cache.num_available:
-                return
+                break
             self.cache.begin(request.sequence)
             if self.running and promised + self.pages_soon(request, request.sequence.kv_len) > self.cache.num_available:
                 request.cached = request.sequence.kv_len  # less than it was, or pages that other turns counted on
                 self.cache.pause(request.sequence)
-                return
-            if not request.admitted:
-                request.admitted, request.reused = True, request.sequence.kv_len
+                break
             self.waiting.remove(request)
             self.running.append(request)
             self.running.sort(key=lambda other: other.number)
             self._note(request, "admit")
+            self._promote(request)
+            if not request.admitted:
+                request.admitted, request.reused = True, request.sequence.kv_len
+        if request:
+            self.cache.read_ahead(request.sequence)
+
+    def _promote(self, request: Request) -> None:
+        """Bring K/V back from the tiers below the pool, where this costs less than computing it."""
+        promoted = self.cache.promote(request.sequence)
+        request.promoted += promoted.tokens
+        request.promoted_s += promoted.seconds
+        for what, tokens in [("promote", promoted.tokens), ("compute", promoted.computed)]:
+            if tokens:
+                self._note(request, what, tokens)
 
     def end(self, request: Request, length: int) -> None:
         """The turn is over, or given up; `length` tokens of its log stay."""

@@ -49,6 +49,7 @@ class Session:
         # What takes the last turn back: where its input began, what this had cut off, and transcript and marks before.
         self._undo: tuple[int, list[int], Transcript, list[Mark]] | None = None
         self._length = len(sequence.log)  # between two turns; written last, so that a change left half-way shows
+        engine.guard.open.add(sequence)
         self._open = weakref.finalize(self, engine.guard.forgotten.append, sequence)
         self._open.atexit = False
 
@@ -176,12 +177,8 @@ class Session:
 
     @entry
     def save(self, path: str | Path) -> None:
-        """Write log and K/V into a file, from which `Engine.load` makes a session. Marks are lost. Raises OSError."""
-        self.require_idle()
-        sequence, engine = self.sequence, self.engine
-        engine.cache.refresh(sequence)
-        slots, seeds = sequence.table.slots, {"lineage": self.lineage, "forks": self.forks}
-        persistence.write(Path(path), engine.model, engine.pool, slots, sequence.log, self.transcript, seeds)
+        """`Engine.export` into a file, from which `Engine.load` makes a session. Marks are lost. Raises OSError."""
+        persistence.put(Path(path), self.engine.export(self))
 
     @entry
     def close(self) -> None:
@@ -191,7 +188,7 @@ class Session:
         """
         self.abort_turn()
         if self._open.detach():
-            self.engine.cache.release(self.sequence)
+            self.engine.guard.release(self.engine, self.sequence)
 
     def begin_turn(self, request: Request, given: Continuation) -> None:
         """The turn's input is in the log, from where it continues the log."""

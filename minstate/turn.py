@@ -118,7 +118,7 @@ class TurnStats:
 
     context: int  # max(0, len(log) - 1): tokens that had been forwarded before
     delta: int  # everything after it: the last sampled token, never forwarded yet, and the new input
-    reused: int  # how much of context + delta had K/V already
+    reused: int  # how much of context + delta had K/V already, in the pool or in a tier below it
     generated: int
     agreed: int  # replayed tokens that the model itself would have chosen; 0 without replay
     drafted: int  # guessed tokens that were forwarded
@@ -130,6 +130,8 @@ class TurnStats:
     dropped: int  # tokens by which the prompt is shorter because `on_overflow` dropped exchanges
     flops: int
     kv_bytes_read: int
+    promoted: int  # tokens whose K/V was brought back from host memory or disk
+    promoted_s: float  # seconds that this took: a part of ttft_s
     ttft_s: float  # seconds until the first token
     total_s: float  # seconds of the whole turn
 

@@ -273,7 +273,7 @@ def test_a_run_of_pages_is_read_in_place():
 
 def test_stats_tell_lost_from_found():
     def stats(context, delta, reused):
-        return TurnStats(context, delta, reused, 1, 0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 0.1, 0.2)
+        return TurnStats(context, delta, reused, 1, 0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0.0, 0.1, 0.2)
 
     lost, found = stats(10, 3, 4), stats(10, 3, 12)
     assert (lost.recomputed, lost.shared, lost.prefilled) == (6, 0, 9)

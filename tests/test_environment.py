@@ -36,7 +36,7 @@ def conda_specs():
 
 
 def pip_options(lines):
-    """`{"-c": "constraints.txt", "-e": ".[lab,test]"}`, however the two options are spelled."""
+    """`{"-c": "constraints.txt", "-e": ".[lab,serve,test]"}`, however the two options are spelled."""
     options = dict(line.split() for line in lines)
     return {{"--constraint": "-c", "--editable": "-e"}.get(name, name): value for name, value in options.items()}
 
@@ -52,6 +52,7 @@ OURS = {"minstate", *(path.stem for path in ROOT.glob("tests/**/*.py"))}
 
 def test_every_package_that_is_imported_is_asked_for():
     other_names = {"PIL": "pillow", "yaml": "pyyaml", "rattler": "py-rattler", "IPython": "ipykernel"}
+    other_names |= {"agents": "openai-agents"}
     declared = {canonicalize_name(requirement.name) for requirement in DIRECT}
     for file in [ROOT / "setup.py", *ROOT.glob("minstate/**/*.py"), *ROOT.glob("tests/**/*.py")]:
         for node in ast.walk(ast.parse(file.read_text())):

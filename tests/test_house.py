@@ -79,7 +79,8 @@ def test_the_server_imports_the_core_and_never_the_lab():
         above = {name for name in imports(path) if name.startswith("minstate.lab")}
         assert not above, f"{path.relative_to(ROOT)} imports {above}: the lab looks at the server, not the other way"
         others = {name.partition(".")[0] for name in all_imports(path)} - {"minstate"} - sys.stdlib_module_names
-        assert not others, f"{path.relative_to(ROOT)} imports {others}: it does with the standard library and the core"
+        allowed = {"pydantic", "starlette", "uvicorn"}  # the extra `serve`
+        assert others <= allowed, f"{path.relative_to(ROOT)} imports {others - allowed}: name it in the extra `serve`"
 
 
 def test_no_module_of_the_core_imports_itself_through_others():
@@ -124,7 +125,7 @@ def test_an_exception_is_for_a_function_that_is_there():
         assert f"def {function}(" in (ROOT / file).read_text(), name
 
 
-@pytest.mark.parametrize(("folder", "paths", "budget"), [("minstate", ENGINE, 3900), ("minstate/chat", CHAT, 2400)])
+@pytest.mark.parametrize(("folder", "paths", "budget"), [("minstate", ENGINE, 4300), ("minstate/chat", CHAT, 2400)])
 def test_the_core_stays_small(folder, paths, budget):
     lines = {path.name: len(code_lines(path)) for path in paths}
     longest = max(lines, key=lines.get)

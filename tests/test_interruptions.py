@@ -1,5 +1,6 @@
 """An exception at any call of the core: afterwards the engine goes on rightly, or it refuses to go on."""
 
+import gc
 import tempfile
 from collections import Counter
 from contextlib import suppress
@@ -228,3 +229,24 @@ def test_a_broken_engine_says_what_has_broken_it(monkeypatch):
     with pytest.raises(EngineBroken, match="cannot be saved"):
         session.save(path())
     assert session.token_ids[:9] in ([], [50] * 9)
+
+
+def test_a_session_that_another_thread_drops_during_a_recount_breaks_nothing():
+    e = small_engine()
+    sessions = [e.open()]
+    sessions[0].send(token_ids=[5] * 40, max_new_tokens=2)
+
+    class Forgotten(list):
+        def __bool__(self):  # the last note was taken, and then the last reference goes
+            here = len(self) > 0
+            if not here and sessions:
+                self.append(sessions.pop().sequence)
+                gc.collect()
+            return here
+
+    sessions[0]._open.detach()
+    e.guard.forgotten, e.guard.suspect = Forgotten(), "ValueError"
+    e.check()
+    assert len(e.guard.open) == 1
+    e.check()
+    assert not e.guard.open and not e.guard.suspect

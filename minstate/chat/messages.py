@@ -123,6 +123,8 @@ def _normalise_one(message: Message, where: int) -> Message:
             is_text = isinstance(part, Mapping) and kind in TEXT_PARTS and isinstance(part.get("text"), str)
             require(is_text, f"({role}) has a content part of type {kind!r} that is not text")
         content = "".join(part["text"] for part in content)
+    for key in ("name", "tool_call_id"):
+        require(isinstance(message.get(key) or "", str), f"({role}) has a {key} that is not text")
     content = "" if content is None and calls else content
     require(isinstance(content, str), f"({role}) has content of type {type(content).__name__}, not text")
     require(bool(content or calls) or role in ("assistant", "tool"), f"({role}) is empty")
@@ -158,6 +160,8 @@ def _normalise_call(call: Any, where: int) -> dict[str, Any]:
         if not isinstance(arguments, Mapping):
             raise ValueError("its arguments are no object")
         number = {"id": outer["id"]} if outer.get("id") else {}
+        if not isinstance(outer.get("id") or "", str):
+            raise ValueError("its id is not text")
         normal = {**number, "name": function["name"], "arguments": dict(arguments)}
         json.dumps(normal, allow_nan=False)  # `json.loads` reads NaN, Infinity and 1e999, which JSON cannot hold
         return normal

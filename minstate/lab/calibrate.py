@@ -1,12 +1,13 @@
-"""Measure what a forward pass costs on this machine: `python -m minstate.lab.calibrate [--device cuda] [dtypes]`.
+"""Measure what a forward pass, and what moving K/V costs on this machine: `python -m minstate.lab.calibrate [dtypes]`.
 
 Writes a table for each dtype into one file. An engine uses it if it is passed
 `Speculation(CostTable.load("out/costs.json", "float32"))`. Its default is a table that was measured on a CPU. On a GPU,
 where a forward pass over 16 tokens costs hardly more than a pass over one token, an engine with that table drafts too
-little.
+little. The table also says how fast K/V comes back from the tiers below the pool: `--tiers` measures only this again.
 """
 
 import argparse
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from minstate.draft_budget import CostTable
 from minstate.engine import Engine
 from minstate.lab.extras import lab_extra
 from minstate.lab.machines.pass_timing import pass_s, prefilled_sequence
+from minstate.lab.machines.tier_timing import tier_bytes_per_s
 from minstate.lab.paths import OUT
 
 TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 512)
@@ -50,7 +52,7 @@ def calibrate(dtype: str, rounds: int = 7, device: str = "cpu") -> CostTable:
     by_context = [accumulate(row, max) for row in np.quantile(times, 0.25, axis=0).round(2).tolist()]
     by_tokens = [tuple(accumulate(column, max)) for column in zip(*by_context, strict=True)]
     where = torch.cuda.get_device_name() if device == "cuda" else machine()
-    return CostTable(TOKENS, CONTEXTS, tuple(zip(*by_tokens, strict=True)), where)
+    return CostTable(TOKENS, CONTEXTS, tuple(zip(*by_tokens, strict=True)), where, **tier_bytes_per_s(engine))
 
 
 def main() -> None:
@@ -58,15 +60,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m minstate.lab.calibrate", description=__doc__)
     parser.add_argument("dtypes", nargs="*", default=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--tiers", action="store_true", help="keep the costs of forward passes that the file has")
     parser.add_argument("--path", type=Path, default=OUT / "costs.json")
     arguments = parser.parse_args()
     arguments.path.parent.mkdir(parents=True, exist_ok=True)
     for dtype in arguments.dtypes:
         with lab_extra("lab.calibrate"):
-            table = calibrate(dtype, device=arguments.device)
+            if arguments.tiers:
+                engine = Engine.from_pretrained(dtype=dtype, device=arguments.device, num_pages=1)
+                table = replace(CostTable.load(arguments.path, dtype), **tier_bytes_per_s(engine))
+            else:
+                table = calibrate(dtype, device=arguments.device)
         table.save(arguments.path, dtype)
         costs = ", ".join(f"{n}: {table.at(1024)(n):.3g}" for n in TOKENS)
         print(f"{dtype}, ms by tokens at a context of 1,024: {costs}")
+        rates = f"{table.host_bytes_per_s / 1e9:.2f} from host memory, {table.disk_bytes_per_s / 1e9:.2f} from the disk"
+        print(f"{dtype}, GB of K/V a second: {rates}")
     print(f"written to {arguments.path}")
 
 

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from minstate.engine import Engine
 from minstate.errors import EngineClosed, EngineMisuse, SessionClosed
+from minstate.request import Request
 from minstate.serve.async_session import Answer, AsyncSession
 from minstate.session import Session
 
@@ -117,15 +118,16 @@ class AsyncEngine:
             raise EngineMisuse("an AsyncEngine belongs to the event loop that used it first: make another one")
         return loop
 
-    def submit(self, answer: Answer, session: Session, *args, **options) -> None:
+    def submit(self, answer: Answer, begin: Callable[[Engine], Request]) -> None:
         """Begin a turn, whose tokens the answer receives. For `AsyncSession.stream`."""
         self._require_open()
         self._reading.add(answer)
 
         def job(engine: Engine) -> None:
             try:
-                answer.request = engine.submit(session, *args, **options)
+                answer.request = begin(engine)
                 self._turns.add(answer)
+                self._post(answer.begin)
             except Exception as error:  # noqa: BLE001  it is raised where the turn is awaited
                 self._post(self._end, answer, [], None, error)
 
@@ -167,7 +169,8 @@ class AsyncEngine:
                 self._take_jobs(engine)
                 if engine.scheduler.requests:
                     engine.step()
-                self._deliver()
+                self._deliver(engine)
+            engine.flush()  # the next engine finds the prefix cache on the disk, if there is a disk tier
         except BaseException as error:  # noqa: BLE001  it is raised in all tasks that wait
             failure = error
         with suppress(RuntimeError):  # the event loop is closed: nobody waits
@@ -179,12 +182,16 @@ class AsyncEngine:
             while not self._draining or not self._jobs.empty():
                 self._jobs.get(block=not (self._turns or engine.scheduler.requests))(engine)
 
-    def _deliver(self) -> None:
-        """Hand new tokens to the event loop, and the ends of turns."""
+    def _deliver(self, engine: Engine) -> None:
+        """Hand what is new to the event loop, and the ends of turns."""
         for answer in list(self._turns):
             request = answer.request
             assert request  # it was submitted
-            new, answer.sent = request.tokens[answer.sent :], len(request.tokens)
+            try:
+                new = answer.take_new(engine.core.output)
+            except Exception as error:  # noqa: BLE001  one reply that cannot be read is no reason to stop the others
+                request.abort()
+                request.error, new = request.error or error, []
             if request.done:
                 self._turns.discard(answer)
                 aborted = None if request.turn else SessionClosed("the turn was aborted")

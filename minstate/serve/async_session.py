@@ -4,44 +4,74 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from minstate.chat.drift import Drift
+from minstate.engine import Engine
 from minstate.errors import EngineClosed, SessionBusy, SessionClosed
+from minstate.output import OutputProcessor
 from minstate.request import Request
+from minstate.serve.streaming import Delta, ReplyStream
 from minstate.session import Mark, Session
 from minstate.turn import StreamedToken, Turn
 
 
-class Answer:
-    """A turn between the two threads."""
+class Update(NamedTuple):
+    """What one step of the engine has added to a reply."""
 
-    def __init__(self):
+    deltas: list[Delta]  # none where the new tokens complete nothing that is certain
+    tokens: list[StreamedToken]
+    logprobs: list[float]  # of these tokens, if they were asked for
+    top_logprobs: list[tuple[tuple[int, float], ...]]
+
+
+class Answer:
+    """A turn between the two threads. Its items are tokens, or updates if `in_updates`."""
+
+    def __init__(self, *, in_updates: bool = False):
+        self.in_updates = in_updates
         # Of the event loop.
-        self.tokens: deque[StreamedToken] = deque()  # that were not taken yet
+        self.items: deque[Any] = deque()  # that were not taken yet
         self.news = asyncio.Event()
+        self.begun = False
         self.turn: Turn | None = None
         self.error: BaseException | None = None
         self.left = False  # by its reader, before its end
         # Of the owner thread.
         self.request: Request | None = None
         self.sent = 0  # tokens
+        self.reply: ReplyStream | None = None
 
     @property
     def unread(self) -> bool:
         """Whether something is still to be read, or to come."""
-        return not self.left and bool(self.tokens or not (self.turn or self.error))
+        return not self.left and bool(self.items or not (self.turn or self.error))
 
-    def receive(self, tokens: list[StreamedToken], turn: Turn | None, error: BaseException | None) -> None:
+    def begin(self) -> None:
+        """The turn was admitted."""
+        self.begun = True
+        self.news.set()
+
+    def receive(self, items: list, turn: Turn | None, error: BaseException | None) -> None:
         """Take in what is new. Nothing comes behind a turn or an error."""
         if not self.turn and not self.error:
-            self.tokens += tokens
+            self.items += items
             self.turn, self.error = turn, error
         self.news.set()
 
+    def take_new(self, output: OutputProcessor) -> list:
+        """In the owner thread: the items that the last step has added."""
+        request, sent = self.request, self.sent
+        assert request  # it was submitted
+        tokens, self.sent = request.tokens[sent:], len(request.tokens)
+        if not self.in_updates or not tokens:
+            return tokens
+        self.reply = self.reply or ReplyStream(output, request)
+        return [Update(self.reply.new(), tokens, request.logprobs[sent:], request.top_logprobs[sent:])]
+
 
 class AsyncTokenStream:
-    """The tokens of one turn, as they come; `turn` holds the whole answer once the last one is there."""
+    """The tokens or updates of one turn, as they come; `turn` holds the whole answer once the last one is there."""
 
     def __init__(self, session: "AsyncSession", answer: Answer):
         self._session, self._answer = session, answer  # so the session stays open until nobody reads its turn
@@ -52,23 +82,38 @@ class AsyncTokenStream:
         """The whole answer; None until the turn is done."""
         return self._answer.turn
 
+    @property
+    def read(self) -> bool:
+        """Whether the turn is done, and all of it was taken."""
+        return self.turn is not None and not self._answer.items
+
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> StreamedToken:
+    async def begun(self) -> None:
+        """Wait until the turn is under way. Raises what `Engine.submit` raises."""
+        while not self._answer.begun and self._answer.unread:
+            await self._wait()
+        if self._answer.error and not self._answer.begun:
+            raise self._answer.error
+
+    async def __anext__(self) -> Any:
         answer = self._answer
-        while not answer.tokens:
+        while not answer.items:
             if answer.error:
                 raise answer.error
             if not answer.unread:
                 raise StopAsyncIteration
-            answer.news.clear()
-            try:
-                await answer.news.wait()
-            except asyncio.CancelledError:
-                self._engine.leave(answer)
-                raise
-        return answer.tokens.popleft()
+            await self._wait()
+        return answer.items.popleft()
+
+    async def _wait(self) -> None:
+        self._answer.news.clear()
+        try:
+            await self._answer.news.wait()
+        except asyncio.CancelledError:
+            self._engine.leave(self._answer)
+            raise
 
     async def aclose(self) -> None:
         """Take the turn back, unless its last token was taken. What is asked of the session next comes after that."""
@@ -117,9 +162,15 @@ class AsyncSession:
         A stream that is left before its last token (`aclose`, `async with`, dropped, or read by a task that is
         cancelled) takes its turn back: the session is as before it.
         """
+        return self._begin(Answer(), lambda engine: engine.submit(self._session, messages, **options))
+
+    def updates(self, begin: Callable[[Engine, Session], Request]) -> AsyncTokenStream:
+        """As `stream`, an `Update` for each step. The owner thread calls `begin`, which submits the turn."""
+        return self._begin(Answer(in_updates=True), lambda engine: begin(engine, self._session))
+
+    def _begin(self, answer: Answer, submit: Callable[[Engine], Request]) -> AsyncTokenStream:
         self._require_idle()
-        answer = Answer()
-        self._engine.submit(answer, self._session, messages, **options)
+        self._engine.submit(answer, submit)
         self._answer = answer
         return AsyncTokenStream(self, answer)
 

@@ -487,3 +487,13 @@ def test_hundreds_of_small_turns():
         assert done[number] == [
             session.send(f"{number} {i}", max_new_tokens=2, sampling=FREE).token_ids for i in range(4)
         ]
+
+
+def test_what_a_closed_engine_has_computed_is_on_the_disk_for_the_next_one(tmp_path):
+    async def first_turn():
+        async with serving(disk=tmp_path / "pages") as e:
+            session = await e.open()
+            return await session.send(token_ids=list(range(20, 61)), **OPTIONS)
+
+    first, second = asyncio.run(first_turn()), asyncio.run(first_turn())
+    assert (first.stats.promoted, second.stats.promoted) == (0, 40) and second.token_ids == first.token_ids

@@ -43,7 +43,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.
     out = x.new_empty(x.shape)
     stored = None if residual is None else residual.data_ptr()
     kernel("rms_norm", x.dtype)(
-        x.data_ptr(), x.stride(0), stored, weight.data_ptr(), out.data_ptr(), len(x), heads, x.shape[-1], eps
+        x.data_ptr(), x.stride(0), stored, weight.data_ptr(), out.data_ptr(), x.shape[0], heads, x.shape[-1], eps
     )
     return out
 
@@ -86,7 +86,7 @@ def paged_attention(
     out = q.new_empty(tokens, heads, head_dim)
     kernel("paged_attention", q.dtype, kv.dtype)(
         q.data_ptr(), q.stride(0), kv.data_ptr(), out.data_ptr(), query_start.data_ptr(), context_len.data_ptr(),
-        page_table.data_ptr(), page_table.stride(0), len(context_len), heads, kv_heads, head_dim, page_size, slots,
+        page_table.data_ptr(), page_table.stride(0), context_len.shape[0], heads, kv_heads, head_dim, page_size, slots,
         math.log2(math.e) / math.sqrt(head_dim),
     )  # fmt: skip
     return out
@@ -120,7 +120,7 @@ def linear(x: torch.Tensor, panels: torch.Tensor, bias: torch.Tensor | None, out
     outputs  N
     """
     assert x.is_contiguous() and x.dtype == panels.dtype and x.shape[1] == panels.shape[1]
-    out = x.new_empty(len(x), outputs)
+    out = x.new_empty(x.shape[0], outputs)  # `len` of a tensor takes longer
     kernel("linear", x.dtype)(
         x.data_ptr(), panels.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(), *x.shape, outputs
     )

@@ -22,6 +22,7 @@ BENCHMARKS = (  # each is a function in the module of its name
     "kernels",
     "kv_int8",
     "many_agents",
+    "memory",
     "paged_decode",
     "peers",
     "prompt_lookup",

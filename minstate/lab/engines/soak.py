@@ -31,9 +31,9 @@ from minstate.speculation import Speculation
 NUM_SESSIONS = 6  # at any time
 MAX_LOG = 150  # tokens; a session whose log is longer is replaced by a new one
 NUM_PAGES = 64  # of 4 tokens: enough for any single turn, and for a third of what six sessions may hold
-RATES = {"allocation": 0.02, "forward": 0.02, "sampling": 0.004, "file": 0.5}  # share of calls that fail
+RATES = {"allocation": 0.02, "forward": 0.02, "sampling": 0.004, "file": 0.5, "disk": 0.1}  # share of calls that fail
 TOOL = {"name": "look", "parameters": {"type": "object", "properties": {"deep": {"type": "boolean"}}}}
-DRAFTS_ARE_CHEAP = CostTable((1, 64), (0, 10000), ((1.0, 1.01), (1.0, 1.01)))
+DRAFTS_ARE_CHEAP = CostTable((1, 64), (0, 10000), ((1.0, 1.01), (1.0, 1.01)), "", 1e15, 1e15)  # and so are tiers
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,7 @@ class Outcome:
     failed: int = 0  # turns that ended with an error, and were submitted again
     preempted: int = 0
     recomputed: int = 0  # tokens
+    promoted: int = 0  # tokens whose K/V came back from host memory or disk
     accepted: int = 0  # draft tokens
     lost_pages: int = 0
 
@@ -214,6 +215,7 @@ class Clients:
             self.outcome.failed += 1
             return None
         self.outcome.recomputed += request.turn.stats.recomputed
+        self.outcome.promoted += request.turn.stats.promoted
         self.outcome.accepted += request.turn.stats.accepted
         likely = [token for top in request.turn.top_logprobs or () for token, _ in top]
         return request.turn.token_ids, tuple(likely)
@@ -270,10 +272,13 @@ def soak(turns: int = 2000, seed: int = 0, kv_dtype: str | None = None) -> Outco
     ample = small_engine(num_pages=1024, kv_dtype=kv_dtype)
     undisturbed = play_rounds(tqdm(rounds, desc="undisturbed", unit="round"), ample, {})
     ticks = count()
-    clock, speculation = (lambda: float(next(ticks))), Speculation(DRAFTS_ARE_CHEAP)
-    engine = small_engine(num_pages=NUM_PAGES, kv_dtype=kv_dtype, speculation=speculation, clock=clock)
-    poison(engine)
-    disturbed = play_rounds(tqdm(rounds, desc="disturbed", unit="round"), engine, RATES, seed)
+    speculation = Speculation(DRAFTS_ARE_CHEAP)
+    with tempfile.TemporaryDirectory(prefix="minstate-") as folder:
+        settings = {"kv_dtype": kv_dtype, "host_tokens": 60, "disk": folder, "disk_bytes": 400_000}
+        clock = {"clock": lambda: float(next(ticks))}
+        engine = small_engine(num_pages=NUM_PAGES, speculation=speculation, **clock, **settings)
+        poison(engine)
+        disturbed = play_rounds(tqdm(rounds, desc="disturbed", unit="round"), engine, RATES, seed)
     assert disturbed.outputs == undisturbed.outputs, "the outputs are not those of the undisturbed run"
     assert disturbed.lost_pages == undisturbed.lost_pages == 0
     return disturbed

@@ -11,6 +11,7 @@ class StubModel:
     """Takes the place of a `Model`. Its logits mean nothing, so turns must replay their output."""
 
     kernels = "torch"  # `forward` is called
+    fingerprint = origin = "stub"
 
     def __init__(self, config: ModelConfig):
         self.config, self.dtype, self.device = config, torch.float32, torch.device("cpu")

@@ -5,6 +5,7 @@ from math import inf
 from typing import NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,6 +22,11 @@ POLICY_NAMES = {
 }
 RESIDENT = {"facecolor": tint(BLUE, 0.19), "edgecolor": "none"}
 TENANTS = {"the victim's tenant": (ORANGE, "s"), "a tenant of the attacker's own": (BLUE, "o")}
+SOURCES = {  # of the K/V of a history
+    "resident": {**fill_of(0), "edgecolor": PAPER, "label": "still in the pool"},
+    "promoted": {**fill_of(2), "edgecolor": PAPER, "label": "brought back from host memory"},
+    "recomputed": {**fill_of(1), "edgecolor": PAPER, "label": "computed again"},
+}
 MARKS = {
     "found": ("history found", "o", BLUE),
     "lost": ("history recomputed", "X", ORANGE),
@@ -168,6 +174,29 @@ def policy_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def tiers_figure(rows: pd.DataFrame) -> Figure:
+    """Where the tokens of the history come from, as the pool shrinks, without a tier below it and with one.
+
+    rows  a row for each pool and tier: "share" of the working set, "tier", and tokens: "resident", "promoted",
+          "recomputed"
+    """
+    figure, columns = new_figure(rows["tier"].nunique(), height=3.3, sharey=True)
+    with mpl.rc_context(STYLE):
+        for axes, (tier, mine) in zip(columns, rows.groupby("tier", sort=False), strict=True):
+            history = mine[list(SOURCES)].sum(axis=1)
+            bottom = 0 * history
+            for name, look in SOURCES.items():
+                axes.bar(range(len(mine)), mine[name] / history, 0.8, bottom=bottom, **look)
+                bottom += mine[name] / history
+            axes.set_xticks(range(len(mine)), [f"{100 * share:g} %" for share in mine["share"]])
+            axes.set(xlabel="pool, as a share of the working set", title=tier)
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        columns[0].set_ylabel("share of the history")
+        swatches = [Patch(**look) for look in SOURCES.values()]
+        figure.legend(handles=swatches, loc="outside lower left", ncols=len(SOURCES), fontsize=8, frameon=False)
+    return figure
+
+
 def probe_figure(trials: pd.DataFrame) -> Figure:
     """What an attacker sees of each guess: tokens shared, and milliseconds to the first token, of every probe.
 
@@ -195,4 +224,21 @@ def probe_figure(trials: pd.DataFrame) -> Figure:
         left.set_xlim(-2, None)
         left.set_ylabel("guess")
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=8, frameon=False)
+    return figure
+
+
+def precision_figure(vectors: Mapping[str, np.ndarray]) -> Figure:
+    """How large the numbers of vectors `[T, D]` are by dimension, beside the step between two numbers in 8 bits."""
+    figure, panels = new_figure(len(vectors), height=3.0)
+    with mpl.rc_context(STYLE):
+        for axes, (name, x) in zip(panels, vectors.items(), strict=True):
+            step = float(np.median(np.abs(x).max(1) / 127))
+            axes.bar(range(x.shape[1]), np.median(np.abs(x), axis=0), width=0.8, color=BLUE, label="median size")
+            axes.axhline(step, color=ORANGE, linestyle="--", linewidth=2, label="one step in 8 bits (median)")
+            axes.set(xlabel="dimension", ylabel="size", title=name, yscale="log")
+            axes.set_ylim(min(np.abs(x).max(1).min() for x in vectors.values()) / 200, None)
+        top = 4 * max(axes.get_ylim()[1] for axes in panels)  # room for the legend
+        for axes in panels:
+            axes.set_ylim(top=top)
+        panels[-1].legend(loc="upper right", fontsize=8)
     return figure

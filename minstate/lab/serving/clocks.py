@@ -45,7 +45,7 @@ class ModelledClock:
     def after_step(self, engine: Engine, running: Sequence[Request]) -> None:
         """Move on by the price of the engine's last step, in which some of `running` took part."""
         contexts = {request.number: request.sequence.kv_len for request in running}
-        events = [event for event in events_of_last_step(engine) if event.tokens]
+        events = [event for event in events_of_last_step(engine) if event.what in ("prefill", "decode")]
         tokens = sum(event.tokens + event.drafted for event in events)
         context = sum(contexts.get(event.request, 0) for event in events)
         self.seconds += self.costs.at(context)(tokens) / 1000 if tokens else 0.0

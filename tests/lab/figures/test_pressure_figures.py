@@ -17,6 +17,7 @@ from minstate.lab.figures.pressure import (
     recomputations,
     replay_order,
     residency_figure,
+    tiers_figure,
 )
 
 
@@ -102,3 +103,22 @@ def test_every_probe_is_a_point_and_the_median_a_line():
     assert sum(len(line.get_xdata()) for line in points) == len(rows)
     assert {line.get_xdata()[0] for line in right.lines if line not in points} == {11.0}
     assert legend(figure) == list(TENANTS) and "milliseconds" in right.get_xlabel()
+
+
+def test_the_bars_of_a_history_add_up_to_all_of_it():
+    rows = pd.DataFrame(
+        [
+            {"share": share, "tier": tier, "resident": 50, "promoted": promoted, "recomputed": 50 - promoted}
+            for tier, promoted in (("no tier", 0), ("host memory", 40))
+            for share in (1.0, 0.25)
+        ]
+    )
+    figure = tiers_figure(rows)
+    assert [axes.get_title() for axes in figure.axes] == ["no tier", "host memory"]
+    for axes in figure.axes:
+        tops = [bar.get_y() + bar.get_height() for bar in axes.patches]
+        assert tops[-2:] == pytest.approx([1, 1]) and [tick.get_text() for tick in axes.get_xticklabels()] == [
+            "100 %",
+            "25 %",
+        ]
+    assert legend(figure) == ["still in the pool", "brought back from host memory", "computed again"]
