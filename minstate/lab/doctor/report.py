@@ -55,8 +55,8 @@ def summary(found: Examination, price: Pricing | None = None) -> str:
     if price:
         total, lost = total_cost(found.requests, price), lost_cost(found.requests, price)
         lines.append(f"The prompts cost {price.shown(total)}, of which the lost tokens {price.shown(lost)}.")
-    if replied := found.total("reply_tokens"):
-        saved = found.total("saved_passes")
+    replied, saved = found.total("reply_tokens"), found.total("saved_passes")
+    if saved:
         lines.append(f"Prompt lookup would have saved {saved:,} of {replied:,} forward passes of decoding.")
     return "\n".join([*lines, *_losses(found, price), *_records(found)])
 
@@ -77,7 +77,7 @@ def _estimate(found: Examination) -> list[str]:
 def _losses(found: Examination, price: Pricing | None) -> list[str]:
     causes = by_cost(found, price)
     if not causes:
-        return ["Nothing is lost."]
+        return ["Nothing is lost." if found.requests else "No request could be read."]
     lines = ["Lost, by cause:"]
     for cause, requests, lost, cost in causes:
         money = f", {price.shown(cost)}" if price else ""

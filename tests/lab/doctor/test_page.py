@@ -77,6 +77,7 @@ def test_a_report_without_text_says_nothing_of_the_log():
         assert "08:0" not in text and "date, a time or an id" in text
     skipped = Examination()
     skipped.reading.skip("log.jsonl, line 3: expected JSON, found '{\"secret\"': was the line cut off?")
+    assert "No request could be read." in summary(skipped)
     assert "secret" not in summary(without_text(skipped)) and "line 3" in summary(without_text(skipped))
 
 
