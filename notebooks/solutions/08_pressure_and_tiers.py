@@ -34,7 +34,7 @@ def moved(runs: list[tuple[int, float]], page_ms: float) -> int:
     return pages
 
 
-# %% pressure-8bits-10: eight bits by hand
+# %% pressure-8bits-09: eight bits by hand
 # The largest number becomes 127, so the scale is its 127th part.
 def in_eight_bits(x: list[float]) -> tuple[list[int], float]:
     scale = max(map(abs, x)) / 127
