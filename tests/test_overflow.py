@@ -78,7 +78,7 @@ def helps(session, remedy, input_, options):
     else:
         positions = session.engine.model.config.max_positions
         larger = idle_engine(num_pages=int(number), positions=positions)
-        sequence = larger._new_sequence("default", session.transcript.tools)
+        sequence = larger.new_sequence("default", session.transcript.tools)
         sequence.log += session.sequence.log
         session = larger.new_session("default", sequence, session.transcript)
     session.engine.submit(session, **input_, **options).abort()

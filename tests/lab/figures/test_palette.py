@@ -15,6 +15,7 @@ from minstate.lab.figures import palette
 LAB = paths.PACKAGE / "lab"
 EXCEPTIONS = {
     "figures/palette.py": "the palette itself",
+    "doctor/page.py": "the style sheet of a web page, by day and by night",
     "notebook/site.py": "the style sheet of the web pages, which is CSS and draws no figure",
 }
 HEX = re.compile(r"#(?:[0-9a-fA-F]{8}|[0-9a-fA-F]{6}|[0-9a-fA-F]{3,4})\b")

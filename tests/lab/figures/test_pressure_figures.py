@@ -114,7 +114,7 @@ def test_the_bars_of_a_history_add_up_to_all_of_it():
         ]
     )
     figure = tiers_figure(rows)
-    assert [axes.get_title() for axes in figure.axes] == ["no tier", "host memory"]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["no tier", "host memory"]
     for axes in figure.axes:
         tops = [bar.get_y() + bar.get_height() for bar in axes.patches]
         assert tops[-2:] == pytest.approx([1, 1]) and [tick.get_text() for tick in axes.get_xticklabels()] == [
