@@ -55,10 +55,10 @@ static const float* in_float32(const bfloat16* at, float* wide, int dim) {
     for (int d = 0; d < dim; d += LANES) store(wide + d, load(at + d));
     return wide;
 }
-static const float* in_float32(const int8_t* at, float* wide, int dim) {
+static const float* in_float32(const int8_t* at, float* __restrict wide, int dim) {
     float scale;
     memcpy(&scale, at + dim, sizeof scale);
-    for (int d = 0; d < dim; d += LANES) store(wide + d, load(at + d) * scale);
+    for (int d = 0; d < dim; d++) wide[d] = at[d] * scale;  // a plain loop, of which compilers make vectors
     return wide;
 }
 

@@ -35,13 +35,6 @@ inline vec load(const bfloat16* at) {
     return (vec)(__builtin_convertvector(upper, bits) << 16);
 }
 
-inline vec load(const int8_t* at) {
-    using ints = int32_t __attribute__((vector_size(4 * LANES)));
-    int8_t __attribute__((vector_size(LANES))) x;
-    memcpy(&x, at, sizeof x);
-    return __builtin_convertvector(__builtin_convertvector(x, ints), vec);
-}
-
 inline void store(float* at, vec x) { memcpy(at, &x, sizeof x); }
 
 // To the nearest bfloat16, of two equally near ones to the even one. A NaN stays a NaN.
