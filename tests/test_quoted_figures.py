@@ -41,6 +41,7 @@ def quotable() -> set[str]:
     faster = {f"{row['times faster']:.1f} ×" for row in result("speculation")["rows"]}
     passes = [row["median ms"] for row in result("cpu_steps")["rows"]]
     steps |= {f"{ms:.0f} ms" for ms in passes} | {f"{ms / 1000:.1f} s" for ms in passes}
+    steps |= {f"{step['median ms']:.0f} ms" for step in result("kv_int8")["decode step"]}
     return turns | steps | totals | faster | set(first_tokens().values())
 
 
@@ -166,6 +167,18 @@ def test_the_readme_quotes_what_comes_back_after_a_restart():
     text, seconds = " ".join((ROOT / "README.md").read_text().split()), first_tokens()
     assert f"of 7,000 tokens then takes {seconds['disk']}, and {seconds['nothing']} where it is computed" in text
     assert f"({seconds['export']} from an export;" in text
+
+
+def test_the_readme_quotes_what_8_bits_change():
+    text, record = " ".join((ROOT / "README.md").read_text().split()), result("kv_int8")
+    own, small = record["kv_bytes_per_token"].values()
+    assert f"{small:,} bytes a token, and {own:,} in float32" in text
+    equal = [f"{100 * row['equal choices']:.0f}" for row in record["rows"]]
+    assert f"at {min(equal)} to {max(equal)} % of the positions" in text
+    assert all(abs(row["perplexity, int8"] / row["perplexity"] - 1) < 0.001 for row in record["rows"])
+    assert "perplexity changes by less than 0.1 %" in text
+    behind = [f"{step['median ms']:.0f} ms" for step in record["decode step"] if step["context"] == 7168]
+    assert f"behind 7,168 others takes {behind[1]}, and {behind[0]} in float32" in text
 
 
 def test_results_say_how_they_were_measured():
