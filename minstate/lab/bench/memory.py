@@ -32,7 +32,7 @@ def memory(workload: str = "pressure", dtype: str = "float32", **settings: str) 
     return table
 
 
-def pressure(like: Engine, agents: str = "8", turns: str = "2", shares: str = "1/4 1/8") -> pd.DataFrame:
+def pressure(like: Engine, agents: str = "9", turns: str = "2", shares: str = "1/4 1/8") -> pd.DataFrame:
     """A row for each pool and tier: coding agents take turns in a random order, one turn at a time.
 
     A share is that of the working set: of all pages that are in use at the end if none has to be evicted. Each agent is
