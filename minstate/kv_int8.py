@@ -3,7 +3,7 @@
     scale = max |x| / 127        q = round(x / scale)        x ≈ scale · q
 
 A vector is the key or the value of one token for one KV head. Its scale lies right behind it, as the four bytes of a
-float32: a row of the pool is D + 4 bytes, and whoever copies, stores or moves rows need not know what they hold. As
+float32: a row of the pool is D + 4 bytes, and to copy, store or move rows one need not know what they hold. As
 every vector has a scale of its own, a token that is appended changes nothing that was stored before. The error of a
 number is at most half a scale, 1 / 254 of the largest number of its vector.
 

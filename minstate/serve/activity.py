@@ -10,7 +10,7 @@
 
 These kinds are disjoint, so a turn's counts add up to its prompt and its reply. Only so much is kept that an answer has
 a bounded size: `CONVERSATIONS` of a tenant's, `TURNS` of each, and some text of the last reply alone. A tenant is shown
-its own conversations; whoever has no key sees totals, which hold no text.
+its own conversations; without a key one sees totals, which hold no text.
 """
 
 from bisect import bisect

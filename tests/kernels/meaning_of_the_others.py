@@ -11,6 +11,7 @@ from minstate.kernels.append_kv import append_kv
 from minstate.kernels.copy_pages import copy_pages
 from minstate.kernels.rms_norm import rms_norm
 from minstate.kernels.silu_mul import silu_mul
+from minstate.kv_int8 import dequantise
 from minstate.paged_kv import KVPool, PageTable
 from minstate.rotary import Rope, rotary_table, rotate
 
@@ -50,6 +51,24 @@ def test_append_kv_rotates_q_and_k_and_stores_k_and_v(dtype, tokens, heads, head
     after[1][:, slots[:-1]] = qkv[:-1, heads + kv_heads :].double().transpose(0, 1)
     close(append_kv(qkv, cos, sin, positions, slots, kv), q)
     close(kv, after)
+
+
+@DTYPES
+@pytest.mark.parametrize("head_dim", [8, 64, 80])
+def test_append_kv_stores_8_bits_and_their_scale(dtype, head_dim):
+    cos, sin = (table.to(dtype).to(DEVICE) for table in rotary_table(Rope(head_dim), 300))
+    positions, slots = torch.arange(4).to(DEVICE), torch.tensor([3, 0, 7, -1]).to(DEVICE)  # the last one is padding
+    qkv = random(4, 4 + 2 * 2, head_dim, dtype=dtype)
+    qkv[1, 4:] = 0
+    qkv[2, 4, 0] = torch.nan
+    kv = torch.full((2, 2, 9, head_dim + 4), -1, dtype=torch.int8, device=DEVICE)
+    append_kv(qkv, cos, sin, positions, slots, kv)
+    k = rotate(qkv.float(), cos[positions, None].float(), sin[positions, None].float())[:, 4:6]
+    for stored, x in zip(kv, (k, qkv[:, 6:].float()), strict=True):
+        step, finite = x[:3].abs().amax(-1, keepdim=True) / 127, x[:3].isfinite().all(-1)
+        read = dequantise(stored[:, slots[:3]], torch.float32).transpose(0, 1)
+        assert ((read - x[:3]).abs() <= 0.51 * step)[finite].all() and read[~finite].isnan().all()
+    assert (kv[:, :, [1, 2, 4, 5, 6, 8]] == -1).all()
 
 
 @DTYPES

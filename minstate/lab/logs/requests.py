@@ -7,7 +7,7 @@ A whole conversation, of which the log has no requests, gives one request for ea
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,34 +77,35 @@ def read_requests(source: Source, *, strict: bool = False, reading: Reading | No
     Raises `TraceError` with place, what was expected and found: for a missing or a packed file, and, if `strict`, for
     the first record that cannot be read.
     """
-    reading = Reading() if reading is None else reading
-    known: set[bytes] = set()
-    for values in _files(source, strict):
-        sessions: dict[str, ClaudeSession | CodexSession] = {}
-        for place, value in values:
-            reading.records += 1
-            try:
-                with located(place):
-                    yield from _read_record(place, value, sessions, known, strict, reading)
-            except TraceError as error:
-                if strict:
-                    raise
-                reading.skip(str(error))
+    reading, known = Reading() if reading is None else reading, set[bytes]()
+
+    def requests(place: str, parts: Iterator[Parts]) -> Iterator[LoggedRequest]:
+        return _read_record(place, parts, known, strict, reading)
+
+    yield from _each_record(source, strict, reading, requests)
 
 
 def read_conversations(source: Source, *, strict: bool = False, reading: Reading | None = None) -> Iterator[tuple]:
     """Yield place, messages (with the reply at their end if there is one) and tools of each record."""
     reading = Reading() if reading is None else reading
+
+    def conversations(place: str, parts: Iterator[Parts]) -> Iterator[tuple]:
+        for each in parts:
+            messages = read_messages([*each.items, *each.reply], strict=strict, notes=reading.notes)
+            yield place, messages, read_tools(each.tools)
+
+    yield from _each_record(source, strict, reading, conversations)
+
+
+def _each_record(source: Source, strict: bool, reading: Reading, read: Callable[..., Iterator]) -> Iterator:
+    """What `read` yields of each record, given its place and its parts; one that cannot be read is counted."""
     for values in _files(source, strict):
         sessions: dict[str, ClaudeSession | CodexSession] = {}
         for place, value in values:
             reading.records += 1
             try:
                 with located(place):
-                    for parts in _parts(value, sessions):
-                        items = [*parts.items, *parts.reply]
-                        messages = read_messages(items, strict=strict, notes=reading.notes)
-                        yield place, messages, read_tools(parts.tools)
+                    yield from read(place, _parts(value, sessions))
             except TraceError as error:
                 if strict:
                     raise
@@ -136,8 +137,8 @@ def _parts(value: Any, sessions: dict) -> Iterator[Parts]:
     yield from sessions[kind].read(value)
 
 
-def _read_record(place, value, sessions, known: set[bytes], strict: bool, reading: Reading) -> Iterator[LoggedRequest]:
-    for number, parts in enumerate(_parts(value, sessions)):
+def _read_record(place, all_parts, known: set[bytes], strict: bool, reading: Reading) -> Iterator[LoggedRequest]:
+    for number, parts in enumerate(all_parts):
         messages = read_messages(parts.items, strict=strict, notes=reading.notes)
         tools = tuple(read_tools(parts.tools))
         if not messages:
