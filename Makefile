@@ -1,4 +1,5 @@
 PYTHON ?= python3
+TORCH ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 
@@ -23,6 +24,7 @@ help:
 	@echo "make weights  the environment and the default model, nothing else"
 	@echo "make clean    remove the environment, out/ and caches; the weights stay in data/weights"
 	@echo "Another Python (3.11 or newer): make run PYTHON=python3.12"
+	@echo "Torch from another index than pip's: make run TORCH='--index-url URL'"
 
 run: weights
 	@echo "== main job: one agent, naive and stateful"
@@ -80,6 +82,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	  echo "Name another one: make PYTHON=python3.12"; exit 1; }
 	@echo "== environment in $(VENV) (the first time takes some minutes)"
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@test -z "$(TORCH)" || $(PY) -m pip install --disable-pip-version-check -c constraints.txt $(TORCH) torch
 	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[lab,serve,test]'
 	@touch $@
 

@@ -28,6 +28,7 @@ BENCHMARKS = (  # each is a function in the module of its name
     "peers",
     "prompt_lookup",
     "radix_tree",
+    "serve_agents",
     "serve_load",
     "simulate",
     "speculation",
