@@ -79,7 +79,7 @@ weights: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "minstate needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1)."; \
-	  echo "Name another one: make PYTHON=python3.12"; exit 1; }
+	  echo "Name another one: make run PYTHON=python3.12"; exit 1; }
 	@echo "== environment in $(VENV) (the first time takes some minutes)"
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@test -z "$(TORCH)" || $(PY) -m pip install --disable-pip-version-check -c constraints.txt $(TORCH) torch

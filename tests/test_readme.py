@@ -29,6 +29,8 @@ def test_the_examples_of_use_run():
     assert names["turn"].stats.prefilled == names["turn"].stats.delta
     assert names["child"].token_ids != names["session"].token_ids
     assert names["other"].token_ids
+    assert names["turn"].tool_calls[0].arguments == {"city": "Lima"}
+    assert (names["turn"].stats.generated, names["turn"].stats.forced, names["turn"].stats.steps) == (30, 26, 5)
     exec(agent, names := {})
     names["engine"].check()
     assert len(names["agent"].messages) >= 2
