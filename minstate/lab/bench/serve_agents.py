@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
@@ -122,12 +122,13 @@ def _is_up(port: int) -> bool:
         return False
 
 
-async def conversation(url: str, shop: int) -> list[dict[str, float]]:
+async def conversation(url: str, shop: int, questions: Sequence[str] = QUESTIONS) -> list[dict[str, float]]:
     """The agent answers all questions: a row for each of its requests."""
 
     def enough(context: Any, results: list) -> agents.ToolsToFinalOutputResult:
         return agents.ToolsToFinalOutputResult(context.usage.requests % REQUESTS == 0, results[-1].output)
 
+    agents.set_tracing_disabled(True)  # otherwise the framework reports its runs to OpenAI
     watch, items = Watch(), []
     async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=300) as client:
         clerk = agents.Agent(
@@ -141,7 +142,7 @@ async def conversation(url: str, shop: int) -> list[dict[str, float]]:
                 temperature=0, tool_choice="required", parallel_tool_calls=False, max_tokens=60
             ),
         )
-        for question in QUESTIONS:
+        for question in questions:
             result = await agents.Runner.run(clerk, [*items, {"role": "user", "content": question}], hooks=watch)
             items = result.to_input_list()
     return watch.rows
@@ -149,7 +150,6 @@ async def conversation(url: str, shop: int) -> list[dict[str, float]]:
 
 def serve_agents(dtype: str = "float32", conversations: int = 5) -> pd.DataFrame:
     """A row for each server: all requests of so many conversations, after one that warms up and is left out."""
-    agents.set_tracing_disabled(True)
     ports = {name: _free_port() for name in ("minstate", "minstate, drafts", "vllm")}
     rows, changing = [], np.random.default_rng(0)
     with ExitStack() as stack:
