@@ -5,7 +5,8 @@ calls that a grammar constrains (`tool_choice="required"`). It sends its whole h
 conversation the servers are asked one after the other, in changing order; the other one is idle meanwhile. Both report
 how many tokens of each prompt they had kept. Replies differ after near-ties, and so do their lengths.
 
-vLLM runs from an environment of its own (`CONTRIBUTING.md` says how to make one), with its default, prefix caching.
+The chat template tells the model its tools, which the default model's own does not. vLLM runs from an environment of
+its own (`CONTRIBUTING.md` says how to make one), with its default, prefix caching.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import agents
@@ -28,6 +30,7 @@ from tqdm import tqdm
 
 from minstate.errors import BadValue
 from minstate.lab.bench.peers import ENVIRONMENT, ENVIRONMENTS
+from minstate.lab.engines.template_styles import QWEN2
 from minstate.weights import find_model
 
 MODEL = "the-model"
@@ -73,9 +76,22 @@ class Watch(agents.RunHooks):
                           "seconds": seconds})  # fmt: skip
 
 
-def commands(dtype: str, ports: dict[str, int]) -> dict[str, list[str]]:
+@contextmanager
+def model_for_tools() -> Iterator[Path]:
+    """The default model's folder, with a chat template that tells the model its tools, which its own does not."""
+    model = find_model()
+    with tempfile.TemporaryDirectory(dir=model.parent) as name:
+        for file in model.iterdir():
+            os.link(file.resolve(), Path(name) / file.name)
+        template = Path(name) / "chat_template.jinja"
+        template.unlink()
+        template.write_text(QWEN2)
+        yield Path(name)
+
+
+def commands(weights: str, dtype: str, ports: dict[str, int]) -> dict[str, list[str]]:
     """How each server is started. Raises `BadValue` if vLLM's environment is not there."""
-    vllm, weights = ENVIRONMENTS / "vllm" / "bin" / "vllm", str(find_model())
+    vllm = ENVIRONMENTS / "vllm" / "bin" / "python"
     if not vllm.exists():
         raise BadValue(f"there is no {vllm}: CONTRIBUTING.md says how to make environments for other programs")
     same = ["--served-model-name", MODEL, "--dtype", dtype, "--host", "127.0.0.1"]
@@ -85,7 +101,7 @@ def commands(dtype: str, ports: dict[str, int]) -> dict[str, list[str]]:
     table = {
         "minstate": [*ours, "--no-speculation"],
         "minstate, drafts": ours,
-        "vllm": [str(vllm), "serve", weights, *same, *calls, *limits],
+        "vllm": [str(vllm), "-m", "vllm.entrypoints.openai.api_server", "--model", weights, *same, *calls, *limits],
     }
     return {name: [*command, "--port", str(ports[name])] for name, command in table.items()}
 
@@ -93,7 +109,9 @@ def commands(dtype: str, ports: dict[str, int]) -> dict[str, list[str]]:
 @contextmanager
 def running(name: str, command: list[str], port: int) -> Iterator[str]:
     """Start a server, and yield its address once it answers. Raises `BadValue` with what it printed if it does not."""
-    environment = os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": str(os.cpu_count()), "OMP_WAIT_POLICY": "passive"}
+    cores = os.cpu_count()
+    environment = os.environ | ENVIRONMENT
+    environment |= {"OMP_NUM_THREADS": str(cores), "VLLM_CPU_OMP_THREADS_BIND": f"0-{cores - 1}"}
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
@@ -153,8 +171,8 @@ def serve_agents(dtype: str = "float32", conversations: int = 5) -> pd.DataFrame
     ports = {name: _free_port() for name in ("minstate", "minstate, drafts", "vllm")}
     rows, changing = [], np.random.default_rng(0)
     with ExitStack() as stack:
-        urls = {}
-        for name, command in (bar := tqdm(commands(dtype, ports).items(), unit="server")):
+        urls, weights = {}, str(stack.enter_context(model_for_tools()))
+        for name, command in (bar := tqdm(commands(weights, dtype, ports).items(), unit="server")):
             bar.set_description(f"starting {name}")
             urls[name] = stack.enter_context(running(name, command, ports[name]))
         for shop in tqdm(range(int(conversations) + 1), unit="conversation"):
@@ -164,6 +182,8 @@ def serve_agents(dtype: str = "float32", conversations: int = 5) -> pd.DataFrame
                     {"server": str(name), "conversation": shop, "request": i, **row} for i, row in enumerate(found)
                 ]
     raw = pd.DataFrame(rows)
+    first = raw.groupby("server")["prompt"].first()
+    assert first.max() < 1.1 * first.min(), f"the servers tell the model different things: {first.to_dict()}"
     counted = raw[raw["conversation"] > 0].assign(computed=lambda table: table["prompt"] - table["cached"])
     groups = counted.groupby("server")
     table = groups[["prompt", "computed", "generated", "seconds"]].sum()
