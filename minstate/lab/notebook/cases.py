@@ -31,7 +31,7 @@ NUDGES = (1 - 1e-11, 1 + 1e-11)  # another order of arithmetic may change a resu
 
 
 def cases_of(notebook: NotebookNode, solutions: dict[str, str]) -> dict[str, list[list[str]]]:
-    """(arguments, digest) pairs by exercise. Raises ValueError, which names the exercise that is not as it should be."""
+    """(arguments, digest) pairs by exercise. Raises ValueError, which names the exercise and what is wrong with it."""
     names: dict[str, object] = {"__name__": "__main__"}
     found: dict[str, list[list[str]]] = {}
     for cell in notebook.cells:
@@ -129,13 +129,13 @@ def text_of(path: Path) -> str:
             found = cases_of(nbformat.read(path.name, as_version=4), solutions)
         except ValueError as error:
             raise ValueError(f"{path.name}: {error}") from error
-    exercises = (
-        f"{json.dumps(exercise)}: [\n"
-        + ",\n".join(f"  {json.dumps(pair, ensure_ascii=False)}" for pair in pairs)
-        + "\n]"
-        for exercise, pairs in found.items()
-    )
-    return "{\n" + ",\n".join(exercises) + "\n}\n" if found else ""
+    return _as_json(found) if found else ""
+
+
+def _as_json(found: dict[str, list[list[str]]]) -> str:
+    """One case a line, so that a changed case is a changed line."""
+    rows = {key: ",\n".join(f"  {json.dumps(each, ensure_ascii=False)}" for each in found[key]) for key in found}
+    return "{\n" + ",\n".join(f"{json.dumps(key)}: [\n{lines}\n]" for key, lines in rows.items()) + "\n}\n"
 
 
 def main(wanted: list[str]) -> None:

@@ -20,7 +20,7 @@ LARGEST = 1e15  # from here on a float cannot tell whole numbers from others, so
 
 
 def canonical(result: object) -> str:
-    """The result as text. Equal results have equal texts: 3 and 3.0, lists and tuples and arrays, numbers up to rounding.
+    """The result as text. Equal results have equal texts: 3 and 3.0, a list and a tuple, numbers up to rounding.
 
     Whole numbers count with all their digits, others with six. Raises TypeError for a result of another kind.
     """

@@ -7,8 +7,8 @@ A file in `notebooks/solutions/` belongs to the notebook of its name. It has a s
 that cell as a cell of its own, with the same call of `check`, and fails unless the answer is correct. All other cells
 are those of the original, outputs included, so a test that runs the copy and compares outputs also tests the original.
 
-A section of an exercise with hidden cases, `check(answer, "CELL-ID")`, also has a function `cases(random)`, which yields
-tuples of arguments. `minstate.lab.notebook.cases` reads it; a solved copy is without it.
+A section of an exercise with hidden cases, `check(answer, "CELL-ID")`, also has a function `cases(random)`, which
+yields tuples of arguments. `minstate.lab.notebook.cases` reads it; a solved copy is without it.
 """
 
 import ast
