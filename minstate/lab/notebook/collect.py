@@ -188,13 +188,14 @@ def collect(folder: Path, notebooks: Path, seconds: int) -> list[dict[str, str]]
 
 def main() -> None:
     """Write the table, and print how many exercises of each student are correct."""
+    notebooks = clone_for("lab.notebook.collect") / "notebooks"
     parser = argparse.ArgumentParser(prog="python -m minstate.lab.notebook.collect", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="has a folder for each student, with notebooks")
     parser.add_argument(
         "--seconds", type=int, default=60, help="how long a student's cell may run (default: %(default)s)"
     )
     options = parser.parse_args()
-    rows = collect(options.folder, clone_for("lab.notebook.collect") / "notebooks", options.seconds)
+    rows = collect(options.folder, notebooks, options.seconds)
     target = options.folder / "results.csv"
     with target.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
