@@ -75,11 +75,11 @@ def test_arguments_keep_tuples_and_an_exercise_uses_the_one_before_it(tmp_path):
     [
         ("def cases(random)", "def some(random)", "half: its section has no function cases"),
         ("range(10)", "range(3)", "4 different cases, and at least 8"),
-        ("yield (0,)", "yield 0", r"half: cases\(random\) yields 0; yield tuples"),
+        ("yield (0,)", "yield 0", r"half: cases\(random\) yields 0, which is no tuple of plain"),
         ("yield (0,)", "yield (floor,)", r"yields \(<built-in"),
         ("yield (0,)", "yield (float('nan'),)", r"yields \(nan,\)"),
         ("return floor(x / 2)", "return ...", "half: the solution returns ..."),
-        ("return floor(x / 2)", "return 0.1234565", "rounding decides about the result 0.1234565"),
+        ("return floor(x / 2)", "return 0.1234565", "the result 0.1234565 lies where rounding decides"),
         (
             "floor(x / 2)\n",
             "x / 2\n\n\nhalf(later)",
