@@ -6,7 +6,6 @@ from collections.abc import Callable
 import ipywidgets
 from matplotlib.figure import Figure
 
-
 DENSITY = 2  # pixels for each point of a screen, as for the figures of the notebook itself
 
 
