@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 from tiny import engine
 
-from minstate import Sampling
+from minstate import Engine, Sampling
 from minstate.lab.engines.baselines import NaiveEngine
-from minstate.lab.figures.turn_costs import prompt_strips, running_totals, turn_costs
+from minstate.lab.figures.turn_costs import long_conversation, prompt_strips, turn_costs
 from minstate.lab.measure import formatted, per_turn, run_side_by_side
 
 
@@ -53,9 +53,20 @@ def test_figures_draw_the_counters(rows):
     table = per_turn(rows, "naive", "stateful")
     assert drawn[:6] == [*table["forwarded, naive"], *table["forwarded, stateful"]]
     assert clock.get_ylabel() == "seconds" and work.get_ylabel() == "tokens"
-    lines = running_totals(rows, "forwarded", "tokens").axes[0].lines
-    assert lines[0].get_ydata()[-1] == table["forwarded, naive"].sum()
     stateful = rows[(rows["engine"] == "stateful") & (rows["repeat"] == 0)].set_index("turn")
     for count in range(4):
         strips = prompt_strips(stateful, count).axes[0]
         assert len(strips.patches) == 3 * count
+
+
+def test_a_long_conversation_shows_what_is_old_in_each_prompt_and_all_the_work():
+    def turns(kind) -> list:
+        with engine(kind).open() as session:
+            return [session.send(f"say {number}", max_new_tokens=4).stats for number in range(3)]
+
+    naive, stateful = turns(NaiveEngine), turns(Engine)
+    prompts, totals = long_conversation(naive, stateful).axes
+    heights = [patch.get_height() for patch in prompts.patches]
+    assert heights == [stats.context for stats in stateful] + [stats.delta for stats in stateful]
+    lines = {line.get_label(): line.get_ydata()[-1] for line in totals.lines}
+    assert lines == {"naive": sum(s.forwarded for s in naive), "stateful": sum(s.forwarded for s in stateful)}

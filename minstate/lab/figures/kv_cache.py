@@ -15,14 +15,12 @@ from matplotlib.ticker import NullFormatter
 
 from minstate.lab.figures.palette import (
     BLUE,
-    ENGINE_LINES,
     GREEN,
     GREY,
     INK,
     NAIVE,
     PAPER,
     REUSED,
-    SKY,
     STATEFUL,
     STYLE,
     THOUSANDS,
@@ -129,59 +127,6 @@ def roofline_figure(tokens: Sequence[int], flops: Sequence[int], read: Sequence[
         right.set_title("The same passes under the roofline")
         right.yaxis.set_minor_formatter(NullFormatter())
         right.legend(loc="lower right", fontsize=8)
-    return figure
-
-
-def gap_bars(parts: dict[str, dict[str, list[float]]]) -> Figure:
-    """The gap between the floor and a forward pass: seconds of every run, by part; a panel for each pass."""
-    figure, panels = new_figure(len(parts), height=2.1)
-    colors = (GREY, SKY, BLUE)
-    with mpl.rc_context(STYLE):
-        for axes, (title, bars) in zip(panels, parts.items(), strict=True):
-            runs = [np.array(seconds) / MILLI for seconds in bars.values()]
-            values = [float(np.median(each)) for each in runs]
-            axes.barh(range(len(bars)), values, color=colors, height=0.6)
-            for row, (each, value) in enumerate(zip(runs, values, strict=True)):
-                axes.plot([min(each), max(each)], [row, row], color=INK, linewidth=1.5)
-                axes.text(max(each), row, f"  {value:,.0f}", va="center", fontsize=9)
-            axes.set_yticks(range(len(bars)), bars)
-            axes.set(
-                title=title,
-                xlabel="milliseconds (median, fastest to slowest)",
-                xlim=(0, 1.25 * max(map(max, runs))),
-                ylim=(2.6, -0.6),
-            )
-            axes.grid(axis="x")
-            axes.grid(False, axis="y")
-        for axes in panels[1:]:
-            axes.set_yticklabels([])
-    return figure
-
-
-def next_token_costs(contexts, flops: dict, measured: dict, floors: dict) -> Figure:
-    """FLOPs and milliseconds of one more token, against the number of tokens in the context.
-
-    flops     for "naive" and "cached": one number for each of `contexts`
-    measured  for both: {context: seconds of each run}
-    floors    for both: seconds, one for each of `contexts`
-    """
-    figure, (left, right) = new_figure(2, height=3.7)
-    looks = {"naive": ENGINE_LINES["naive"], "cached": ENGINE_LINES["stateful"]}
-    with mpl.rc_context(STYLE):
-        for name, (color, style) in looks.items():
-            left.plot(contexts, np.array(flops[name]) / GIGA, style, color=color, markersize=4, label=name)
-            floor = np.array(floors[name]) / MILLI
-            right.plot(contexts, floor, color=color, alpha=0.35, linewidth=5, label=f"{name}, floor (predicted)")
-            runs = [[s / MILLI for s in runs] for runs in measured[name].values()]
-            _with_spread(right, list(measured[name]), runs, color, style[0], f"{name}, measured")
-        left.set(ylabel="GFLOP for one more token", title="Arithmetic")
-        right.set(ylabel="milliseconds for one more token", title="Time")
-        for axes, room in ((left, 1.5), (right, 12)):  # above the lines, for the legend
-            axes.set(xscale="log", yscale="log", xlabel="tokens in the context")
-            axes.set_ylim(top=axes.get_ylim()[1] * room)
-            axes.set_xticks(contexts[::2], [f"{n:,}" for n in contexts[::2]])
-            axes.minorticks_off()
-            axes.legend(loc="upper left", fontsize=8)
     return figure
 
 

@@ -1,5 +1,8 @@
 """What turns cost on two engines: tokens forwarded, seconds, running totals, and what a prompt is made of."""
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
@@ -15,6 +18,7 @@ from minstate.lab.figures.palette import (
     THOUSANDS,
     new_figure,
 )
+from minstate.turn import TurnStats
 
 
 def turn_costs(rows: pd.DataFrame, foil: str = "naive", ours: str = "stateful") -> Figure:
@@ -48,21 +52,29 @@ def turn_costs(rows: pd.DataFrame, foil: str = "naive", ours: str = "stateful") 
     return figure
 
 
-def running_totals(rows: pd.DataFrame, column: str, unit: str, foil: str = "naive", ours: str = "stateful") -> Figure:
-    """The running total of `column` over the turns: one curve bends, the other does not."""
-    figure, (axes,) = new_figure(width=5.6)
-    totals = rows.groupby(["engine", "turn"])[column].median().unstack(0).cumsum()
-    looks = {foil: ENGINE_LINES["naive"], ours: ENGINE_LINES["stateful"]}
+def long_conversation(naive: Sequence[TurnStats], stateful: Sequence[TurnStats]) -> Figure:
+    """A conversation of many turns: what is old and what is new in each prompt, and the tokens forwarded so far."""
+    figure, (left, right) = new_figure(2, height=3.7)
+    turns = range(1, len(stateful) + 1)
+    old, new = ([getattr(stats, part) for stats in stateful] for part in ("context", "delta"))
     with mpl.rc_context(STYLE):
-        for name, (color, style) in looks.items():
-            axes.plot(totals.index, totals[name], style, color=color, label=name, linewidth=2)
-            axes.annotate(
-                f"{totals[name].iloc[-1]:,.0f}", (totals.index[-1], totals[name].iloc[-1]), (6, 0),
-                textcoords="offset points", color=color, va="center", fontweight="bold", annotation_clip=False,
+        left.bar(turns, old, 0.9, label="was there one turn before", linewidth=0.3, **REUSED)
+        left.bar(turns, new, 0.9, bottom=old, label="new", **STATEFUL)
+        left.set(ylabel="tokens", title="The prompt of each turn")
+        for name, stats in {"naive": naive, "stateful": stateful}.items():
+            color, style = ENGINE_LINES[name]
+            totals = list(accumulate(each.forwarded for each in stats))
+            right.plot(turns, totals, style, color=color, label=name, linewidth=2, markersize=4)
+            right.annotate(
+                f"{totals[-1]:,}", (turns[-1], totals[-1]), (0, 7), textcoords="offset points",
+                color=color, ha="right", fontweight="bold", annotation_clip=False,
             )  # fmt: skip
-        axes.set(xlabel="turn", ylabel=unit, title="From the first turn on", xticks=list(totals.index), ylim=(0, None))
-        axes.yaxis.set_major_formatter(THOUSANDS)
-        axes.legend(loc="upper left")
+        right.set(ylabel="tokens forwarded so far", title="The work of all turns", ylim=(-2_000, None))
+        for axes in (left, right):
+            axes.set(xlabel="turn")
+            axes.yaxis.set_major_formatter(THOUSANDS)
+            axes.legend(loc="upper left", fontsize=9)
+        left.set_ylim(0, 1.2 * max(map(sum, zip(old, new, strict=True))))
     return figure
 
 

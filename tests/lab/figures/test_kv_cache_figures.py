@@ -5,9 +5,7 @@ import torch
 
 from minstate.lab.figures.kv_cache import (
     change_heat_maps,
-    gap_bars,
     memory_lines,
-    next_token_costs,
     roofline_figure,
     work_grid,
 )
@@ -43,18 +41,6 @@ def test_forward_passes_lie_beside_their_floor_and_under_the_roofline():
     runs = [[0.1, 0.2, 0.1], [0.2, 0.3, 0.2]]
     machine = Roofline(flops_per_s=1e9, bytes_per_s=1e9)
     require_labels(roofline_figure([1, 2], [10**8, 2 * 10**8], [10**8, 10**8], runs, machine))
-
-
-def test_the_gap_shows_medians():
-    figure = gap_bars({"decode": {"floor": [0.030], "alone": [0.05, 0.04, 0.06], "pass": [0.07, 0.08, 0.09]}})
-    figure.canvas.draw()
-    assert [text.get_text().strip() for text in figure.axes[0].texts] == ["30", "50", "80"]
-
-
-def test_the_next_token_has_floors_and_measurements():
-    numbers = {"naive": [1.0, 2.0], "cached": [1.0, 1.1]}
-    measured = {"naive": {64: [1.0, 1.2]}, "cached": {64: [0.5, 0.6], 128: [0.5, 0.7]}}
-    require_labels(next_token_costs([64, 128], numbers, measured, numbers))
 
 
 @pytest.mark.parametrize("agents", [1, 2, 16])
