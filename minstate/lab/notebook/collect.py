@@ -1,7 +1,7 @@
 """Check the exercises in notebooks that students have handed in, and write a table of the results.
 
-    python -m minstate.lab.notebook.collect handed_in                   # into handed_in/results.csv
-    python -m minstate.lab.notebook.collect handed_in --seconds 120     # the limit of a cell; 60 by default
+    python -m minstate.lab.notebook.collect handed_in                  # into handed_in/results.csv
+    python -m minstate.lab.notebook.collect handed_in --seconds 120    # how long a student's cell may run (60)
 
 `handed_in` has a folder for each student, with notebooks of the course in it, at any depth. A row of the table is one
 exercise of one student: `correct`, `wrong`, `not attempted` or `error`, and a remark, such as the arguments for which
@@ -46,6 +46,7 @@ class Piece:
     """Source that runs as one cell; `exercise` is the one that it answers, and then `call` is the call of `check`."""
 
     source: str
+    from_student: bool
     exercise: str | None = None
     call: str = ""
 
@@ -55,18 +56,18 @@ def pieces(original: NotebookNode, handed_in: NotebookNode) -> list[Piece]:
     asked, known = exercises(original), {cell.id: cell for cell in original.cells}
     code = [cell for cell in original.cells if cell.cell_type == "code"]
     all_run = any(hidden_exercise(call) is None for cell in code for call in calls_of_check(cell))
-    found, seen = [Piece(code[0].source)], set()
+    found, seen = [Piece(code[0].source, False)], set()
     for cell in handed_in.cells:
         if cell.cell_type != "code" or cell.id == code[0].id:
             continue
         exercise = _exercise_in(cell, asked)
         if exercise and exercise not in seen:
             seen.add(exercise)
-            found.append(Piece(cell.source, exercise, asked[exercise]))
+            found.append(Piece(cell.source, True, exercise, asked[exercise]))
         elif cell.id not in known:
-            found.append(Piece(cell.source))
+            found.append(Piece(cell.source, True))
         elif all_run and not exercise:
-            found.append(Piece(known[cell.id].source))
+            found.append(Piece(known[cell.id].source, False))
     return found
 
 
@@ -91,19 +92,20 @@ def without_check(source: str) -> str:
 def results_of(
     original: NotebookNode, handed_in: NotebookNode, folder: Path, seconds: int
 ) -> dict[str, tuple[str, str]]:
-    """(result, remark) for each exercise of `original`. Its cells run in `folder`, each for at most `seconds`."""
+    """(result, remark) for each exercise of `original`. Cells run in `folder`, the student's for at most `seconds`."""
     todo, results = pieces(original, handed_in), {}
-    while todo is not None:
+    while any(piece.exercise not in (None, *results) for piece in todo):
         todo = _run(todo, folder, seconds, results)
     return {name: results.get(name, MISSING) for name in exercises(original)}
 
 
-def _run(todo: list[Piece], folder: Path, seconds: int, results: dict[str, tuple[str, str]]) -> list[Piece] | None:
-    """Run the pieces in a new kernel. Returns what to run in another one, if the kernel did not survive a piece."""
+def _run(todo: list[Piece], folder: Path, seconds: int, results: dict[str, tuple[str, str]]) -> list[Piece]:
+    """Run the pieces in a new kernel. Returns those that another one has to run, if it did not survive one of them."""
     resources = {"metadata": {"path": str(folder)}}
-    client = NotebookClient(new_notebook(), timeout=seconds, allow_errors=True, resources=resources)
+    client = NotebookClient(new_notebook(), allow_errors=True, resources=resources)
     with client.setup_kernel():
         for place, piece in enumerate(todo):
+            client.timeout = seconds if piece.from_student else None
             try:
                 result = _result(client, piece)
             except (CellTimeoutError, DeadKernelError) as error:
@@ -114,7 +116,7 @@ def _run(todo: list[Piece], folder: Path, seconds: int, results: dict[str, tuple
                 return todo[:place] + todo[place + 1 :]
             if piece.exercise:
                 results[piece.exercise] = result
-    return None
+    return []
 
 
 def _result(client: NotebookClient, piece: Piece) -> tuple[str, str]:
@@ -186,11 +188,14 @@ def collect(folder: Path, notebooks: Path, seconds: int) -> list[dict[str, str]]
 
 def main() -> None:
     """Write the table, and print how many exercises of each student are correct."""
+    notebooks = clone_for("lab.notebook.collect") / "notebooks"
     parser = argparse.ArgumentParser(prog="python -m minstate.lab.notebook.collect", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="has a folder for each student, with notebooks")
-    parser.add_argument("--seconds", type=int, default=60, help="how long one cell may run (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=int, default=60, help="how long a student's cell may run (default: %(default)s)"
+    )
     options = parser.parse_args()
-    rows = collect(options.folder, clone_for("lab.notebook.collect") / "notebooks", options.seconds)
+    rows = collect(options.folder, notebooks, options.seconds)
     target = options.folder / "results.csv"
     with target.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
