@@ -217,7 +217,8 @@ def _draw_cpu(axes: Axes, cpu: Roofline, reached: Mapping[str, tuple[float, floa
     _draw_roof(axes, cpu)
     for kind, (value, rate) in reached.items():
         axes.plot(value, rate / 1e12, "s", color=INK, markersize=7, label=f"{kind}, measured")
-        axes.annotate(kind, (value, rate / 1e12), (8, -4), textcoords="offset points", fontsize=8)
+        look = {"textcoords": "offset points", "fontsize": 8, "bbox": paper_box(0)}
+        axes.annotate(kind, (value, rate / 1e12), (8, -4), **look)
     top = cpu.flops_per_s / 1e12
     axes.vlines(cpu.ridge, axes.get_ylim()[0], top, color=INK, linestyle=":", linewidth=1)
     axes.text(cpu.ridge, top * 1.4, f"ridge: {cpu.ridge:.0f}", ha="center", fontsize=8)
