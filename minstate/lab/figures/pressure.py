@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from minstate.lab.figures.palette import BLUE, GREY, INK, ORANGE, PAPER, STYLE, fill_of, new_figure, tint
+from minstate.lab.figures.palette import BLUE, GREY, INK, ORANGE, PAPER, STYLE, fill_of, new_figure, paper_box, tint
 
 POLICY_LINES = {"LRU": (ORANGE, "s--"), "hints": (BLUE, "o-"), "clairvoyance": (INK, "^:")}
 POLICY_NAMES = {
@@ -154,7 +154,7 @@ def pages_held_figure(
                     axes.text(number, sum(held.values()) + 0.2, f"{done}", ha="center", va="bottom", fontsize=9)
                 else:
                     text = f"all {turns} turns\nare done,\nno page is held"
-                    axes.text(number - 0.4, capacity / 2, text, ha="left", va="center", fontsize=9)
+                    axes.text(number - 0.4, capacity / 2, text, ha="left", va="center", fontsize=9, bbox=paper_box())
             axes.axhline(capacity, color=INK, linewidth=1, linestyle="--")
             axes.text(most + 0.6, capacity + 0.2, f"all {capacity} pages", fontsize=8, va="bottom", ha="right")
             axes.set(title=title, xlabel="round (above a bar: turns done so far)", ylim=(0, capacity * 1.18))
