@@ -18,20 +18,24 @@ extern "C" float log_sum(const float* s, int count) {
 """
 
 
-# %% two-machines-30: an online log-sum-exp, in Triton
-# The softmax step without a: Σ 2^s = 2^m w, so its logarithm is m + log2 w. A masked load says itself what stands in
-# for a score that is not there, and −∞ weighs nothing.
-@triton.jit
-def log_sum_kernel(s_at, out_at, count, KEYS: tl.constexpr):
-    m = tl.full([1], LOWEST, tl.float32)
-    w = tl.zeros([1], tl.float32)
-    for first in range(0, count, KEYS):
-        key = first + tl.arange(0, KEYS)
-        s = tl.load(s_at + key, mask=key < count, other=float("-inf"))
-        highest = tl.maximum(m, tl.max(s, 0))
-        w = w * tl.exp2(m - highest) + tl.sum(tl.exp2(s - highest), 0)
-        m = highest
-    tl.store(out_at + tl.arange(0, 1), m + tl.log2(w))
+# %% two-machines-tiles: the tiles of a launch
+# A sequence with r = queries · G rows needs ⌈r / ROWS⌉ tiles. The grid's bound needs only the sum of all lengths.
+def tiles(queries: list[int], group: int, rows: int) -> tuple[int, int]:
+    launched = sum(queries) * group // rows + len(queries)
+    busy = sum(-(-count * group // rows) for count in queries)
+    return launched, launched - busy
+
+
+def cases(random):
+    yield [1, 8, 40], 2, 32
+    yield [1], 4, 16
+    yield [16], 1, 16
+    yield [17], 1, 16
+    yield [], 4, 16
+    yield [1] * 64, 4, 16
+    for _ in range(8):
+        queries = [random.choice([1, 1, 8, 40, 512]) for _ in range(random.randint(1, 9))]
+        yield queries, random.choice([1, 2, 3, 4, 8]), random.choice([16, 32, 64, 128])
 
 
 # %% two-machines-48: ⊕ as a kernel

@@ -26,6 +26,7 @@ from minstate.lab.figures.palette import (
     YELLOW,
     new_figure,
     paper_box,
+    tint,
 )
 from minstate.lab.machines.roofline import Roofline
 
@@ -156,7 +157,10 @@ def predicted_times(
     with mpl.rc_context(STYLE):
         for kind, (color, marker) in looks.items():
             points = [(x, y) for x, y in zip(contexts, micros[kind], strict=True) if y is not None]
-            left.plot(*zip(*points, strict=True), marker + "--", color=color, label=kind, markerfacecolor=PAPER)
+            broad = _hidden(kind, micros)
+            look = {"linewidth": 9, "markersize": 12, "color": tint(color, 0.45)} if broad else {"color": color}
+            line = "-" if broad else "--"
+            left.plot(*zip(*points, strict=True), marker + line, label=kind, markerfacecolor=PAPER, **look)
             points = [(x, y) for x, y in zip(contexts, (measured or {}).get(kind, []), strict=False) if y is not None]
             if points:
                 left.plot(*zip(*points, strict=True), marker + "-", color=color, label=f"{kind}, measured")
@@ -171,6 +175,16 @@ def predicted_times(
             right.set_title("Two rooflines: data sheet, and CPU measured")
             right.text(1.1, machine.bytes_per_s * 2.5e-12, name, fontsize=8)  # above the slope
     return figure
+
+
+def _hidden(kind: str, micros: Mapping[str, Sequence[float | None]]) -> bool:
+    """Whether a later line runs within a tenth of this one wherever both are: it is then drawn broad, to be seen."""
+    kinds = list(micros)
+    for later in kinds[kinds.index(kind) + 1 :]:
+        pairs = [pair for pair in zip(micros[kind], micros[later], strict=True) if None not in pair]
+        if pairs and all(abs(below - above) < 0.1 * below for below, above in pairs):
+            return True
+    return False
 
 
 def _draw_roofline(axes: Axes, machine: Roofline, kinds: Mapping[str, tuple[float, str, str]]) -> None:
@@ -203,7 +217,8 @@ def _draw_cpu(axes: Axes, cpu: Roofline, reached: Mapping[str, tuple[float, floa
     _draw_roof(axes, cpu)
     for kind, (value, rate) in reached.items():
         axes.plot(value, rate / 1e12, "s", color=INK, markersize=7, label=f"{kind}, measured")
-        axes.annotate(kind, (value, rate / 1e12), (8, -4), textcoords="offset points", fontsize=8)
+        look = {"textcoords": "offset points", "fontsize": 8, "bbox": paper_box(0)}
+        axes.annotate(kind, (value, rate / 1e12), (8, -4), **look)
     top = cpu.flops_per_s / 1e12
     axes.vlines(cpu.ridge, axes.get_ylim()[0], top, color=INK, linestyle=":", linewidth=1)
     axes.text(cpu.ridge, top * 1.4, f"ridge: {cpu.ridge:.0f}", ha="center", fontsize=8)

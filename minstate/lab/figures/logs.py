@@ -26,7 +26,7 @@ def request_bars(logs: Mapping[str, Sequence[Examined]]) -> Figure:
         axis.set(title=name, xlabel="request, in the order of the log")
         axis.yaxis.set_major_formatter(THOUSANDS)
     axes[0].set_ylabel("tokens of the prompt")
-    axes[0].legend(loc="upper left", ncols=len(LOOKS))
+    axes[0].legend(loc="upper left", ncols=len(LOOKS), fontsize=8)
     top = max(request.tokens for requests in logs.values() for request in requests)
     axes[0].set_ylim(0, 1.25 * top)
     return figure

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from minstate.lab.figures.palette import BLUE, GREY, INK, ORANGE, PAPER, STYLE, fill_of, new_figure, tint
+from minstate.lab.figures.palette import BLUE, GREY, INK, ORANGE, PAPER, STYLE, fill_of, new_figure, paper_box, tint
 
 POLICY_LINES = {"LRU": (ORANGE, "s--"), "hints": (BLUE, "o-"), "clairvoyance": (INK, "^:")}
 POLICY_NAMES = {
@@ -133,29 +133,44 @@ def _draw_residency(axes: Axes, visits: Sequence[Visit], sessions: Sequence[Name
     axes.tick_params(length=2, labelsize=8)
 
 
-def pages_held_figure(panels: Mapping[str, Sequence[Mapping[str, int]]], capacity: int) -> Figure:
-    """Pages held by each session, round by round, stacked; a panel for each rule."""
-    names = list(dict.fromkeys(name for rounds in panels.values() for held in rounds for name in held))
+def pages_held_figure(
+    panels: Mapping[str, Sequence[tuple[Mapping[str, int], int]]], capacity: int, turns: int
+) -> Figure:
+    """Pages held by each session, round by round, stacked; a panel for each rule.
+
+    panels    by title: after each round, the pages by session, and the turns done so far, which stand above the bar
+    capacity  pages of the pool
+    turns     all turns that there are; a round after the last one is not drawn, and the panel says why it ends
+    """
+    names = list(dict.fromkeys(name for rounds in panels.values() for held, _ in rounds for name in held))
     looks = {name: {**fill_of(place), "edgecolor": PAPER, "linewidth": 0.6} for place, name in enumerate(names)}
-    figure, columns = new_figure(len(panels), height=3.3, sharey=True)
+    figure, columns = new_figure(len(panels), height=3.5, sharey=True)
+    most = max(map(len, panels.values()))
     with mpl.rc_context(STYLE):
         for axes, (title, rounds) in zip(columns, panels.items(), strict=True):
-            for number, held in enumerate(rounds, 1):
-                bottom = 0
-                for name in names:
-                    axes.bar(number, held.get(name, 0), 0.86, bottom=bottom, **looks[name])
-                    bottom += held.get(name, 0)
+            for number, (held, done) in enumerate(rounds, 1):
+                _draw_stack(axes, number, held, looks)
+                if sum(held.values()):
+                    axes.text(number, sum(held.values()) + 0.2, f"{done}", ha="center", va="bottom", fontsize=9)
+                else:
+                    text = f"all {turns} turns\nare done,\nno page is held"
+                    axes.text(number - 0.4, capacity / 2, text, ha="left", va="center", fontsize=9, bbox=paper_box())
             axes.axhline(capacity, color=INK, linewidth=1, linestyle="--")
-            axes.text(0.5, capacity + 0.2, f"all {capacity} pages", fontsize=8, va="bottom")
-            axes.set(title=title, xlabel="round", ylim=(0, capacity * 1.18))
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.text(most + 0.6, capacity + 0.2, f"all {capacity} pages", fontsize=8, va="bottom", ha="right")
+            axes.set(title=title, xlabel="round (above a bar: turns done so far)", ylim=(0, capacity * 1.18))
+            axes.set(xlim=(0.3, most + 0.7), xticks=range(1, len(rounds) + 1))
         columns[0].set_ylabel("pages held")
         columns[0].yaxis.set_major_locator(MaxNLocator(integer=True))
-        for axes in columns:
-            axes.set_xlim(0.3, max(map(len, panels.values())) + 0.7)
         swatches = [Patch(**look, label=name) for name, look in looks.items()]
         figure.legend(handles=swatches, loc="outside lower left", ncols=len(names), fontsize=8, frameon=False)
     return figure
+
+
+def _draw_stack(axes: Axes, number: int, held: Mapping[str, int], looks: Mapping[str, dict]) -> None:
+    bottom = 0
+    for name, look in looks.items():
+        axes.bar(number, held.get(name, 0), 0.86, bottom=bottom, **look)
+        bottom += held.get(name, 0)
 
 
 def policy_figure(table: pd.DataFrame) -> Figure:

@@ -82,6 +82,12 @@ def test_predicted_times_are_called_so_and_gaps_are_left_out():
     assert texts(right) == ["decode", "chunk", "ridge: 500"]
 
 
+def test_a_line_that_another_one_covers_is_broad():
+    micros = {"decode": [10.0, 40.0], "verification": [10.5, None], "chunk": [20.0, 90.0]}
+    widths = [line.get_linewidth() for line in predicted_times([1024, 4096], micros, {}, H100, "H100").axes[0].lines]
+    assert widths[0] > 4 * widths[1] and widths[1] == widths[2]
+
+
 def test_measurements_are_drawn_beside_predictions():
     micros = {"decode": [1.0, 4.0]}
     figure = predicted_times([1024, 4096], micros, {"decode": 4.0}, H100, "H100", {"decode": [2.0, None]})

@@ -76,12 +76,16 @@ def test_residency_tints_the_sessions_in_memory_and_marks_every_turn():
     assert "history recomputed" in legend(figure) and "turn" in lower.get_xlabel()
 
 
-def test_bars_stack_up_to_the_pages_that_are_held():
-    figure = pages_held_figure({"pinned": [{"a": 2}, {"a": 2, "b": 3}], "given up": [{"b": 1}]}, capacity=6)
+def test_bars_stack_up_to_the_pages_that_are_held_and_say_how_many_turns_are_done():
+    panels = {"pinned": [({"a": 2}, 1), ({"a": 2, "b": 3}, 1)], "given up": [({"b": 1}, 2), ({"b": 0}, 4)]}
+    figure = pages_held_figure(panels, capacity=6, turns=4)
     left, right = figure.axes
     assert max(bar.get_y() + bar.get_height() for bar in left.patches) == 5
     assert [axes.get_title(loc="left") for axes in (left, right)] == ["pinned", "given up"]
     assert legend(figure) == ["a", "b"] and left.get_ylabel() == "pages held"
+    assert [text.get_text() for text in left.texts][:2] == ["1", "1"], "the turns done stand above the bars"
+    above, ended, _ = [text.get_text() for text in right.texts]
+    assert above == "2" and ended.startswith("all 4 turns"), "an empty round says why it is empty"
 
 
 def test_policies_are_drawn_from_the_ample_pool_to_the_small_one():
