@@ -31,13 +31,14 @@ def from_the_engine(prompts: list[int], answers: list[int], budget: int) -> list
     from minstate.lab.engines.small_engine import small_engine
 
     small, draw = small_engine(token_budget=budget), Random(0)
-    for prompt, answer in zip(prompts, answers, strict=True):
-        ids = draw.choices(range(20, 250), k=prompt)
+    for first, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), 20):
+        ids = [first, *draw.choices(range(20, 250), k=prompt - 1)]  # no two begin alike
         small.submit(small.open(), token_ids=ids, max_new_tokens=answer, sampling=Sampling(ignore_eos=True))
     small.run()
     tokens = [0] * small.scheduler.steps
     for event in small.scheduler.timeline:
-        tokens[event.step] += event.tokens
+        if event.tokens:
+            tokens[event.step] += event.tokens
     return tokens
 
 
@@ -77,7 +78,7 @@ def by_trying(pages: int, page_size: int, shared: int, own: int) -> int:
     common = draw.choices(range(20, 250), k=shared)
     while True:
         agents.append(small.open())
-        ids = [*common, *draw.choices(range(20, 250), k=own)]
+        ids = [*common, 20 + len(agents), *draw.choices(range(20, 250), k=own - 1)]  # no two go on alike
         try:
             agents[-1].send(token_ids=ids, max_new_tokens=1, sampling=Sampling(ignore_eos=True))
         except MemoryError:

@@ -33,7 +33,7 @@ LOOKS = {
     "special": {"facecolor": tint(INK, 0.65), "edgecolor": PAPER},
     "template": {"facecolor": (SKY, 0.45), "edgecolor": PAPER},
     "content": {"facecolor": PAPER, "edgecolor": FAINT},
-    "system": {"facecolor": tint(GREEN, 0.4), "edgecolor": INK, "hatch": ".."},
+    "system": {"facecolor": tint(GREEN, 0.5), "edgecolor": INK, "linewidth": 1.6},
     "thought": {"facecolor": tint(YELLOW, 0.7), "edgecolor": INK, "linestyle": "--"},
     "same": {"facecolor": PAPER, "edgecolor": FAINT},
     "dropped": {"facecolor": (ORANGE, 0.45), "edgecolor": INK, "linestyle": "--"},
@@ -205,11 +205,9 @@ def _wrapped(cells: Sequence[Cell]) -> list[list[Cell]]:
 def _draw(axes: Axes, row: float, column: float, cells: Sequence[Cell]) -> float:
     """Draw cells side by side, and return where they end."""
     for text, kind, in_delta in cells:
-        axes.add_patch(Rectangle((column, row + 0.12), len(text), 0.7, linewidth=0.8, **LOOKS[kind]))
+        axes.add_patch(Rectangle((column, row + 0.12), len(text), 0.7, **{"linewidth": 0.8, **LOOKS[kind]}))
         look = {"ha": "center", "va": "center", "family": "monospace", "fontsize": 9}
         color = PAPER if kind in ("forwarded", "special") else INK
-        if "hatch" in LOOKS[kind]:
-            look["bbox"] = {"boxstyle": "square,pad=0.05", "facecolor": LOOKS[kind]["facecolor"], "edgecolor": "none"}
         axes.text(column + len(text) / 2, row + 0.47, text.replace("$", r"\$"), color=color, **look)
         if in_delta:
             axes.plot([column, column + len(text)], [row + 0.92] * 2, color=INK, linewidth=2, solid_capstyle="butt")
@@ -227,5 +225,5 @@ def _strip_axes(axes: Axes, ticks: Mapping[str, float], top: float, bottom: floa
 
 
 def _legend(figure: Figure, kinds: Sequence[str], more: Sequence[Patch] = ()) -> None:
-    swatches = [Patch(label=NAMES[kind], linewidth=0.8, **LOOKS[kind]) for kind in kinds]
+    swatches = [Patch(label=NAMES[kind], **{"linewidth": 0.8, **LOOKS[kind]}) for kind in kinds]
     figure.legend(handles=[*swatches, *more], loc="outside lower left", ncols=3, fontsize=8.5, frameon=False)

@@ -63,7 +63,7 @@ class Column(NamedTuple):
     rejected: int  # how many tokens `draft` stands for
 
 
-def draft_columns(turn: Turn, tokenizer, constraint: Constraint | None = None, most: int = 3) -> list[Column]:
+def draft_columns(turn: Turn, tokenizer, constraint: Constraint | None = None, most: int = 1) -> list[Column]:
     """The forward passes of a turn, place by place.
 
     constraint  the turn's, as at its beginning: it tells which tokens were forced
@@ -102,10 +102,10 @@ def draft_strip(cells: Sequence[Column], shown: int | None = None, title: str = 
     cells  of `draft_columns`
     shown  how many forward passes to draw, on axes with room for all of them; the last one is then marked
     """
-    lines = _wrapped(cells)
-    figure, (axes,) = new_figure(width=9.6, height=0.95 + 0.64 * len(lines))
+    lines, pitch = _wrapped(cells), 2.35 if any(cell.draft for cell in cells) else 1.5
+    figure, (axes,) = new_figure(width=9.6, height=0.95 + 0.31 * pitch * len(lines))
     for row, line in enumerate(lines):
-        top = 2.0 * row
+        top = pitch * row
         for left, cell in line:
             if shown is not None and cell.number > shown:
                 continue
@@ -120,7 +120,7 @@ def draft_strip(cells: Sequence[Column], shown: int | None = None, title: str = 
                 axes.text(left, top - 0.2, str(cell.number), fontsize=9, ha="left", va="bottom", color=INK)
     with mpl.rc_context(STYLE):
         axes.set_title(title)
-    axes.set(xlim=(-0.5, LINE + 0.5), ylim=(2.0 * len(lines) - 0.4, -0.75), xticks=[], yticks=[])
+    axes.set(xlim=(-0.5, LINE + 0.5), ylim=(pitch * len(lines) - 0.6, -0.75), xticks=[], yticks=[])
     axes.set_xlabel("text, cut into tokens (a bracket is a forward pass, with its number; ␣ a space, ⏎ a line break)")
     axes.xaxis.label.set_fontsize(8)
     axes.spines[:].set_visible(False)
