@@ -1,6 +1,6 @@
 """Solutions to the exercises of 07 · Many agents. Each section runs behind the cell it names.
 
-Where the engine itself can give the results, the sections compare them with the solution's.
+Where the engine itself can give a result, `cases` compares it with the solution's.
 """
 
 
@@ -43,19 +43,15 @@ def from_the_engine(prompts: list[int], answers: list[int], budget: int) -> list
 
 
 def cases(random):
-    yield [10, 3], [2, 4], 8
-    yield [5], [3], 8
-    yield [5, 5, 5], [4, 2, 1], 100
-    yield [20, 30, 1], [3, 3, 3], 16
-    yield [1, 1, 1], [3, 3, 3], 2  # more decodes than budget
-    yield [1], [1], 1
+    drawn = [([10, 3], [2, 4], 8), ([5], [3], 8), ([5, 5, 5], [4, 2, 1], 100), ([20, 30, 1], [3, 3, 3], 16)]
+    drawn += [([1, 1, 1], [3, 3, 3], 2), ([1], [1], 1)]  # more decodes than budget; a single token
     for _ in range(6):
         turns = random.randint(2, 5)
         prompts, answers = ([random.randint(1, most) for _ in range(turns)] for most in (40, 8))
-        yield prompts, answers, random.randint(3, 24)
-
-
-assert all(batches_of(*case) == from_the_engine(*case) for case in cases(__import__("random").Random(0)))
+        drawn.append((prompts, answers, random.randint(3, 24)))
+    for case in drawn:
+        assert batches_of(*case) == from_the_engine(*case)
+        yield case
 
 
 # %% many-agents-32: How many agents fit?
@@ -88,18 +84,14 @@ def by_trying(pages: int, page_size: int, shared: int, own: int) -> int:
 
 
 def cases(random):
-    yield 100, 16, 64, 48
-    yield 100, 16, 64, 49
-    yield 60, 4, 102, 20
-    yield 60, 4, 0, 20
-    yield 64, 8, 100, 3
-    yield 10, 4, 40, 4  # no page is left for anybody
+    drawn = [(100, 16, 64, 48), (100, 16, 64, 49), (60, 4, 102, 20), (60, 4, 0, 20), (64, 8, 100, 3)]
+    drawn += [(10, 4, 40, 4)]  # no page is left for anybody
     for _ in range(6):
-        page_size = random.choice([4, 8, 16])
-        yield random.randint(20, 120), page_size, random.randint(0, 10 * page_size), random.randint(1, 5 * page_size)
-
-
-assert all(agents_that_fit(*case) == by_trying(*case) for case in cases(__import__("random").Random(0)))
+        size = random.choice([4, 8, 16])
+        drawn.append((random.randint(20, 120), size, random.randint(0, 10 * size), random.randint(1, 5 * size)))
+    for case in drawn:
+        assert agents_that_fit(*case) == by_trying(*case)
+        yield case
 
 
 # %% many-agents-49: Whose turn is it?
