@@ -23,27 +23,35 @@ from minstate.lab.figures.palette import (
     STATEFUL,
     STYLE,
     THOUSANDS,
+    YELLOW,
     new_figure,
+    tint,
 )
 from minstate.session import Session
 
 LOOKS = {
-    "special": {"facecolor": ORANGE, "edgecolor": INK},
+    "special": {"facecolor": tint(INK, 0.65), "edgecolor": PAPER},
     "template": {"facecolor": (SKY, 0.45), "edgecolor": PAPER},
     "content": {"facecolor": PAPER, "edgecolor": FAINT},
+    "system": {"facecolor": tint(GREEN, 0.5), "edgecolor": INK, "linewidth": 1.6},
+    "thought": {"facecolor": tint(YELLOW, 0.7), "edgecolor": INK, "linestyle": "--"},
     "same": {"facecolor": PAPER, "edgecolor": FAINT},
     "dropped": {"facecolor": (ORANGE, 0.45), "edgecolor": INK, "linestyle": "--"},
     "forwarded": {"facecolor": BLUE, "edgecolor": PAPER},
 }
 NAMES = {
-    "special": "special token",
+    "special": "special token, its name shortened",
     "template": "other text of the template",
-    "content": "content of a message",
+    "content": "what the user and the assistant said",
+    "system": "system message",
+    "thought": "thought",
     "same": "in both: keeps its K/V",
     "dropped": "in the log only: dropped",
     "forwarded": "in the given history only: to be forwarded",
 }
-LINE = 104  # characters that fit into a figure's width
+SHORT = {"im_start": "start", "im_end": "end", "begin_of_text": "begin", "eot_id": "end",
+         "start_header_id": "head", "end_header_id": "/head"}  # fmt: skip
+LINE = 92  # characters that fit into a figure's width
 Cell = tuple[str, str, bool]  # text, a key of LOOKS, whether it belongs to the delta
 
 
@@ -52,24 +60,30 @@ def pieces(tokenizer, ids: Sequence[int]) -> list[str]:
     return [tokenizer.decode([i]).replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") for i in ids]
 
 
-def template_cells(tokenizer, text: str, contents: Sequence[str], delta: int = 0) -> list[Cell]:
-    """A cell for each token of a rendered `text`, which holds these `contents`; the last `delta` tokens are marked."""
+def template_cells(tokenizer, text: str, contents: Mapping[str, str], delta: int = 0) -> list[Cell]:
+    """A cell for each token of a rendered `text`; the last `delta` tokens are marked.
+
+    contents  texts that messages brought, each with its kind: "content", "system" or "thought"
+    """
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    spans = [(text.index(each), text.index(each) + len(each)) for each in contents if each in text]
+    spans = [(text.index(each), text.index(each) + len(each), kind) for each, kind in contents.items() if each in text]
     cells = []
     for number, (i, piece, (start, end)) in enumerate(zip(ids, pieces(tokenizer, ids), offsets, strict=True)):
-        inside = any(start < last and first < end for first, last in spans)
-        kind = "special" if i in tokenizer.added_tokens_decoder else "content" if inside else "template"
+        kinds = [kind for first, last, kind in spans if start < last and first < end] or ["template"]
+        kind = "special" if i in tokenizer.added_tokens_decoder else kinds[0]
         cells.append((piece, kind, number >= len(ids) - delta))
     return cells
 
 
 def template_strips(styles: Mapping[str, Sequence[Cell]]) -> Figure:
-    """One conversation as several templates write it: a cell for each token, as wide as its text; Δ underlined."""
-    lines = {name: _wrapped(cells) for name, cells in styles.items()}
+    """One conversation as several templates write it: a cell for each token, as wide as its text; Δ underlined.
+
+    Special tokens get short names without brackets, so that what was said stands out.
+    """
+    lines = {name: _wrapped([_shortened(cell) for cell in cells]) for name, cells in styles.items()}
     count = sum(len(each) for each in lines.values()) + 0.5 * len(lines)
-    figure, (axes,) = new_figure(width=9.6, height=0.5 + 0.26 * count)
+    figure, (axes,) = new_figure(width=9.6, height=0.7 + 0.28 * count)
     row, ticks = 0.0, {}
     for name, each in lines.items():
         ticks[f"{name}\n{len(styles[name])} tokens"] = row + len(each) / 2
@@ -78,7 +92,9 @@ def template_strips(styles: Mapping[str, Sequence[Cell]]) -> Figure:
             row += 1
         row += 0.5
     _strip_axes(axes, ticks, 0, row)
-    _legend(figure, ["special", "template", "content"], [Patch(color=INK, label="underlined: the delta")])
+    there = {kind for cells in styles.values() for _, kind, _ in cells}
+    kinds = [kind for kind in NAMES if kind in there]
+    _legend(figure, kinds, [Patch(color=INK, label="underlined: the delta")])
     return figure
 
 
@@ -166,6 +182,15 @@ def habit_bars(costs: Mapping[str, int], floor: int, unit: str) -> Figure:
     return figure
 
 
+def _shortened(cell: Cell) -> Cell:
+    """A special token under a short name, such as "start" for <|im_start|>; other cells as they are."""
+    text, kind, in_delta = cell
+    if kind != "special":
+        return cell
+    name = text.strip("<|>[]")
+    return SHORT.get(name, name), kind, in_delta
+
+
 def _wrapped(cells: Sequence[Cell]) -> list[list[Cell]]:
     """The cells in lines of at most `LINE` characters."""
     lines, width = [[]], 0
@@ -180,9 +205,9 @@ def _wrapped(cells: Sequence[Cell]) -> list[list[Cell]]:
 def _draw(axes: Axes, row: float, column: float, cells: Sequence[Cell]) -> float:
     """Draw cells side by side, and return where they end."""
     for text, kind, in_delta in cells:
-        axes.add_patch(Rectangle((column, row + 0.12), len(text), 0.7, linewidth=0.8, **LOOKS[kind]))
-        look = {"ha": "center", "va": "center", "family": "monospace", "fontsize": 8}
-        color = PAPER if kind == "forwarded" else INK
+        axes.add_patch(Rectangle((column, row + 0.12), len(text), 0.7, **{"linewidth": 0.8, **LOOKS[kind]}))
+        look = {"ha": "center", "va": "center", "family": "monospace", "fontsize": 9}
+        color = PAPER if kind in ("forwarded", "special") else INK
         axes.text(column + len(text) / 2, row + 0.47, text.replace("$", r"\$"), color=color, **look)
         if in_delta:
             axes.plot([column, column + len(text)], [row + 0.92] * 2, color=INK, linewidth=2, solid_capstyle="butt")
@@ -200,5 +225,5 @@ def _strip_axes(axes: Axes, ticks: Mapping[str, float], top: float, bottom: floa
 
 
 def _legend(figure: Figure, kinds: Sequence[str], more: Sequence[Patch] = ()) -> None:
-    swatches = [Patch(label=NAMES[kind], linewidth=0.8, **LOOKS[kind]) for kind in kinds]
-    figure.legend(handles=[*swatches, *more], loc="outside lower left", ncols=4, fontsize=8, frameon=False)
+    swatches = [Patch(label=NAMES[kind], **{"linewidth": 0.8, **LOOKS[kind]}) for kind in kinds]
+    figure.legend(handles=[*swatches, *more], loc="outside lower left", ncols=3, fontsize=8.5, frameon=False)

@@ -45,7 +45,7 @@ LOOKS = WORK | {
 }
 NAMES = {
     "decode": "decode: 1 token",
-    "drafts": "drafts beside it",
+    "drafts": "drafts: how many",
     "prefill": "prefill",
     "wait": "waits",
     "held": "runs, but no budget is left",
@@ -132,11 +132,14 @@ def session_lanes(
     names   by the session's number, from top to bottom
     of      leave room for so many steps, where `moments` are only the first of them
 
-    Up to 40 steps show their numbers of tokens: "1+6" for one token and six drafts, or "+6" where there is less room.
+    Where anything is drafted, a lane has two rows: the tokens of the log above, drafts below. Up to 40 steps show the
+    numbers of both; in a longer run, the height of a bar says how many drafts there are.
     """
-    figure, _ = new_figure(width=9.6, height=2.5 + 0.36 * len(names))
+    drafting = any(part.drafted for moment in moments for part in moment.parts.values())
+    lane = 0.52 if drafting else 0.36
+    figure, _ = new_figure(width=9.6, height=2.5 + lane * len(names))
     figure.clear()
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[1.4, 0.36 * len(names)])
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[1.4, lane * len(names)])
     first, count = moments[0].step + 1, max(len(moments), of)
     steps, below = [moment.step + 1 for moment in moments], [0] * len(moments)
     with mpl.rc_context(STYLE):
@@ -151,7 +154,7 @@ def session_lanes(
         upper.set_title(title or "One step after the other", fontsize=11)
         shown = set()
         for row, session in enumerate(names):
-            shown |= _lane(lower, row, moments, session, text=count <= 40)
+            shown |= _lane(lower, row, moments, session, text=count <= 40, split=0.54 if drafting else 1.0)
         lower.set(xlabel="step (one forward pass each)", xlim=(first - 0.6, first + count - 0.4), ylim=(len(names), 0))
         lower.set_yticks([row + 0.5 for row in range(len(names))], names.values())
         lower.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -166,24 +169,32 @@ def session_lanes(
     return figure
 
 
-def _lane(axes: Axes, row: int, moments: Sequence[Moment], session: int, *, text: bool) -> set[str]:
-    """Draw one session's lane, with a bar as high as the number of drafts. Returns the kinds that the legend needs."""
+def _lane(axes: Axes, row: int, moments: Sequence[Moment], session: int, *, text: bool, split: float) -> set[str]:
+    """Draw one session's lane: down to `split` what becomes of its log, below that its drafts.
+
+    Returns the kinds that the legend needs.
+    """
     mine = [(moment.step + 1, moment.parts[session]) for moment in moments if session in moment.parts]
+    top, height, most = row + 0.08, split - 0.16 if split == 1 else split - 0.1, 0.92 - split
     runs = groupby(enumerate(mine), key=lambda each: (each[1][0] - each[0], each[1][1].state, each[1][1].request))
     for (_, state, _), run in runs:
         steps = [step for _, (step, _) in run]
         gap = 0.08 if len(moments) <= 120 else 0
         width = steps[-1] - steps[0] + 1 - 2 * gap
         look = {"linewidth": 0.5, "edgecolor": DIM if state == "wait" else PAPER} | LOOKS[state]
-        axes.add_patch(Rectangle((steps[0] - 0.5 + gap, row + 0.08), width, 0.84, **look))
+        axes.add_patch(Rectangle((steps[0] - 0.5 + gap, top), width, height, **look))
+    longest = max((part.drafted for moment in moments for part in moment.parts.values()), default=0)
     for step, part in mine:
-        if part.drafted:
-            height = min(0.84, 0.1 + 0.04 * part.drafted)
-            axes.add_patch(Rectangle((step - 0.36, row + 0.92 - height), 0.72, height, facecolor=ORANGE, linewidth=0))
+        middle = {"ha": "center", "va": "center", "fontsize": 8, "color": INK, "bbox": paper_box()}
         if text and part.tokens:
-            drafts = f"+{part.drafted}" if part.drafted else ""
-            label = drafts if drafts and part.tokens == 1 and len(moments) > 30 else f"{part.tokens}{drafts}"
-            axes.text(step, row + 0.5, label, ha="center", va="center", fontsize=7, color=INK, bbox=paper_box())
+            axes.text(step, top + height / 2, str(part.tokens), **middle)
+        if part.drafted and text:
+            box = {"edgecolor": INK, "linewidth": 0.4} | WORK["drafts"]
+            axes.add_patch(Rectangle((step - 0.46, row + split), 0.92, most, **box))
+            axes.text(step, row + split + most / 2, f"+{part.drafted}", **middle)
+        elif part.drafted:
+            bar = most * (0.2 + 0.8 * part.drafted / longest)
+            axes.add_patch(Rectangle((step - 0.5, row + 0.92 - bar), 1, bar, facecolor=ORANGE, linewidth=0))
     return {part.state for _, part in mine} | {"drafts" for _, part in mine if part.drafted}
 
 

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from minstate.chat.grammar import Constraint
-from minstate.lab.figures.drift import LINE, pieces
+from minstate.lab.figures.drift import pieces
 from minstate.lab.figures.palette import (
     BLUE,
     GREEN,
@@ -43,10 +43,13 @@ NAMES = {
     "corpus": "draft from the tenant's corpus, accepted",
     "forced": "the grammar leaves no alternative",
     "own": "the model's own token",
-    "rejected": "draft, rejected",
+    "rejected": "second row: draft, rejected",
 }
 SOURCE_LINES = {GRAMMAR: (GREEN, "^:"), LOG: (BLUE, "o-"), CORPUS: (SKY, "s--")}
 BARS = (STATEFUL, {"facecolor": SKY, "hatch": ".."}, NAIVE, {"facecolor": PURPLE, "hatch": "xx"})
+
+
+LINE = 82  # characters that fit into a figure's width
 
 
 class Column(NamedTuple):
@@ -60,7 +63,7 @@ class Column(NamedTuple):
     rejected: int  # how many tokens `draft` stands for
 
 
-def draft_columns(turn: Turn, tokenizer, constraint: Constraint | None = None, most: int = 6) -> list[Column]:
+def draft_columns(turn: Turn, tokenizer, constraint: Constraint | None = None, most: int = 1) -> list[Column]:
     """The forward passes of a turn, place by place.
 
     constraint  the turn's, as at its beginning: it tells which tokens were forced
@@ -94,15 +97,15 @@ def forced_tokens(constraint: Constraint | None, token_ids: Sequence[int]) -> li
 
 
 def draft_strip(cells: Sequence[Column], shown: int | None = None, title: str = "") -> Figure:
-    """The tokens of a turn, with a bracket for each forward pass; below them the guesses that were rejected.
+    """The tokens of a turn, with a bracket for each forward pass; in a second row the guesses that were rejected.
 
     cells  of `draft_columns`
     shown  how many forward passes to draw, on axes with room for all of them; the last one is then marked
     """
-    lines = _wrapped(cells)
-    figure, (axes,) = new_figure(width=9.6, height=0.95 + 0.52 * len(lines))
+    lines, pitch = _wrapped(cells), 2.35 if any(cell.draft for cell in cells) else 1.5
+    figure, (axes,) = new_figure(width=9.6, height=0.95 + 0.31 * pitch * len(lines))
     for row, line in enumerate(lines):
-        top = 2.0 * row
+        top = pitch * row
         for left, cell in line:
             if shown is not None and cell.number > shown:
                 continue
@@ -110,16 +113,14 @@ def draft_strip(cells: Sequence[Column], shown: int | None = None, title: str = 
                 if text:
                     axes.add_patch(Rectangle((left, y), _width(cell), 0.66, **{"linewidth": 0.8, **LOOKS[kind]}))
                     _write(axes, left + _width(cell) / 2, y + 0.33, text, kind)
-            if cell.rejected == 1:
-                axes.plot([left + 0.2, left + _width(cell) - 0.2], [top + 1.07] * 2, color=INK, linewidth=0.9)
             last = cell.number == shown
             axes.plot([left, left + _width(cell)], [top - 0.13] * 2, color=ORANGE if last else INK,
                       linewidth=3.5 if last else 1.5, solid_capstyle="butt")  # fmt: skip
             if cell.first:
-                axes.text(left, top - 0.2, str(cell.number), fontsize=8, ha="left", va="bottom", color=INK)
+                axes.text(left, top - 0.2, str(cell.number), fontsize=9, ha="left", va="bottom", color=INK)
     with mpl.rc_context(STYLE):
         axes.set_title(title)
-    axes.set(xlim=(-0.5, LINE + 0.5), ylim=(2.0 * len(lines) - 0.4, -0.75), xticks=[], yticks=[])
+    axes.set(xlim=(-0.5, LINE + 0.5), ylim=(pitch * len(lines) - 0.6, -0.75), xticks=[], yticks=[])
     axes.set_xlabel("text, cut into tokens (a bracket is a forward pass, with its number; ␣ a space, ⏎ a line break)")
     axes.xaxis.label.set_fontsize(8)
     axes.spines[:].set_visible(False)
@@ -154,7 +155,7 @@ def _wrapped(cells: Sequence[Column]) -> list[list[tuple[float, Column]]]:
 def _write(axes, x: float, y: float, text: str, kind: str) -> None:
     color = PAPER if kind == "log" else INK
     box = {"boxstyle": "square,pad=0.05", "facecolor": LOOKS[kind]["facecolor"], "edgecolor": "none"}
-    axes.text(x, y, text.replace("$", r"\$"), ha="center", va="center", family="monospace", fontsize=8, color=color,
+    axes.text(x, y, text.replace("$", r"\$"), ha="center", va="center", family="monospace", fontsize=10, color=color,
               bbox=box if "hatch" in LOOKS[kind] else None)  # fmt: skip
 
 

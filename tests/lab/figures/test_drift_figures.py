@@ -60,10 +60,13 @@ def test_cells_tell_template_from_content_and_mark_the_delta(style):
     chat = Chat(tokenizer)
     text = chat.render(TALK, reply=True)
     delta = chat.delta(chat.new_transcript(TALK[:3], []), TALK[3:], last_token=0)
-    cells = template_cells(tokenizer, text, CONTENTS, len(delta))
+    kinds = dict.fromkeys(CONTENTS, "content") | {CONTENTS[0]: "system"}
+    cells = template_cells(tokenizer, text, kinds, len(delta))
     assert [piece for piece, _, _ in cells] == pieces(tokenizer, chat.encode(text))
-    content = "".join(piece for piece, kind, _ in cells if kind == "content").replace("␣", "")
-    assert all(part.replace(" ", "") in content for part in CONTENTS)
+    system, content = (
+        "".join(piece for piece, kind, _ in cells if kind == want).replace("␣", "") for want in ("system", "content")
+    )
+    assert system == "Bebrief." and all(part.replace(" ", "") in content for part in CONTENTS[1:])
     assert {piece for piece, kind, _ in cells if kind == "special"} <= set(STYLES[style][1])
     assert [marked for _, _, marked in cells] == [False] * (len(cells) - len(delta)) + [True] * len(delta)
 
@@ -83,6 +86,11 @@ def test_a_strip_has_a_cell_for_each_token_and_lines_that_fit():
     drawn = cells_of(figure)
     assert len(drawn) == len(cells) + 3 and max(cell.get_x() + cell.get_width() for cell in drawn) <= LINE
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["one\n51 tokens", "two\n3 tokens"]
+
+
+def test_special_tokens_have_short_names_in_a_strip_and_others_keep_theirs():
+    cells = [("<|im_start|>", "special", False), ("[/INST]", "special", False), ("<b>", "content", False)]
+    assert texts(template_strips({"one": cells})) == ["start", "/INST", "<b>"]
 
 
 def test_a_divergence_holds_what_drift_compares(session):

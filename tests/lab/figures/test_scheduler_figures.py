@@ -103,8 +103,8 @@ def test_lanes_show_the_batches_as_bars_and_each_sessions_tokens(crowded):
     assert upper.get_title(loc="left") == "Three turns" and "token_budget = 12" in texts(figure)
     assert [label.get_text() for label in lower.get_yticklabels()] == ["Ada", "Ben", "Cleo"]
     parts = [part for moment in moments for part in moment.parts.values()]
-    wanted = sorted(f"{p.tokens}+{p.drafted}" if p.drafted else str(p.tokens) for p in parts if p.tokens)
-    assert sorted(text.get_text() for text in lower.texts) == wanted
+    wanted = [str(part.tokens) for part in parts if part.tokens] + [f"+{p.drafted}" for p in parts if p.drafted]
+    assert sorted(text.get_text() for text in lower.texts) == sorted(wanted)
     kinds = {part.state for part in parts} | {"drafts" for part in parts if part.drafted}
     assert legend(figure) == [NAMES[kind] for kind in LOOKS if kind in kinds]
 
@@ -116,11 +116,13 @@ def test_a_long_timeline_has_no_numbers_and_room_for_later_steps(crowded):
     assert not lower.texts and lower.get_xlim()[1] > 200 and "query tokens" in upper.get_ylabel()
 
 
-@pytest.mark.parametrize("steps, label", [(30, "1+11"), (31, "+11")])
-def test_where_there_is_less_room_only_drafts_are_counted(steps, label):
+@pytest.mark.parametrize("steps, labels", [(40, ["1", "+11"]), (41, [])])
+def test_drafts_stand_below_the_tokens_of_the_log_with_their_number_or_as_bars(steps, labels):
     moments = [Moment(step, 0.1, {0: Part("decode", 0, 1, 11)}, (1, 0, 0)) for step in range(steps)]
     _, lower = session_lanes(moments, {0: "Ada"}, 12).axes
-    assert [text.get_text() for text in lower.texts] == [label] * steps
+    assert [text.get_text() for text in lower.texts] == labels * steps
+    lane, *drafts = lower.patches
+    assert len(drafts) == steps and all(each.get_y() >= lane.get_y() + lane.get_height() for each in drafts)
 
 
 def test_a_step_shows_its_batch_against_the_budget_and_the_pool():
