@@ -53,7 +53,8 @@ def what_counts_of_a_draft(engine) -> None:
         what = f"verify: for the draft {draft} and the choices {chosen}, it gives {got}, not {wanted}"
         if got == wanted[:-1]:
             raise AssertionError(
-                f"{what}. The first choice that was not guessed counts, too: the model chose it behind tokens that are all "
+                f"{what}. The first choice that was not guessed counts, too: the model chose it behind tokens that "
+                "are all "
                 "right, so a pass earns at least one token"
             )
         if got[: len(draft)] == draft:

@@ -20,7 +20,8 @@ def each_token_goes_through_once(engine) -> None:
         prompt = log + ids
         require(
             not log or list(session.log[: len(prompt) + 1]) != [*log, log[-1], *ids],
-            f"turn {turn}: token {log and log[-1]}, the last of the previous reply, stands in `log` twice: it is ingested "
+            f"turn {turn}: token {log and log[-1]}, the last of the previous reply, stands in `log` twice: it is "
+            "ingested "
             "twice. It was logged when it was chosen; the input goes right behind it",
         )
         require(

@@ -102,7 +102,8 @@ def require_tree(engine, model, tree) -> None:
         text, cache = before + list(node.ids), engine.Cache(model)
         require(
             len(node.ids) == len(node.pages) * size,
-            f"SharingSession has put {len(node.pages)} pages into the tree for {len(node.ids)} tokens. A page may be published "
+            f"SharingSession has put {len(node.pages)} pages into the tree for {len(node.ids)} tokens. A page may be "
+            "published "
             f"when it is full, that is, when `cache.length` is beyond its {size} slots",
         )
         engine.forward(model, text, cache)

@@ -1,7 +1,8 @@
 """One experiment for each step, on the real model: what the student's engine saves, against the same without the step.
 
-An experiment takes the student's engine and returns numbers that JSON holds. `seconds` differ from run to run; all other
-numbers are counted, and equal in every run. `python -m minstate.lab.course.build_demos` records them with the solution.
+An experiment takes the student's engine and returns numbers that JSON holds. `seconds` differ from run to run; all
+other numbers are counted, and equal in every run. `python -m minstate.lab.course.build_demos` records them with the
+solution.
 """
 
 import json
@@ -25,7 +26,7 @@ from minstate.lab.course.build_steps import SOLUTION
 STORY = (
     "The harbour of Farleigh has nine cranes. On Monday the first of them broke, and the crew had to unload by hand. "
 )
-SYSTEM = "You keep the stock of a boat chandlery in Farleigh. Answer briefly, and name shelf and number where you know them. "
+SYSTEM = "You keep the stock of a boat chandlery in Farleigh. Answer briefly, and name shelf and number. "
 SHELVES = (
     "Shelf 1 holds rope, 40 coils. Shelf 2 holds varnish, 12 cans. Shelf 3 holds pumps, 7 pieces. Shelf 4 is empty. "
 )
@@ -110,7 +111,7 @@ def tokens_per_turn(engine) -> dict:
 
 
 def prompts_of_agents(engine) -> dict:
-    """Step 4: five agents with the same system message; tokens that the first pass of each forwards, and pages in use."""
+    """Step 4: five agents with one system message; tokens that the first pass of each forwards, and pages in use."""
     result = {}
     for name in ("alone", "sharing"):
         model = Witness(real_model())
@@ -132,7 +133,7 @@ TABLE = "".join(f'{{"order": {number}, "customer": "Keiko", "state": "sent"}}\n'
 
 
 def tokens_per_pass_with_drafts(engine) -> dict:
-    """Step 5: a table in JSON goes on for 48 tokens; how many tokens each pass adds to the reply, and the pieces of text."""
+    """Step 5: a table in JSON goes on for 48 tokens: how many tokens each pass adds to it, and the pieces of text."""
     result, replies = {}, []
     for name, kind in (("plain", engine.SharingSession), ("drafting", engine.DraftingSession)):
         model = Witness(real_model())

@@ -1,0 +1,92 @@
+"""Figures of the build notebooks: what a step saves, counted."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from minstate.lab.figures.palette import (
+    BLUE,
+    GREY,
+    INK,
+    NAIVE,
+    PAPER,
+    PREFIX_REUSE,
+    STATEFUL,
+    STYLE,
+    THOUSANDS,
+    fill_of,
+    new_figure,
+    tint,
+)
+
+BEFORE, AFTER = NAIVE, STATEFUL
+
+
+def before_and_after(rows: Mapping[str, Sequence[float]], labels: Sequence[str], x: str, y: str, title: str) -> Figure:
+    """Two bars side by side for each label: the first of `rows` without the step, the second with it."""
+    figure, (axes,) = new_figure(width=8.4, height=3.2)
+    with mpl.rc_context(STYLE):
+        for place, (name, values) in enumerate(rows.items()):
+            look = (BEFORE, AFTER)[place] if len(rows) == 2 else (NAIVE, PREFIX_REUSE, STATEFUL)[place]
+            at = [i + (place - (len(rows) - 1) / 2) * 0.4 for i in range(len(values))]
+            bars = axes.bar(at, values, 0.38, label=name, edgecolor=PAPER, **look)
+            if len(values) <= 8:
+                axes.bar_label(bars, [f"{value:,.0f}" for value in values], fontsize=9, padding=2)
+    axes.set(xticks=range(len(labels)), xticklabels=labels, xlabel=x, ylabel=y, title=title)
+    axes.yaxis.set_major_formatter(THOUSANDS)
+    axes.margins(y=0.18)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
+    return figure
+
+
+def page_diary(events: Sequence[str], title: str) -> Figure:
+    """A column for each event, a row for each page, and in each cell the text that holds the page; “·” for nobody."""
+    figure, (axes,) = new_figure(width=8.4, height=4.4)
+    names = sorted({name for event in events for name in event} - {"·"})
+    for column, event in enumerate(events):
+        for page, name in enumerate(event):
+            if name == "·":
+                continue
+            look = fill_of(names.index(name))
+            look = {"facecolor": tint(look["facecolor"], 0.55), "hatch": look["hatch"]}
+            axes.add_patch(Rectangle((column, page), 1, 0.94, linewidth=0, edgecolor=INK, **look))
+            if column == 0 or events[column - 1][page] != name:
+                axes.text(column + 0.5, page + 0.5, name, ha="center", va="center", fontsize=8, fontweight="bold")
+    swatches = [
+        Patch(facecolor=tint(fill_of(i)["facecolor"], 0.55), edgecolor=INK, linewidth=0.5, hatch=fill_of(i)["hatch"], label=f"text {name}")
+        for i, name in enumerate(names)
+    ]  # fmt: skip
+    axes.legend(handles=swatches, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
+    axes.set(
+        xlim=(0, len(events)),
+        ylim=(len(events[0]), 0),
+        xlabel="event: a text grows, or ends",
+        ylabel="page",
+        title=title,
+    )
+    axes.grid(visible=False)
+    return figure
+
+
+def passes_in_text(pieces: Sequence[str], added: Sequence[int], title: str, columns: int = 12) -> Figure:
+    """The tokens of a reply in lines, and around those that one pass has earned, a frame."""
+    rows = -(-len(pieces) // columns)
+    figure, (axes,) = new_figure(width=8.4, height=0.7 + 0.42 * rows)
+    owner = [number for number, count in enumerate(added) for _ in range(count)]
+    for place, piece in enumerate(pieces):
+        row, column = divmod(place, columns)
+        shade = tint(BLUE, 0.35) if owner[place] % 2 else PAPER
+        axes.add_patch(Rectangle((column, row), 1, 0.82, facecolor=shade, edgecolor="none"))
+        first = place == 0 or owner[place - 1] != owner[place]
+        if first:
+            axes.plot([column + 0.02] * 2, [row, row + 0.82], color=INK, linewidth=2)
+        axes.plot([column, column + 1], [row + 0.82] * 2, color=GREY, linewidth=0.8)
+        text = piece.replace("\n", "⏎").replace(" ", "␣").replace("$", r"\$")
+        axes.text(column + 0.54, row + 0.42, text, ha="center", va="center", fontsize=8, family="monospace")
+    axes.set(xlim=(-0.05, columns + 0.05), ylim=(rows, -0.1), title=title, xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.grid(visible=False)
+    return figure
