@@ -25,7 +25,7 @@ from minstate.lab.course import build_check_pages as pages
 from minstate.lab.course import build_check_session as session
 from minstate.lab.course import build_check_tree as tree
 from minstate.lab.course.build_models import FOLDER, load_file
-from minstate.lab.course.build_steps import FILE, open_tasks, solution_up_to, tasks, with_stubs
+from minstate.lab.course.build_steps import FILE, open_tasks, solution_up_to, stub, tasks, with_stubs
 from minstate.lab.paths import DATA, NOTEBOOKS, OUT
 
 CHECKS = dict(enumerate((cache, pages, session, tree, lookup, batch), 1))
@@ -55,6 +55,11 @@ def begin(step: int) -> Markdown:
         path.write_text(text)
     names = ", ".join(f"`{name}`" for name in tasks(step))
     return Markdown(f"Open [{FILE}]({os.path.relpath(path)}) and write, behind “Step {step}”: {names}.")
+
+
+def show_stub(step: int) -> Markdown:
+    """The stubs of a step, as they are in the student's file before anything is written."""
+    return Markdown(f"```python\n{stub(step)}```")
 
 
 def check(step: int) -> None:
@@ -127,7 +132,7 @@ def measured(step: int, experiment: Callable) -> dict:
 
 def use_solution(step: int) -> None:
     """The solution as it is at `step` stands in for the student's file, and for the snapshots of steps before."""
-    _instead[:] = [OUT / "my_engine" / "solved"]
+    _instead[:] = [OUT / "my_engine" / f"solved_{step}"]
     for each in range(1, step + 1):
         snapshot(each).parent.mkdir(parents=True, exist_ok=True)
         snapshot(each).write_text(solution_up_to(each))

@@ -74,9 +74,11 @@ def guessing(engine, guess: Callable[[list[int]], list[int]]):
         engine.lookup = own
 
 
-def _oracle(model, right: int) -> Callable[[list[int]], list[int]]:
-    """Drafts of six tokens, of which the first `right` are what the model will choose."""
-    return lambda log: [token if i < right else (token + 1) % 200 for i, token in enumerate(naive_reply(model, log, 6))]
+def _oracle(text: list[int], right: int) -> Callable[[list[int]], list[int]]:
+    """Drafts of up to six tokens of `text`, with which the log will have grown; the first `right` of them are right."""
+    return lambda log: [
+        token if i < right else (token + 1) % 200 for i, token in enumerate(text[len(log) : len(log) + 6])
+    ]
 
 
 def any_draft_leaves_the_same_reply(engine) -> None:
@@ -90,7 +92,7 @@ def any_draft_leaves_the_same_reply(engine) -> None:
         for ids in INPUTS:
             log += ids
             wanted, before = naive_reply(plain, log, COUNT), len(model.passes)
-            with guessing(engine, _oracle(plain, right)):
+            with guessing(engine, _oracle(log + wanted, right)):
                 session.begin(list(ids), COUNT)
                 while not session.done:
                     said = len(session.log) - len(log)
@@ -143,7 +145,7 @@ def a_stop_token_ends_the_reply(engine) -> None:
     at = next(i for i in range(2, COUNT) if free[i] not in free[:i])
     model = Witness(small_model())
     session = engine.DraftingSession(model, engine.PrefixTree(engine.Pool(model, 40, 4)), {free[at]})
-    with guessing(engine, _oracle(plain, 6)):
+    with guessing(engine, _oracle(ids + free, 6)):
         reply = list(session.send(ids, COUNT))
     require(
         reply == free[: at + 1],

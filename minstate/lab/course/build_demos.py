@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from minstate.lab.course.build import RECORDED
+from minstate.lab.course.build_final import beside_minstate
 from minstate.lab.course.build_models import (
     Witness,
     given,
@@ -176,14 +177,15 @@ def passes_of_many(engine) -> dict:
     return result | {"same": all(each == replies[0] for each in replies)}
 
 
-EXPERIMENTS = {
-    1: tokens_per_pass,
-    2: pages_in_turns,
-    3: tokens_per_turn,
-    4: prompts_of_agents,
-    5: tokens_per_pass_with_drafts,
-    6: passes_of_many,
-}
+EXPERIMENTS = (
+    tokens_per_pass,
+    pages_in_turns,
+    tokens_per_turn,
+    prompts_of_agents,
+    tokens_per_pass_with_drafts,
+    passes_of_many,
+    beside_minstate,
+)
 
 
 def counted(result: dict) -> dict:
@@ -196,7 +198,7 @@ def record() -> None:
     """Run all experiments with the solution, and write their results. Timings have two digits behind the point."""
     engine = load_file(SOLUTION, "my_engine")
     results = {}
-    for experiment in EXPERIMENTS.values():
+    for experiment in EXPERIMENTS:
         results[experiment.__name__] = experiment(engine)
         print(experiment.__name__, json.dumps(results[experiment.__name__])[:300], file=sys.stderr, flush=True)
     text = json.dumps(results, default=float)

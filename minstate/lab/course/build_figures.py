@@ -49,15 +49,10 @@ def page_diary(events: Sequence[str], title: str) -> Figure:
         for page, name in enumerate(event):
             if name == "·":
                 continue
-            look = fill_of(names.index(name))
-            look = {"facecolor": tint(look["facecolor"], 0.55), "hatch": look["hatch"]}
-            axes.add_patch(Rectangle((column, page), 1, 0.94, linewidth=0, edgecolor=INK, **look))
+            axes.add_patch(Rectangle((column, page), 1, 0.94, linewidth=0, edgecolor=INK, **_look(names.index(name))))
             if column == 0 or events[column - 1][page] != name:
                 axes.text(column + 0.5, page + 0.5, name, ha="center", va="center", fontsize=8, fontweight="bold")
-    swatches = [
-        Patch(facecolor=tint(fill_of(i)["facecolor"], 0.55), edgecolor=INK, linewidth=0.5, hatch=fill_of(i)["hatch"], label=f"text {name}")
-        for i, name in enumerate(names)
-    ]  # fmt: skip
+    swatches = [Patch(edgecolor=INK, linewidth=0.5, label=f"text {name}", **_look(names.index(name))) for name in names]
     axes.legend(handles=swatches, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
     axes.set(
         xlim=(0, len(events)),
@@ -68,6 +63,12 @@ def page_diary(events: Sequence[str], title: str) -> Figure:
     )
     axes.grid(visible=False)
     return figure
+
+
+def _look(place: int) -> dict:
+    """The colour and hatch of a text, pale enough for a letter on it."""
+    fill = fill_of(place)
+    return {"facecolor": tint(fill["facecolor"], 0.55), "hatch": fill["hatch"]}
 
 
 def passes_in_text(pieces: Sequence[str], added: Sequence[int], title: str, columns: int = 12) -> Figure:

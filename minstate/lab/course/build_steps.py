@@ -40,7 +40,7 @@ def _cut(text: str, step: int) -> tuple[str, str]:
 
 def stub(step: int) -> str:
     """The stubs of a step: its header, classes and functions, with shapes and invariants in their docstrings."""
-    return (FOLDER / f"step_{step}.py").read_text().removeprefix(LINT)
+    return stub_path(step).read_text().removeprefix(LINT)
 
 
 def definitions(text: str) -> dict[str, ast.FunctionDef]:
