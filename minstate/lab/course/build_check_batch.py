@@ -92,7 +92,7 @@ def turns_share_passes(engine) -> None:
     for text, count in zip(TEXTS, counts, strict=True):
         model = Witness(small_model())
         alone.append(list(engine.Session(model, engine.Cache(model), set()).send(list(text), count)))
-    model = Witness(small_model())
+    model = Witness(small_model(), most=3 * max(counts))
     pool = engine.Pool(model, 40, 4)
     sessions = [engine.Session(model, engine.PagedCache(pool), set()) for _ in TEXTS]
     for session, text, count in zip(sessions, TEXTS, counts, strict=True):
@@ -122,7 +122,8 @@ def turns_share_passes(engine) -> None:
 def real_sessions_share_passes(engine) -> None:
     """the real model: two drafting sessions in one batch, in fewer passes than one after the other"""
     model, encode = Witness(real_model()), real_tokenizer().encode
-    rows = ["".join(f'{{"{name}": {n}, "state": "sent"}}\n' for n in range(1, 5)) for name in ("order", "parcel")]
+    line = "INSERT INTO {} (id, customer) VALUES ({}, 'Ada');\n"
+    rows = ["".join(line.format(name, number) for number in range(411, 415)) for name in ("orders", "parcels")]
     pool = engine.Pool(model, 64)
     tree = engine.PrefixTree(pool)
     sessions = [engine.DraftingSession(model, tree, stop_tokens()) for _ in rows]

@@ -160,12 +160,12 @@ def a_stop_token_ends_the_reply(engine) -> None:
 def real_drafts_save_passes(engine) -> None:
     """the real model: structured text takes fewer passes, and is what the given transformer says"""
     model, encode = Witness(real_model()), real_tokenizer().encode
-    rows = "".join(f'{{"order": {n}, "state": "sent"}}\n' for n in range(1, 6))
+    rows = "".join(f"INSERT INTO orders (id, customer) VALUES ({n}, 'Ada');\n" for n in range(411, 415))
     session = engine.DraftingSession(model, engine.PrefixTree(engine.Pool(model, 64)), stop_tokens())
     reply = session.send(encode(rows), 24)
     odd = unlike_naive(model, session.log, len(session.log) - len(reply))
     require(odd is None, f"the real model's token {odd} differs from that of the given transformer")
-    require(len(model.passes) <= 12, f"{len(reply)} tokens of a table took {len(model.passes)} passes; 12 are enough")
+    require(len(model.passes) <= 14, f"{len(reply)} tokens of a table took {len(model.passes)} passes; 14 are enough")
 
 
 CHECKS = (

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
@@ -12,12 +13,12 @@ from minstate.lab.figures.palette import (
     INK,
     NAIVE,
     PAPER,
-    PREFIX_REUSE,
     STATEFUL,
     STYLE,
     THOUSANDS,
     fill_of,
     new_figure,
+    paper_box,
     tint,
 )
 
@@ -25,19 +26,21 @@ BEFORE, AFTER = NAIVE, STATEFUL
 
 
 def before_and_after(rows: Mapping[str, Sequence[float]], labels: Sequence[str], x: str, y: str, title: str) -> Figure:
-    """Two bars side by side for each label: the first of `rows` without the step, the second with it."""
+    """Two bars for each label, the first of `rows` without the step and the second with it; or one bar, with it."""
     figure, (axes,) = new_figure(width=8.4, height=3.2)
     with mpl.rc_context(STYLE):
         for place, (name, values) in enumerate(rows.items()):
-            look = (BEFORE, AFTER)[place] if len(rows) == 2 else (NAIVE, PREFIX_REUSE, STATEFUL)[place]
+            look = (BEFORE, AFTER)[place + 2 - len(rows)]
             at = [i + (place - (len(rows) - 1) / 2) * 0.4 for i in range(len(values))]
             bars = axes.bar(at, values, 0.38, label=name, edgecolor=PAPER, **look)
             if len(values) <= 8:
                 axes.bar_label(bars, [f"{value:,.0f}" for value in values], fontsize=9, padding=2)
-    axes.set(xticks=range(len(labels)), xticklabels=labels, xlabel=x, ylabel=y, title=title)
+    _title(axes, title)
+    axes.set(xticks=range(len(labels)), xticklabels=labels, xlabel=x, ylabel=y)
     axes.yaxis.set_major_formatter(THOUSANDS)
     axes.margins(y=0.18)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
+    if len(rows) > 1:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9, frameon=False)
     return figure
 
 
@@ -51,7 +54,8 @@ def page_diary(events: Sequence[str], title: str) -> Figure:
                 continue
             axes.add_patch(Rectangle((column, page), 1, 0.94, linewidth=0, edgecolor=INK, **_look(names.index(name))))
             if column == 0 or events[column - 1][page] != name:
-                axes.text(column + 0.5, page + 0.5, name, ha="center", va="center", fontsize=8, fontweight="bold")
+                place = {"ha": "left", "va": "center", "fontsize": 8, "fontweight": "bold"}
+                axes.text(column + 0.25, page + 0.5, name, bbox=paper_box(0.08), **place)
     swatches = [Patch(edgecolor=INK, linewidth=0.5, label=f"text {name}", **_look(names.index(name))) for name in names]
     axes.legend(handles=swatches, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
     axes.set(
@@ -63,6 +67,11 @@ def page_diary(events: Sequence[str], title: str) -> Figure:
     )
     axes.grid(visible=False)
     return figure
+
+
+def _title(axes: Axes, title: str) -> None:
+    with mpl.rc_context(STYLE):
+        axes.set_title(title)
 
 
 def _look(place: int) -> dict:
@@ -86,7 +95,8 @@ def passes_in_text(pieces: Sequence[str], added: Sequence[int], title: str, colu
         axes.plot([column, column + 1], [row + 0.82] * 2, color=GREY, linewidth=0.8)
         text = piece.replace("\n", "⏎").replace(" ", "␣").replace("$", r"\$")
         axes.text(column + 0.54, row + 0.42, text, ha="center", va="center", fontsize=8, family="monospace")
-    axes.set(xlim=(-0.05, columns + 0.05), ylim=(rows, -0.1), title=title, xticks=[], yticks=[])
+    axes.set(xlim=(-0.05, columns + 0.05), ylim=(rows, -0.1), xticks=[], yticks=[])
+    _title(axes, title)
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.grid(visible=False)

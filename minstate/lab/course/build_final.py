@@ -31,7 +31,7 @@ class Played:
 def play_with_minstate(turns: int = 4, count: int = 24) -> list[Played]:
     """The first turns of the trace in a session of minstate. The model answers freely, with `count` tokens at most."""
     trace, played = read_trace(TRACES / TRACE), []
-    engine, opening = Engine.from_pretrained(), trace.header.sessions["main"]
+    engine, opening = Engine.from_pretrained(speculation=True), trace.header.sessions["main"]
     with engine.open(opening.messages, opening.tools) as session:
         for record, _ in zip(trace.turns, range(turns), strict=False):
             length, start = len(session.token_ids), time.perf_counter()

@@ -91,7 +91,10 @@ class Witness:
                 "says what comes next. So what a session takes from others may cover log[:-1] at most"
             )
         if len(self.passes) >= self._most:
-            raise AssertionError(f"{self._most} forward passes, and no end: what makes a reply complete, in `done`?")
+            raise AssertionError(
+                f"{self._most} forward passes, and no end: what makes a reply complete, in `done`, and "
+                "is a complete session left out of the next pass?"
+            )
         self.passes.append((ids, None))
         return self._model.embed(ids)
 
