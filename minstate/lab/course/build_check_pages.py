@@ -145,7 +145,7 @@ def the_forward_pass_is_unchanged(engine) -> None:
         )
 
 
-def two_texts_in_one_pool(engine) -> None:
+def real_texts_in_one_pool(engine) -> None:
     """the real model: two texts grow in turns in one pool, say what the given transformer says, and leave it empty"""
     model, encode = real_model(), real_tokenizer().encode
     texts = [
@@ -173,5 +173,5 @@ CHECKS = (
     the_table_finds_each_token,
     pages_go_back,
     the_forward_pass_is_unchanged,
-    two_texts_in_one_pool,
+    real_texts_in_one_pool,
 )

@@ -1,5 +1,6 @@
 """The student's file: stubs are put into it and nothing is taken out, snapshots are kept, and the solution is short."""
 
+import json
 import re
 
 import nbformat
@@ -7,6 +8,7 @@ import pytest
 
 from minstate.lab.course import build
 from minstate.lab.course.build import begin, check, engine_of, folder, measured, show_diff, snapshot, use_solution
+from minstate.lab.course.build_demos import EXPERIMENTS, counted, pages_in_turns, prompts_of_agents, tokens_per_pass
 from minstate.lab.course.build_evidence import coded, read_label
 from minstate.lab.course.build_final import random_turns
 from minstate.lab.course.build_models import FOLDER, load_file, small_model
@@ -110,6 +112,8 @@ def test_what_passes_is_kept_and_compared(student, capsys):
         check(step)
         assert capsys.readouterr().out == "correct, in 1 of 1 checks\n  ✓ the file can be imported\n"
         assert snapshot(step).read_text() == solution_up_to(step)
+    check(1)
+    assert snapshot(1).read_text() == solution_up_to(1), "a later step is not a part of step 1"
     assert engine_of(2).Pool and not hasattr(engine_of(1), "Pool")
     assert measured(2, lambda engine: {"pages": engine.Pool(small_model(), 3).owners}) == {"pages": [0, 0, 0]}
     show_diff(2)
@@ -177,6 +181,15 @@ def test_the_solution_takes_random_turns_as_minstate_does(seed):
 def test_the_solution_passes_on_the_real_model(step):
     checks = build.run_checks(load_file(SOLUTION, "solution", solution_up_to(step)), step)
     assert any("real model" in each for each in checks)
+
+
+@pytest.mark.parametrize(
+    "experiment", [pages_in_turns, tokens_per_pass, prompts_of_agents], ids=lambda each: each.__name__
+)
+def test_what_is_recorded_is_what_the_solution_counts(experiment):
+    recorded = json.loads(build.RECORDED.read_text())
+    assert recorded.keys() == {each.__name__ for each in EXPERIMENTS}
+    assert counted(experiment(load_file(SOLUTION, "solution"))) == counted(recorded[experiment.__name__])
 
 
 def test_the_table_has_every_file_of_the_core_once():
