@@ -42,6 +42,7 @@ class Label:
         return f"the {'KV'[self.kind]} of token {self.token}, head {self.head}, layer {self.layer}"
 
 
+NEAR_TIE = 1e-3  # a difference of logits that another order of sums may make in float32
 SIZES = (8, 8, 2, 64, 8)  # of texts, layers, K and V, tokens, heads
 
 
@@ -130,9 +131,12 @@ def tree_nodes(tree) -> list:
 def unlike_naive(model, log: Sequence[int], start: int, end: int | None = None) -> int | None:
     """The first place from `start` to before `end` whose token is not the given transformer's choice, or None.
 
-    One pass over the whole log: the choice at a place depends on nothing behind it.
+    One pass over the whole log: the choice at a place depends on nothing behind it. Where two tokens are equally likely
+    but for rounding, either may be chosen.
     """
     end = len(log) if end is None else end
     x = given().forward(model, list(log[:end]))
-    choices = model.logits(x[start - 1 : end - 1]).argmax(-1).tolist()
-    return next((start + i for i, token in enumerate(choices) if token != log[start + i]), None)
+    for place, logits in enumerate(model.logits(x[start - 1 : end - 1]), start):
+        if float(logits.max() - logits[log[place]]) > NEAR_TIE:
+            return place
+    return None

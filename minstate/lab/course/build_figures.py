@@ -57,14 +57,9 @@ def page_diary(events: Sequence[str], title: str) -> Figure:
                 place = {"ha": "left", "va": "center", "fontsize": 8, "fontweight": "bold"}
                 axes.text(column + 0.25, page + 0.5, name, bbox=paper_box(0.08), **place)
     swatches = [Patch(edgecolor=INK, linewidth=0.5, label=f"text {name}", **_look(names.index(name))) for name in names]
-    axes.legend(handles=swatches, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
-    axes.set(
-        xlim=(0, len(events)),
-        ylim=(len(events[0]), 0),
-        xlabel="event: a text grows, or ends",
-        ylabel="page",
-        title=title,
-    )
+    axes.legend(handles=swatches, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9, frameon=False)
+    axes.set(xlim=(0, len(events)), ylim=(len(events[0]), 0), xlabel="event: a text grows, or ends", ylabel="page")
+    _title(axes, title)
     axes.grid(visible=False)
     return figure
 
