@@ -20,9 +20,9 @@ class Fault(NamedTuple):
 
 
 def read_faults() -> list[Fault]:
-    """The faults of `planted_faults.txt`, whose first lines describe its format."""
-    faults = []
-    for block in re.split(r"^# ", Path(__file__).with_name("planted_faults.txt").read_text(), flags=re.MULTILINE)[1:]:
+    """The faults of the file; its first lines describe the format. It shows parts of the solution, hence its folder."""
+    faults, path = [], Path(__file__).with_name("solutions") / "planted_faults.txt"
+    for block in re.split(r"^# ", path.read_text(), flags=re.MULTILINE)[1:]:
         title, *lines = block.splitlines()
         old, new, message = ("\n".join(line[2:] for line in lines if line.startswith(mark)) for mark in "-+!")
         faults.append(Fault(int(title[0]), title[3:], old, new, message))
