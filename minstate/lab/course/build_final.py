@@ -28,7 +28,7 @@ class Played:
     seconds: float
 
 
-def play_with_minstate(turns: int = 4, count: int = 24) -> list[Played]:
+def play_with_minstate(turns: int = 3, count: int = 16) -> list[Played]:
     """The first turns of the trace in a session of minstate. The model answers freely, with `count` tokens at most."""
     trace, played = read_trace(TRACES / TRACE), []
     engine, opening = Engine.from_pretrained(speculation=True), trace.header.sessions["main"]
@@ -42,7 +42,7 @@ def play_with_minstate(turns: int = 4, count: int = 24) -> list[Played]:
     return played
 
 
-def play_with(engine: ModuleType, inputs: list[list[int]], count: int = 24) -> list[Played]:
+def play_with(engine: ModuleType, inputs: list[list[int]], count: int = 16) -> list[Played]:
     """The same inputs in one drafting session of the student's engine."""
     model, played = Witness(real_model()), []
     tree = engine.PrefixTree(engine.Pool(model, 160))
@@ -59,16 +59,16 @@ def play_with(engine: ModuleType, inputs: list[list[int]], count: int = 24) -> l
 
 
 def play_without_cache(inputs: list[list[int]], replies: list[list[int]]) -> list[Played]:
-    """What the given transformer would forward for the same replies; it runs one pass a turn, and that is timed."""
-    model, log, played = real_model(), [], []
+    """What the given transformer forwards for the same replies; the seconds follow from one pass, which is timed."""
+    start = time.perf_counter()
+    given().forward(real_model(), inputs[0])
+    seconds_per_token = (time.perf_counter() - start) / len(inputs[0])
+    length, played = 0, []
     for ids, reply in zip(inputs, replies, strict=True):
-        log += ids
-        start = time.perf_counter()
-        given().forward(model, log)
-        seconds = (time.perf_counter() - start) * len(reply)  # each pass forwards the whole log again
-        forwarded = sum(len(log) + said for said in range(len(reply)))
-        played.append(Played(list(ids), list(reply), forwarded, len(reply), seconds))
-        log += reply
+        length += len(ids)
+        forwarded = sum(length + said for said in range(len(reply)))  # each pass forwards the whole log again
+        played.append(Played(ids, reply, forwarded, len(reply), forwarded * seconds_per_token))
+        length += len(reply)
     return played
 
 
