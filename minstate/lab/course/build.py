@@ -11,7 +11,6 @@ themselves, both lie in `out/my_engine`, so that running them leaves the reposit
 
 import difflib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -54,7 +53,9 @@ def begin(step: int) -> Markdown:
     if (text := with_stubs(before, step)) != before:
         path.write_text(text)
     names = ", ".join(f"`{name}`" for name in tasks(step))
-    return Markdown(f"Open [{FILE}]({os.path.relpath(path)}) and write, behind “Step {step}”: {names}.")
+    # The repository's own notebooks show no link, because their outputs become web pages, and the file does not.
+    where = f"[{FILE}]({FILE})" if path.parent == Path.cwd() else f"`{FILE}`, in *out/my_engine*,"
+    return Markdown(f"Open {where} and write, behind “Step {step}”: {names}.")
 
 
 def show_stub(step: int) -> Markdown:
