@@ -39,8 +39,7 @@ def each_text_has_its_rows(engine) -> None:
     require(
         positions == wanted,
         f"forward_batch: the positions are {short(positions)} and must be {wanted}. A token's position is its place "
-        "in its "
-        "own text, wherever it lies in the batch",
+        "in its own text, wherever it lies in the batch",
     )
     require(
         [shape_of(each) for each in rows] == [str([len(new), model.config.hidden_size]) for new in NEW],
@@ -68,9 +67,8 @@ def texts_do_not_see_each_other(engine) -> None:
         for number in range(len(TEXTS)):
             if number != changed and not torch.allclose(before[number], after[number]):
                 raise AssertionError(
-                    f"the rows of text {number} change when text {changed} does: ragged rows see each other. "
-                    "Attention has "
-                    "to run for each text by itself, with its own queries over its own cache"
+                    f"the rows of text {number} change when text {changed} does: ragged rows see each other. Attention "
+                    "has to run for each text by itself, with its own queries over its own cache"
                 )
     model = Witness(small_model())
     for number, (text, new) in enumerate(zip(TEXTS, NEW, strict=True)):
@@ -81,8 +79,7 @@ def texts_do_not_see_each_other(engine) -> None:
             where = f"; text {found[0]} has them" if found else ""
             raise AssertionError(
                 f"forward_batch: the rows of text {number} differ by {far:.2g} from those of a pass over it "
-                f"alone{where}. Are "
-                "q, k and v cut at the same tokens, and put together in the same order?"
+                f"alone{where}. Are q, k and v cut at the same tokens, and put together in the same order?"
             )
 
 
@@ -102,15 +99,13 @@ def turns_share_passes(engine) -> None:
     for number, (reply, wanted) in enumerate(zip(replies, alone, strict=True)):
         require(
             reply == wanted,
-            f"run: session {number} says {short(reply)}, and alone it says {short(wanted)}. Does each session "
-            "receive its own "
-            "rows, and only while its reply is not complete?",
+            f"run: session {number} says {short(reply)}, and alone it says {short(wanted)}. Does each session receive "
+            "its own rows, and only while its reply is not complete?",
         )
     require(
         len(model.passes) == max(counts),
         f"run: replies of {counts} tokens took {len(model.passes)} passes, and {max(counts)} are enough: each pass "
-        "takes all "
-        "sessions that are not done",
+        "takes all sessions that are not done",
     )
     tokens = sum(len(ids) for ids, _ in model.passes)
     wanted = sum(len(text) + count - 1 for text, count in zip(TEXTS, counts, strict=True))

@@ -60,9 +60,8 @@ def truncate_moves_the_write_pointer(engine) -> None:
         cache.truncate(keep)
         require(
             cache.length == keep,
-            f"Cache.truncate({keep}): the write pointer was not reset. `length` is {cache.length} and must be "
-            f"{keep}; the "
-            "next text would be written behind the tokens that are to be forgotten, and attention would read them",
+            f"Cache.truncate({keep}): the write pointer was not reset. `length` is {cache.length} and must be {keep}; "
+            "the next text would be written behind the tokens that are to be forgotten, and attention would read them",
         )
         for layer in range(model.num_layers):
             k_and_v = cache.extend(layer, *coded(model, 1, layer, range(keep, keep + 3)))
@@ -128,10 +127,8 @@ def heads_share_keys_in_groups(engine) -> None:
     require(
         reads == wanted,
         f"attention: with {heads} query heads and {kv_heads} heads of K and V, query heads 0 to {heads - 1} read the "
-        "K/V "
-        f"heads {reads}. They must read {wanted}: neighbours share a head. `repeat_interleave` repeats each head in "
-        "place; "
-        "`repeat` lays whole copies behind each other",
+        f"K/V heads {reads}. They must read {wanted}: neighbours share a head. `repeat_interleave` repeats each head "
+        "in place; `repeat` lays whole copies behind each other",
     )
 
 

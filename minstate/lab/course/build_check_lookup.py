@@ -53,9 +53,8 @@ def what_counts_of_a_draft(engine) -> None:
         what = f"verify: for the draft {draft} and the choices {chosen}, it gives {got}, not {wanted}"
         if got == wanted[:-1]:
             raise AssertionError(
-                f"{what}. The first choice that was not guessed counts, too: the model chose it behind tokens that "
-                "are all "
-                "right, so a pass earns at least one token"
+                f"{what}. The first choice that was not guessed counts, too: the model chose it behind tokens that are "
+                "all right, so a pass earns at least one token"
             )
         if got[: len(draft)] == draft:
             raise AssertionError(f"{what}: rejected guesses are kept. Only what the model chose may be said")
@@ -118,16 +117,15 @@ def _require_pass(session, prompt: list[int], wanted: list[int], said: int, righ
     if reply != wanted[: len(reply)]:
         odd = next(i for i, token in enumerate(reply) if token != wanted[i])
         raise AssertionError(
-            f"{what}, the log has token {reply[odd]} where the model chooses {wanted[odd]}: rejected guesses are "
-            "kept in the "
-            "log, or choices are read from rows that belong to other tokens (the last 1 + len(draft) rows count)"
+            f"{what}, the log has token {reply[odd]} where the model chooses {wanted[odd]}: rejected guesses are kept "
+            "in the log, or choices are read from rows that belong to other tokens (the last 1 + len(draft) rows "
+            "count)"
         )
     length, log = session.cache.length, len(session.log)
     require(
         length <= log - 1,
-        f"{what}, cache.length is {length} and the log has {log} tokens: rejected drafts are kept in the cache. "
-        "Their K and "
-        f"V stand where the next tokens belong; truncate to {log - 1}",
+        f"{what}, cache.length is {length} and the log has {log} tokens: rejected drafts are kept in the cache. Their "
+        f"K and V stand where the next tokens belong; truncate to {log - 1}",
     )
     require(length == log - 1, f"{what}, cache.length is {length}; only {log - 1} leaves one token to forward")
     drafted = len(session.draft)
@@ -149,9 +147,8 @@ def a_stop_token_ends_the_reply(engine) -> None:
         reply = list(session.send(ids, COUNT))
     require(
         reply == free[: at + 1],
-        f"the reply {short(reply)} goes on behind the stop token {free[at]}, which stood inside an accepted draft; "
-        "it must be "
-        f"{free[: at + 1]}",
+        f"the reply {short(reply)} goes on behind the stop token {free[at]}, which stood inside an accepted draft; it "
+        f"must be {free[: at + 1]}",
     )
     length, log = session.cache.length, len(session.log)
     require(length == log - 1, f"after a stop inside a draft, cache.length is {length} and must be {log - 1}")

@@ -49,8 +49,8 @@ def the_table_finds_each_token(engine) -> None:
             require(
                 len(cache.pages) == needed,
                 f"PagedCache.extend: in layer {layer} the table has {len(cache.pages)} pages for {total + count} "
-                "tokens, and "
-                f"{needed} of {SIZE} slots suffice. The first layer of a pass takes its pages; the next ones find them",
+                f"tokens, and {needed} of {SIZE} slots suffice. The first layer of a pass takes its pages; the next "
+                "ones find them",
             )
             require(
                 cache.length == total,

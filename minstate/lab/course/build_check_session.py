@@ -21,8 +21,7 @@ def each_token_goes_through_once(engine) -> None:
         require(
             not log or list(session.log[: len(prompt) + 1]) != [*log, log[-1], *ids],
             f"turn {turn}: token {log and log[-1]}, the last of the previous reply, stands in `log` twice: it is "
-            "ingested "
-            "twice. It was logged when it was chosen; the input goes right behind it",
+            "ingested twice. It was logged when it was chosen; the input goes right behind it",
         )
         require(
             list(session.log) == prompt + list(reply),
@@ -38,9 +37,8 @@ def each_token_goes_through_once(engine) -> None:
         log = list(session.log)
         require(
             session.cache.length == len(log) - 1,
-            f"after turn {turn}, cache.length is {session.cache.length} with {len(log)} tokens in the log; it must "
-            "be one "
-            "fewer. The last token was chosen, and no pass is needed for it before the next turn",
+            f"after turn {turn}, cache.length is {session.cache.length} with {len(log)} tokens in the log; it must be "
+            "one fewer. The last token was chosen, and no pass is needed for it before the next turn",
         )
 
 
@@ -56,14 +54,12 @@ def _require_delta(turn: int, first, prompt: list[int], context: int) -> None:
     if turn > 1 and ids == wanted[1:]:
         raise AssertionError(
             f"{what}. {rule}: token {wanted[0]}, the last of the previous reply, was never ingested. It was chosen, "
-            "and no "
-            "pass has forwarded it, so it has no K and V, and no later token can read it"
+            "and no pass has forwarded it, so it has no K and V, and no later token can read it"
         )
     if turn > 1 and ids[1:] == wanted and ids[0] in (wanted[0], prompt[context - 1]):
         raise AssertionError(
-            f"{what}. {rule}: a token is ingested twice. Token {ids[0]} was forwarded in the previous turn; its K "
-            "and V "
-            "would stand in the cache twice"
+            f"{what}. {rule}: a token is ingested twice. Token {ids[0]} was forwarded in the previous turn; its K and "
+            "V would stand in the cache twice"
         )
     raise AssertionError(f"{what}. {rule}")
 
@@ -90,8 +86,7 @@ def replies_are_the_models(engine) -> None:
         require(
             reply == wanted,
             f"turn {turn}: the reply is {reply}; the given transformer says {wanted} behind the same log. Is the "
-            "token chosen "
-            "from the last row of x, by argmax?",
+            "token chosen from the last row of x, by argmax?",
         )
         log += reply
 
@@ -106,8 +101,7 @@ def stop_tokens_end_a_reply(engine) -> None:
     require(
         reply == free[: at + 1],
         f"with stop = {{{free[at]}}} the reply is {reply}; it must be {free[: at + 1]}: it ends with that token, "
-        "which is a "
-        "part of it (the model has said it, and later turns must see it)",
+        "which is a part of it (the model has said it, and later turns must see it)",
     )
     session = engine.Session(model, engine.Cache(model), {ids[-1]})
     reply = list(session.send(ids, 3))

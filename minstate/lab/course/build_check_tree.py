@@ -47,16 +47,14 @@ def a_split_cuts_between_pages(engine) -> None:
     for node in tree_nodes(tree):
         require(
             len(node.ids) == len(node.pages) * SIZE and len(node.pages) > 0,
-            f"a split is off: a node has {len(node.ids)} tokens and {len(node.pages)} pages of {SIZE}. `split` has "
-            "to cut "
-            "ids behind count · page_size tokens and pages behind `count`",
+            f"a split is off: a node has {len(node.ids)} tokens and {len(node.pages)} pages of {SIZE}. `split` has to "
+            "cut ids behind count · page_size tokens and pages behind `count`",
         )
         for key, child in node.children.items():
             require(
                 tuple(key) == tuple(child.ids[:SIZE]),
-                f"a child that begins with {short(child.ids[:SIZE])} is filed under the key {key}: after a split, "
-                "the lower "
-                "part begins with another page",
+                f"a child that begins with {short(child.ids[:SIZE])} is filed under the key {key}: after a split, the "
+                "lower part begins with another page",
             )
     (a, b, c), (_, _, _, d), (_, e), (_, _, e2, d2), (e3,) = pages
     wanted = ([a, b, c], [a, b, c, d], [a, e], [a, b, e2, d2], [e3])
@@ -65,8 +63,7 @@ def a_split_cuts_between_pages(engine) -> None:
         require(
             got == found,
             f"after five texts were inserted, match gives the pages {got} for one of them, not {found}. Where texts "
-            "part, "
-            "the node splits behind the pages that they share; what was below it stays below its lower part",
+            "part, the node splits behind the pages that they share; what was below it stays below its lower part",
         )
 
 
@@ -103,8 +100,7 @@ def require_tree(engine, model, tree) -> None:
         require(
             len(node.ids) == len(node.pages) * size,
             f"SharingSession has put {len(node.pages)} pages into the tree for {len(node.ids)} tokens. A page may be "
-            "published "
-            f"when it is full, that is, when `cache.length` is beyond its {size} slots",
+            f"published when it is full, that is, when `cache.length` is beyond its {size} slots",
         )
         engine.forward(model, text, cache)
         for number, page in enumerate(node.pages):
@@ -112,10 +108,9 @@ def require_tree(engine, model, tree) -> None:
             wanted, there = cache.kv[:, :, start : start + size], tree.pool.kv[:, :, page * size : (page + 1) * size]
             require(
                 torch.allclose(wanted, there),
-                f"the tree says that page {page} holds the tokens {text[start : start + size]} behind {start} "
-                "others, but its "
-                "K and V are not theirs. A page may be published when it is full: when `cache.length` is beyond its "
-                "end",
+                f"the tree says that page {page} holds the tokens {text[start : start + size]} behind {start} others, "
+                "but its K and V are not theirs. A page may be published when it is full: when `cache.length` is "
+                "beyond its end",
             )
         waiting += [(child, text) for child in node.children.values()]
 

@@ -87,8 +87,7 @@ class Witness:
         if not ids:
             raise AssertionError(
                 "a forward pass over no token: at least the last token of the log must be left to forward, since its "
-                "row "
-                "says what comes next. So what a session takes from others may cover log[:-1] at most"
+                "row says what comes next. So what a session takes from others may cover log[:-1] at most"
             )
         if len(self.passes) >= self._most:
             raise AssertionError(
