@@ -125,24 +125,26 @@ def _course(chapters: dict[Path, str]) -> str:
 
 
 def _table(root: Path, chapters: dict[Path, str]) -> str:
-    """The chapters, part by part, each with the first sentence of its text."""
-    lines = []
+    """The chapters, part by part, each with what it says that it is about."""
+    parts = []
     for title, paths in _by_part(chapters).items():
-        lines += [f"\n## Part {title}\n"]
+        parts.append(f"## Part {title}")
         for path in paths:
-            heading, opening = opening_of(root / path)
-            lines.append(f"- **[{heading}](/{chapters[path]})** {opening}")
-    return "\n".join(lines)
+            heading, about = opening_of(root / path)
+            parts += [f"**[{heading}](/{chapters[path]})**", about]
+    return "\n\n".join(parts)
 
 
 def opening_of(path: Path) -> tuple[str, str]:
-    """The title of a notebook, and the first sentence of its text."""
+    """The title of a notebook, and the list under *What you will learn*, or else the first sentence of its text."""
     cells = [cell for cell in nbformat.read(path, as_version=4).cells[:4] if cell.cell_type == "markdown"]
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", "\n\n".join(cell.source for cell in cells))
     title = re.search(r"^# (.*)$", text, flags=re.MULTILINE)
+    learnt = re.search(r"^[*#_ ]*What you will learn[*_:.]*\n+((?:[-*] .*\n?(?:  .*\n?)*)+)", text, flags=re.MULTILINE)
     blocks = [block for block in text.split("\n\n") if re.match(r"[A-Z`]", block)]
-    sentence = re.match(r"(?s)(.+?[.?!])(?:\s|$)", " ".join(blocks[0].split())) if blocks else None
-    return (title[1] if title else path.stem), (sentence[1] if sentence else "")
+    sentence = re.match(r"(.+?[.?!])(?:\s|$)", " ".join(blocks[0].split())) if blocks else None
+    about = learnt[1].strip() if learnt else sentence[1] if sentence else ""
+    return (title[1] if title else path.stem), about
 
 
 def _fill(site: Site, path: Path, lists: dict[str, str]) -> None:

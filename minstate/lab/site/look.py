@@ -46,7 +46,8 @@ OVERLAPS = """() => {
             const high = Math.min(one.box.bottom, other.box.bottom) - other.box.top
             const least = Math.min(one.box.height, other.box.height)
             if (one.node !== other.node && wide > 3 && high > 0.5 * least)
-                found.push('text on text: ' + [one, other].map(each => each.node.data.trim().slice(0, 40)).join(' | ')) } })
+                found.push('text on text: ' + [one, other].map(each => each.node.data.trim().slice(0, 40)).join(' | '))
+        } })
     return found.slice(0, 5) }"""
 FAULTS = """() => {
     const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth

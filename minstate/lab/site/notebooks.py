@@ -47,7 +47,7 @@ def _fold(cell: NotebookNode) -> None:
 
 
 def _show(output: NotebookNode, cell: NotebookNode, target: links.Target, mention: links.Mention) -> None:
-    """Choose what of one output is shown, and say what a picture shows and how wide it is."""
+    """Choose what of one output is shown, and say what a picture shows."""
     data = output.get("data", {})
     if WIDGET in data:
         del data[WIDGET]
@@ -56,11 +56,8 @@ def _show(output: NotebookNode, cell: NotebookNode, target: links.Target, mentio
             return
     for kind in ("image/svg+xml", "image/png"):
         if kind in data:
-            described = output.get("metadata", {}).get(kind, {})
-            options = {name: described[name] for name in ("alt", "width") if name in described}
-            if "width" in options:
-                options["width"] = f"{options['width']}px"
-            cell.metadata.setdefault("mystnb", {}).setdefault("image", options)
+            text = output.get("metadata", {}).get(kind, {}).get("alt") or cell.metadata.get("alt", "")
+            cell.metadata.setdefault("mystnb", {}).setdefault("image", {"alt": text})
     if "text/html" in data:
         data["text/html"] = links.html(data["text/html"], target, mention)
 
