@@ -5,6 +5,7 @@ Formulas become MathML at build time, so that no page loads a script or a font f
 
 from docutils import nodes
 from latex2mathml.converter import convert
+from sphinx.errors import ExtensionError
 
 project = "minstate"
 author = "the minstate authors"
@@ -38,15 +39,23 @@ html_theme_options = {
 }
 
 
+def mathml(formula: str, display: str) -> str:
+    """A formula as MathML. Raises ExtensionError, which names the formula, if it cannot be read."""
+    try:
+        return convert(formula, display=display)
+    except Exception as error:
+        raise ExtensionError(f"the formula {formula!r} cannot be converted: {error!r}") from error
+
+
 def inline_formula(writer, node: nodes.math) -> None:
     """Write `$...$`."""
-    writer.body.append(convert(node.astext(), display="inline"))
+    writer.body.append(mathml(node.astext(), "inline"))
     raise nodes.SkipNode
 
 
 def displayed_formula(writer, node: nodes.math_block) -> None:
     """Write `$$...$$`, in a block that scrolls where it is wider than the page."""
-    writer.body.append(f'<div class="formula">{convert(node.astext(), display="block")}</div>')
+    writer.body.append(f'<div class="formula">{mathml(node.astext(), "block")}</div>')
     raise nodes.SkipNode
 
 

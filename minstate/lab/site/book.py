@@ -2,9 +2,8 @@
 
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
-
-import nbformat
 
 from minstate.lab.site import reference, results
 from minstate.lab.site.pages import Site
@@ -18,8 +17,9 @@ PARTS = {  # the first chapter of each part
     "13": "VI · Out of the door",
 }
 EXTRAS = {"quizzes": "Quizzes", "labs": "Labs"}  # folders of the course whose files are pages, if they are there
-LECTURERS = ("for_lecturers.md", "README.md")  # of `notebooks/`: the first that is there opens the chapter
 TEXTS = {  # the pages that are Markdown files of the repository
+    "notebooks/README.md": "course/index.md",
+    "notebooks/for_lecturers.md": "lecturers/index.md",
     "ARCHITECTURE.md": "reference/architecture.md",
     "notebooks/glossary.md": "reference/glossary.md",
     "docs/many_machines.md": "reference/many_machines.md",
@@ -37,9 +37,7 @@ def write_book(root: Path, out: Path) -> Site:
     tables = _results_pages(site)
     chapters = _chapters(site)
     extras = {title: _register(site, folder) for folder, title in EXTRAS.items()}
-    lecturers = [name for name in LECTURERS if (root / "notebooks" / name).exists()]
-    pages = {Path("notebooks", name): f"lecturers/{Path(name).stem}.md" for name in lecturers}
-    pages |= {Path(name): page for name, page in TEXTS.items() if (root / name).exists()}
+    pages = {Path(name): page for name, page in TEXTS.items() if (root / name).exists()}
     site.pages |= pages | {Path("README.md"): "index.md", Path("notebooks"): "course/index.md"}
     api = {f"reference/{slug(title)}.md": text for title, text in reference.reference(root).items()}
     everything = chapters | {path: page for found in extras.values() for path, page in found.items()}
@@ -50,12 +48,10 @@ def write_book(root: Path, out: Path) -> Site:
     for page, text in api.items():
         site.add_text(Path("README.md"), page, text)
     lists = {
-        "course": _course(chapters),
-        "extras": "\n\n".join(_toctree(title, found.values()) for title, found in extras.items() if found),
-        "reference": _toctree("Reference", [*api, *(page for page in pages.values() if page.startswith("reference"))]),
+        "course": _course(chapters, extras),
+        "reference": _toctree("Reference", ["reference/index.md", *api, *_in(pages, "reference")]),
         "results": _toctree("Results", ["results/index.md", *tables]),
-        "lecturers": _toctree("For lecturers", [page for page in pages.values() if page.startswith("lecturers")]),
-        "table of the course": _table(root, chapters),
+        "lecturers": _toctree("For lecturers", _in(pages, "lecturers")),
         "table of results": "\n".join(f"- [{title}](/{page})" for page, title in tables.items()),
     }
     for path in _own_pages(root):
@@ -106,45 +102,27 @@ def _register(site: Site, folder: str) -> dict[Path, str]:
     return pages
 
 
-def _toctree(caption: str, pages) -> str:
-    entries = "\n".join(str(Path(page).with_suffix("")) for page in pages)
-    return f"```{{toctree}}\n:caption: {caption}\n:hidden:\n\n{entries}\n```"
+def _in(pages: dict[Path, str], chapter: str) -> list[str]:
+    return [page for page in pages.values() if page.startswith(chapter)]
 
 
-def _by_part(chapters: dict[Path, str]) -> dict[str, list[Path]]:
-    parts: dict[str, list[Path]] = {}
-    for path in chapters:
-        begun = [title for first, title in PARTS.items() if first <= path.name[:2]]
-        parts.setdefault(begun[-1], []).append(path)
-    return parts
+def _toctree(caption: str, pages: Iterable[str]) -> str:
+    entries = "\n".join(page.rpartition(".")[0] for page in pages)
+    return f"```{{toctree}}\n:caption: {caption}\n:hidden:\n\n{entries}\n```" if entries else ""
 
 
-def _course(chapters: dict[Path, str]) -> str:
-    parts = [_toctree(title, [chapters[path] for path in paths]) for title, paths in _by_part(chapters).items()]
-    return "\n\n".join([_toctree("The course", ["course/index.md"]), *parts])
-
-
-def _table(root: Path, chapters: dict[Path, str]) -> str:
-    """The chapters, part by part, each with what it says that it is about."""
-    parts = []
-    for title, paths in _by_part(chapters).items():
-        parts.append(f"## Part {title}")
-        for path in paths:
-            heading, about = opening_of(root / path)
-            parts += [f"**[{heading}](/{chapters[path]})**", about]
-    return "\n\n".join(parts)
-
-
-def opening_of(path: Path) -> tuple[str, str]:
-    """The title of a notebook, and the list under *What you will learn*, or else the first sentence of its text."""
-    cells = [cell for cell in nbformat.read(path, as_version=4).cells[:4] if cell.cell_type == "markdown"]
-    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", "\n\n".join(cell.source for cell in cells))
-    title = re.search(r"^# (.*)$", text, flags=re.MULTILINE)
-    learnt = re.search(r"^[*#_ ]*What you will learn[*_:.]*\n+((?:[-*] .*\n?(?:  .*\n?)*)+)", text, flags=re.MULTILINE)
-    blocks = [block for block in text.split("\n\n") if re.match(r"[A-Z`]", block)]
-    sentence = re.match(r"(.+?[.?!])(?:\s|$)", " ".join(blocks[0].split())) if blocks else None
-    about = learnt[1].strip() if learnt else sentence[1] if sentence else ""
-    return (title[1] if title else path.stem), about
+def _course(chapters: dict[Path, str], extras: dict[str, dict[Path, str]]) -> str:
+    """The contents of the course: each part with its quiz at the end, then whatever else the extra folders hold."""
+    parts: dict[str, list[str]] = {title: [] for title in PARTS.values()}
+    for path, page in chapters.items():
+        parts[[title for first, title in PARTS.items() if first <= path.name[:2]][-1]].append(page)
+    left = {title: list(pages.values()) for title, pages in extras.items()}
+    for number, pages in enumerate(parts.values(), 1):
+        if (quiz := f"course/quizzes/part_{number}.ipynb") in left["Quizzes"]:
+            left["Quizzes"].remove(quiz)
+            pages.append(quiz)
+    trees = [_toctree("The course", ["course/index.md"])]
+    return "\n\n".join(trees + [_toctree(title, pages) for title, pages in [*parts.items(), *left.items()] if pages])
 
 
 def _fill(site: Site, path: Path, lists: dict[str, str]) -> None:

@@ -51,18 +51,19 @@ FILES = {
     "minstate/serve/__init__.py": "",
     "minstate/lab/engines/__init__.py": "",
     "minstate/lab/bench/steps.py": '"""What a step costs."""\n\n\ndef make_rooms():\n    """Not that one."""\n',
+    "notebooks/for_lecturers.md": "# For lecturers\n\nSee the [course](README.md).\n",
+    "notebooks/labs/README.md": "# Labs\n",
+    "notebooks/labs/first.md": "# A lab\n",
     "notebooks/README.md": "# Guide\n\n[One](00_one.ipynb), [solved](solutions/00_one.py), [terms](glossary.md).\n",
     "notebooks/glossary.md": "# Glossary\n\n| term | file |\n| --- | --- |\n| room: `make_room` | `session.py` |\n",
     "notebooks/solutions/00_one.py": "answer = 42\n",
-    "notebooks/quizzes/one.md": "# Quiz one\n\nWhat does [chapter one](../00_one.ipynb) say?\n",
     "site/conf.py": (Path(__file__).parents[3] / "site" / "conf.py").read_text(),
     "site/_static/minstate.css": "",
     "site/index.md": (
         "# Front\n\n[The code](../minstate/session.py)\n\n![A dot.](../data/results/steps.png)\n\n"
-        "<!-- table of the course -->\n\n<!-- course -->\n\n<!-- extras -->\n\n"
-        "<!-- reference -->\n\n<!-- results -->\n\n<!-- lecturers -->\n"
+        "<!-- course -->\n\n<!-- reference -->\n\n<!-- results -->\n\n<!-- lecturers -->\n"
     ),
-    "site/course/index.md": "# The course\n",
+    "site/reference/index.md": "# Reference\n",
     "site/results/index.md": "# Results\n\n<!-- table of results -->\n",
     "data/results/steps.json": json.dumps(
         {
@@ -93,7 +94,9 @@ def write_course(root: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     two = [new_markdown_cell("# 01 · Two\n\nMore.\n\n## Second\n\n[Back](00_one.ipynb), to [a turn](../minstate).")]
-    for name, cells in {"00_one": one(), "01_two": two}.items():
+    quiz = [new_markdown_cell("# Quiz one\n\nWhat does [chapter one](../00_one.ipynb) say?")]
+    (root / "notebooks/quizzes").mkdir()
+    for name, cells in {"00_one": one(), "01_two": two, "quizzes/part_1": quiz}.items():
         nbformat.write(new_notebook(cells=cells), root / "notebooks" / f"{name}.ipynb")
     (root / "data/results/steps.png").write_bytes(base64.b64decode(DOT))
     return root
