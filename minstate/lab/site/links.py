@@ -13,8 +13,10 @@ INLINE = re.compile(
     flags=re.MULTILINE | re.DOTALL,
 )
 HTML = re.compile(
-    r'<a\b(?P<before>[^>]*?) href="(?P<target>[^"]+)"|(?P<pre><(pre|a)\b.*?</\2>)|<code>(?P<code>[^<]+)</code>',
-    re.DOTALL,
+    r"(?P<skip><pre\b.*?</pre>)"
+    r'|<a\b(?P<before>[^>]*?) href="(?P<target>[^"]+)"(?P<rest>[^>]*>.*?</a>)'
+    r"|<code>(?P<code>[^<]+)</code>",
+    flags=re.DOTALL,
 )
 OUTSIDE = re.compile(r"[a-z][a-z0-9+.-]*:|#|$")  # a URL, a place on the same page, or nothing
 
@@ -29,9 +31,18 @@ def markdown(text: str, target: Target, mention: Mention) -> str:
     """
     done, at = [], 0
     for fence in FENCE.finditer(text):
-        done += [_prose(text[at : fence.start()], target, mention), fence.group()]
+        done += [_prose(text[at : fence.start()], target, mention), _fenced(fence.group(), target, mention)]
         at = fence.end()
     return "".join([*done, _prose(text[at:], target, mention)])
+
+
+def _fenced(text: str, target: Target, mention: Mention) -> str:
+    """A fenced block: code as it is; of the description of a Python object, the text below its signature."""
+    head, line, body = text.partition("\n")
+    if "{py:" not in head:
+        return text
+    body, _, tail = body.rpartition("\n")
+    return f"{head}{line}{markdown(body, target, mention)}\n{tail}"
 
 
 def _prose(text: str, target: Target, mention: Mention) -> str:
@@ -64,9 +75,9 @@ def html(text: str, target: Target, mention: Mention) -> str:
         if code := found["code"]:
             address = mention(unescape(code))
             return f'<a class="source" href="{address}">{found.group()}</a>' if address else found.group()
-        if found["pre"] or OUTSIDE.match(found["target"]):
+        if found["skip"] or OUTSIDE.match(found["target"]):
             return found.group()
         page = target(found["target"])
-        return f"<a{found['before']}" + (f' href="{page}"' if page else "")
+        return f"<a{found['before']}" + (f' href="{page}"' if page else "") + found["rest"]
 
     return HTML.sub(replace, text)

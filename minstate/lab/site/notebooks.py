@@ -21,6 +21,7 @@ def names_of_its_own(notebook: NotebookNode) -> set[str]:
 def prepared(notebook: NotebookNode, path: Path, target: links.Target, mention: links.Mention) -> NotebookNode:
     """`notebook`, changed in place. `path` is where it lies in the repository."""
     notebook.metadata.pop("widgets", None)
+    notebook.metadata.setdefault("language_info", {"name": "python"})
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = links.markdown(cell.source, target, mention)

@@ -30,7 +30,7 @@ DESCRIBED = {  # what a figure shows, for readers who cannot see it
     "simulate_eviction": "The share of tokens that is computed again against the size of the pool, by eviction policy.",
     "speculation": "Milliseconds of decoding a token, by workload and source of drafts.",
 }
-TITLES = {
+TITLES = {  # of the files, in the order in which they stand on their page
     "ablation_float32": "Every combination, float32",
     "ablation_bfloat16": "The ladder, bfloat16",
     "peers_agentic_float32": "6 turns of debugging",
@@ -71,6 +71,9 @@ def grouped(folder: Path) -> dict[str, list[Path]]:
             (len(each), title) for title, (starts, _) in PAGES.items() for each in starts if path.stem.startswith(each)
         ]
         pages[max(fits)[1] if fits else "More"].append(path)
+    order = list(TITLES)
+    for paths in pages.values():
+        paths.sort(key=lambda path: order.index(path.stem) if path.stem in order else len(order))
     return {title: paths for title, paths in pages.items() if paths}
 
 
@@ -158,17 +161,13 @@ def section(name: str, value: object) -> list[str]:
     rows = as_rows(value)
     if not rows:
         return []
-    title = name.replace("_", " ")
-    heading = [] if name == "rows" else [f"**{title}**"]
+    heading = [] if name == "rows" else [f"**{name.replace('_', ' ')}**"]
     if len(rows) > MOST_ROWS:
         return [*heading, *summary(rows)]
-    long = len(rows) > 20 or len(rows[0]) > WIDE
-    return [
-        *heading,
-        fold(f"All columns and rows ({len(rows)})" if name == "rows" else f"{title}: {len(rows)} rows", table(rows))
-        if long
-        else table(rows),
-    ]
+    if len(rows) > 20 or len(rows[0]) > WIDE or isinstance(value, dict):
+        title = f"All rows and columns ({len(rows)})" if name == "rows" else name.replace("_", " ")
+        return [fold(title, table(rows))]
+    return [*heading, table(rows)]
 
 
 def as_rows(value: object) -> list[dict]:

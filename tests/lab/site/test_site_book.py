@@ -86,7 +86,7 @@ def test_a_link_to_no_file_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(1234567, "1,234,567"), (0.00012345, "0.0001235"), (12345.6, "12,346"), (2.0, "2"), (True, "yes"), (None, "–")],
+    [(1234567, "1,234,567"), (0.00012346, "0.0001235"), (12345.6, "12,346"), (2.0, "2"), (True, "yes"), (None, "–")],
 )
 def test_a_number_has_four_digits(value, shown):
     assert results.cell(value) == shown

@@ -21,6 +21,10 @@ CODE = {"b.py": "../b.py.html", "f": "../b.py.html#L7"}
         ("# `f`", "# `f`"),
         ("text\n\n## A title\n\n`f`", 'text\n\n## A title\n\n<a class="source" href="../b.py.html#L7">`f`</a>'),
         ("```python\n`f` [a](a.md)\n```\n", "```python\n`f` [a](a.md)\n```\n"),
+        (
+            "````{py:class} f\n\n`f`\n````\n",
+            '````{py:class} f\n\n<a class="source" href="../b.py.html#L7">`f`</a>\n````\n',
+        ),
         ("$$`f`$$ and ``a `f` b``", "$$`f`$$ and ``a `f` b``"),
         ('<a href="q">`f`</a>', '<a href="q">`f`</a>'),
     ],
