@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := passive
 # What runs the default model, by the kernels for the CPU unless they are switched off.
 WITHOUT_KERNELS := tests/test_real_model.py tests/test_weights.py tests/test_edges.py
 
-.PHONY: help run test test-serve lab browse bench gpu site weights clean
+.PHONY: help run test test-serve test-site lab browse bench gpu site weights clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,7 +18,8 @@ help:
 	@echo "make test-serve  set up what is missing, Ray included, then test the server on several replicas"
 	@echo "make lab      set up what is missing, then open working copies of the course, in work/, in JupyterLab"
 	@echo "make browse   set up what is missing, then run every notebook in a real browser; pictures into out/browse/"
-	@echo "make site     set up what is missing, then write the executed course as web pages into out/site/"
+	@echo "make site     set up what is missing, Sphinx included, then write the course as web pages into out/site/"
+	@echo "make test-site  set up what is missing, then test the site, in a browser where there is one"
 	@echo "make bench    set up what is missing, then measure the headline anew into data/results/ (hours)"
 	@echo "make gpu      set up what is missing, then test and measure all that runs on a GPU, in nine minutes; into out/gpu/"
 	@echo "make weights  the environment and the default model, nothing else"
@@ -67,9 +68,13 @@ gpu: weights
 	@echo "== all that runs on a GPU: native tests, the memory checker, kernels, whole models, traces"
 	@$(PY) -m minstate.lab.bench.on_gpu
 
-site: $(VENV)/.installed
+site: $(VENV)/.site
 	@echo "== the course as web pages"
-	@$(PY) -m minstate.lab.notebook.site
+	@$(PY) -m minstate.lab.site
+
+test-site: $(VENV)/.site
+	@echo "== the site: the pre-pass, Sphinx, links"
+	@$(PY) -m pytest tests/lab/site
 
 weights: $(VENV)/.installed
 	@echo "== weights"
@@ -94,6 +99,11 @@ $(VENV)/.browse: $(VENV)/.installed
 $(VENV)/.ray: $(VENV)/.installed
 	@echo "== Ray Serve"
 	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	@touch $@
+
+$(VENV)/.site: $(VENV)/.installed
+	@echo "== Sphinx"
+	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[site]'
 	@touch $@
 
 clean:

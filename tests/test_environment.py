@@ -91,11 +91,11 @@ def test_conda_leaves_every_package_to_pip_so_that_each_is_pinned_in_one_place()
 
 
 def test_conda_and_make_install_the_project_with_all_extras_under_the_constraints():
-    seldom = {"browse", "ray"}  # for a user who has a browser, and for one who has several machines
+    seldom = {"browse", "ray", "site"}  # for a user who has a browser, several machines, or a place for web pages
     always = [extra for extra in EXTRAS if extra not in seldom]
     (conda,) = [line["pip"] for line in CONDA["dependencies"] if isinstance(line, dict)]
     expected = {"-c": "constraints.txt", "-e": f".[{','.join(always)}]"}
     assert pip_options(conda) == expected
     recipes = re.findall(r"pip install .*", (ROOT / "Makefile").read_text())
     options = [pip_options(re.findall(r"-[ce] \S+", recipe.replace("'", ""))) for recipe in recipes]
-    assert options == [expected, *({**expected, "-e": f".[{extra}]"} for extra in ("browse", "ray"))]
+    assert options == [expected, *({**expected, "-e": f".[{extra}]"} for extra in ("browse", "ray", "site"))]

@@ -16,7 +16,6 @@ LAB = paths.PACKAGE / "lab"
 EXCEPTIONS = {
     "figures/palette.py": "the palette itself",
     "doctor/page.py": "the style sheet of a web page, by day and by night",
-    "notebook/site.py": "the style sheet of the web pages, which is CSS and draws no figure",
 }
 HEX = re.compile(r"#(?:[0-9a-fA-F]{8}|[0-9a-fA-F]{6}|[0-9a-fA-F]{3,4})\b")
 FILES = [path for path in sorted(LAB.rglob("*.py")) if str(path.relative_to(LAB)) not in EXCEPTIONS]
