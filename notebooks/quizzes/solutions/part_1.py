@@ -53,7 +53,7 @@ parent.send(token_ids=range(10, 100), max_new_tokens=10, sampling=FREE)
 child, copies, copy_page = parent.fork(), [], engine.pool.copy_page
 engine.pool.copy_page = lambda *page: copies.append(page) or copy_page(*page)
 for session in (parent, child):
-    session.send(token_ids=[7, 8, session is child], max_new_tokens=4, sampling=FREE)
+    session.send(token_ids=[7, 8, 9 if session is child else 10], max_new_tokens=4, sampling=FREE)
 answer = len(copies)
 
 # %% q6: forgetting and remembering

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from minstate.lab.course import judge_drafts, judge_eviction
 from minstate.lab.course.judge import LABS, main, verdict
 from minstate.weights import find_model
 
@@ -64,6 +65,15 @@ def test_with_the_solution_the_judge_says_passed_and_the_named_tests_pass(lab, t
     assert judged.returncode == 0 and judged.stdout.endswith("passed\n"), judged.stdout + judged.stderr
     tested = run(["pytest", "-q", "-x", "-p", "no:cacheprovider", *named_tests(lab)], folder)
     assert tested.returncode == 0, tested.stdout[-3000:] + tested.stderr
+
+
+def test_the_judges_compare_with_the_engine_as_it_is():
+    for (name, share), baseline in judge_eviction.BASELINES.items():
+        counted = [judge_eviction.recomputed(name, share, policy) for policy in ("LRU", "hints")]
+        assert counted == list(baseline), (name, share)
+    for name, baseline in judge_drafts.BASELINES.items():
+        counted = judge_drafts.replayed(name)
+        assert (counted.passes, round(counted.ms)) == baseline, name
 
 
 def test_an_exception_of_the_engine_is_shown_and_is_not_passed(monkeypatch, capsys):
