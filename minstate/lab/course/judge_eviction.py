@@ -1,8 +1,8 @@
 """The judge of lab 1: an eviction rule has the engine compute fewer tokens again than LRU has, and changes no answer.
 
 It replays traffic on the prefix cache without a model, as `lab.serving.compare_eviction` does. A token is computed
-again if a pool without limit would not have computed it. `BASELINES` has the numbers of the engine's own rule, because the
-engine that is judged has another one; a test counts them anew on the engine as it is.
+again if a pool without limit would not have computed it. `BASELINES` has the numbers of the engine's own rule, because
+the engine that is judged has another one; a test counts them anew on the engine as it is.
 """
 
 from collections.abc import Iterator
