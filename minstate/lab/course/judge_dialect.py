@@ -86,8 +86,9 @@ def judge_dialect() -> Iterator[Finding]:
     shown = f"not so: {wrong[0]!r}" if wrong else f"the call fits, and {len(REFUSED)} texts that are none do not"
     yield Finding("Under tool_choice='required' the grammar allows one call in this dialect.", not wrong, shown)
     turn = _engine().open(tools=TOOLS).send("go", tool_choice="wait", max_new_tokens=150, sampling=Sampling(1.0))
-    right = [(call.name, call.error) for call in turn.tool_calls] == [("wait", "")] and turn.text.startswith(OPEN)
-    yield Finding("A random model that has to call a tool calls it in this dialect.", right, repr(turn.text))
+    text = chat.tokenizer.decode(turn.token_ids)  # `turn.text` leaves special tokens out
+    right = [(call.name, call.error) for call in turn.tool_calls] == [("wait", "")] and text.startswith(OPEN)
+    yield Finding("A random model that has to call a tool calls it in this dialect.", right, repr(text))
     found = {text: chat_of("{#- " + text + " #}" + CHATML, CHATML_TOKENS).dialect.name for text in FAMILIES}
     wrong = [f"{text!r} is taken for {name}" for text, name in found.items() if name != FAMILIES[text]]
     yield Finding("Other families are known as before.", not wrong, wrong[0] if wrong else f"{len(found)} families")

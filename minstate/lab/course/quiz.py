@@ -33,11 +33,11 @@ def score() -> None:
 
 
 def digest_of(question: str, answer: object) -> str:
-    """16 hexadecimal digits that depend on the question and the answer. Numbers count to four significant digits."""
+    """16 hexadecimal digits that depend on the question and the answer. Fractions count to three significant digits."""
     if isinstance(answer, str):
         plain = "".join(sorted(set(answer.upper()) - set(" ,;")))
     elif isinstance(answer, int | float):
-        plain = f"{answer:.4g}"
+        plain = str(int(answer)) if float(answer).is_integer() else f"{answer:.3g}"
     else:
         raise TypeError(f"an answer is a letter, letters or a number, and not {answer!r}")
     return hashlib.sha256(f"{question}: {plain}".encode()).hexdigest()[:16]

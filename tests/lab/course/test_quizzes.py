@@ -68,12 +68,12 @@ def test_each_part_has_a_quiz():
     assert [path.stem for path in PARTS] == [f"part_{number}" for number in range(1, 7)]
 
 
-def test_letters_count_in_any_order_and_numbers_to_four_digits():
+def test_letters_count_in_any_order_and_fractions_to_three_digits():
     digest = quiz.digest_of("part_1/q7", "BD")
     assert digest == quiz.digest_of("part_1/q7", "d, b") != quiz.digest_of("part_1/q7", "B")
     assert digest != quiz.digest_of("part_2/q7", "BD"), "the same answer to another question has another digest"
-    assert quiz.digest_of("q", 6.667) == quiz.digest_of("q", 6.6671) != quiz.digest_of("q", 6.68)
-    assert quiz.digest_of("q", 41) == quiz.digest_of("q", 41.0)
+    assert quiz.digest_of("q", 6.67) == quiz.digest_of("q", 20 / 3) != quiz.digest_of("q", 6.68)
+    assert quiz.digest_of("q", 4980) == quiz.digest_of("q", 4980.0) != quiz.digest_of("q", 4979)
     with pytest.raises(TypeError, match="a letter, letters or a number"):
         quiz.digest_of("q", None)
 
