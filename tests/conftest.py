@@ -9,5 +9,6 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 common = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("default", **common, max_examples=40)
+settings.register_profile("short", **common, max_examples=8)
 settings.register_profile("long", **common, max_examples=1500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

@@ -1,1 +1,1 @@
-"""What the course's own notebooks need: a thread in which the student builds an engine, step by step."""
+"""What the course brings besides its notebooks: the checks of the build steps, judges of the labs, marks of quizzes."""

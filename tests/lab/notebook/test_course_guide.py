@@ -1,4 +1,4 @@
-"""The course guide and the glossary are right: every notebook is in the table, every file and every name exists."""
+"""The guide, the lecturers' pages and the glossary are right: every notebook is there, every file and name exists."""
 
 import ast
 import re
@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 NOTEBOOKS = Path(__file__).resolve().parents[3] / "notebooks"
-GUIDE, GLOSSARY = (NOTEBOOKS / "README.md").read_text(), (NOTEBOOKS / "glossary.md").read_text()
+GUIDE, GLOSSARY, LECTURERS = (
+    (NOTEBOOKS / f"{name}.md").read_text() for name in ("README", "glossary", "for_lecturers")
+)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in GLOSSARY.splitlines() if line.startswith("|")]
 ROWS = [row for row in ROWS if row[0] != "term" and not set(row[0]) <= set("- ")]
@@ -29,25 +31,38 @@ def table_of_notebooks() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")))
-def test_every_notebook_is_in_the_table_and_has_its_questions(name):
+def test_every_notebook_is_in_the_table_and_a_chapter_has_two_questions(name):
     title = table_of_notebooks()[name]
-    assert title.startswith(name[:2])
-    questions = GUIDE.split(f"**{title}**\n", 1)[1].split("\n**")[0]
-    assert 2 <= len(re.findall(r"^- ", questions, flags=re.MULTILINE)) <= 3
+    if "_build_" in name:
+        assert title.startswith(f"Build {name[:2]} ")
+        return
+    assert title.startswith(f"{name[:2]} ")
+    questions = LECTURERS.split(f"**{title}**\n", 1)[1].split("\n**")[0]
+    assert len(re.findall(r"^- ", questions, flags=re.MULTILINE)) == 2
 
 
 def test_the_table_is_in_order():
     assert list(table_of_notebooks()) == sorted(table_of_notebooks())
 
 
-@pytest.mark.parametrize("target", sorted(set(LINK.findall(GUIDE) + LINK.findall(GLOSSARY))))
+@pytest.mark.parametrize("target", sorted(set(LINK.findall(GUIDE) + LINK.findall(GLOSSARY) + LINK.findall(LECTURERS))))
 def test_every_file_named_exists(target):
     assert (NOTEBOOKS / target).exists()
 
 
+def test_each_week_has_a_build_step_or_a_lab_and_the_long_plan_has_all_of_them():
+    weeks = [re.findall(r"^\| \d+ \| .*$", part, flags=re.MULTILINE) for part in LECTURERS.split("\n## ")]
+    long, short = (found for found in weeks if found)
+    assert (len(long), len(short)) == (12, 4)
+    to_write = [week.split("|")[3] for week in (*long, *short)]
+    assert all(re.search(r"Build 0\d|Lab \d|capstone", cell, flags=re.IGNORECASE) for cell in to_write)
+    for wanted in (*(f"Build 0{step}" for step in (1, 2, 3, 4, 6, 7)), *(f"Lab {lab}" for lab in (1, 2, 3, 4))):
+        assert any(wanted in week for week in long), wanted
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
 def test_a_term_is_explained_in_a_sentence_or_two_and_its_names_are_in_its_file(row):
-    term, meaning, file = row
+    term, meaning, file, _ = row
     (target,) = LINK.findall(file)
     path = (NOTEBOOKS / target).resolve()
     assert target == f"../minstate/{re.search('`(.*)`', file)[1]}"
