@@ -15,7 +15,7 @@ help:
 	@echo "make run      set up what is missing, then compare naive and stateful turns (notebook 00) into out/"
 	@echo "make test     set up what is missing, then lint, types, tests and notebooks"
 	@echo "make test-serve  set up what is missing, Ray included, then test the server on several replicas"
-	@echo "make lab      set up what is missing, then open the course in JupyterLab"
+	@echo "make lab      set up what is missing, then open working copies of the course, in work/, in JupyterLab"
 	@echo "make browse   set up what is missing, then run every notebook in a real browser; pictures into out/browse/"
 	@echo "make site     set up what is missing, then write the executed course as web pages into out/site/"
 	@echo "make bench    set up what is missing, then measure the headline anew into data/results/ (hours)"
@@ -47,8 +47,8 @@ test-serve: weights $(VENV)/.ray
 	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/serve
 
 lab: weights
-	@echo "== JupyterLab on notebooks/ (stop it with Ctrl-C)"
-	@$(PY) -m jupyterlab notebooks
+	@echo "== JupyterLab on work/, copies of the course that are yours (stop it with Ctrl-C)"
+	@$(PY) -m minstate.lab.notebook.student
 
 browse: weights $(VENV)/.browse
 	@echo "== every notebook in JupyterLab, in a browser"

@@ -49,7 +49,7 @@ answers["main without nbformat"] = without("nbformat", lab + "main")
 answers["bench without pandas"] = without("pandas", lab + "bench", "radix_tree")
 answers["main, dry"] = answer(lab + "main", "--dry-run")
 answers["main without a model"] = answer(lab + "main")
-for name in ("solutions", "site", "browse"):
+for name in ("solutions", "site", "browse", "cases", "student", "release", "collect"):
     answers[name] = answer(lab + "notebook." + name)
 
 import importlib
@@ -149,6 +149,11 @@ def test_the_main_job_has_its_notebook(outcome, python):
     assert json.loads(notebook.read_text()) == json.loads((ROOT / "notebooks" / notebook.name).read_text())
 
 
+def test_the_hidden_cases_of_exercises_are_in_it(outcome, python):
+    found = python.parents[1].glob("lib/python*/site-packages/minstate/lab/data/notebooks/cases/*.json")
+    assert {path.name for path in found} == {path.name for path in ROOT.glob("notebooks/cases/*.json")}
+
+
 def test_without_a_model_the_main_job_names_the_command_that_fetches_one(outcome):
     answer = outcome["answers"]["main without a model"]
     assert answer["code"].startswith("error: no model in") and "python -m minstate.lab.fetch" in answer["code"]
@@ -161,6 +166,6 @@ def test_without_the_extra_a_command_names_what_installs_it(outcome, python, com
     assert code.endswith(f": {python} -m pip install 'minstate[lab]'")
 
 
-@pytest.mark.parametrize("command", ["solutions", "site", "browse"])
+@pytest.mark.parametrize("command", ["solutions", "site", "browse", "cases", "student", "release", "collect"])
 def test_a_command_for_the_whole_course_asks_for_a_clone(outcome, command):
     assert f"lab.notebook.{command} needs a clone of the repository" in outcome["answers"][command]["code"]

@@ -3,8 +3,10 @@
     python -m minstate.lab.notebook.execute notebooks/01_*.ipynb
     python -m minstate.lab.notebook.execute --describe notebooks/*.ipynb       # without running them
 
-Pictures are stored with 128 colours, which is enough for figures and takes a third of the bytes. Widgets are not
-stored: without a kernel they cannot move, and a static figure stands beside each.
+Pictures have two pixels for each point of a screen, and are stored with 64 colours, which is enough for figures and
+takes a third of the bytes. Their size on the page stands in the output's metadata. Widgets are not stored: without a
+kernel they cannot move, and a static figure stands beside each. Of a widget that has other forms with it, such as a
+fold with an answer, these are stored.
 
 A figure's alternative text, for readers who cannot see it, is in its cell's metadata under `alt`. From there we copy it
 into the metadata of the output, as `{"image/png": {"alt": ...}}`, where Jupyter's own tools put it: nbconvert's basic
@@ -20,7 +22,8 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
-COLOURS = 128
+COLOURS = 64
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class EchoingClient(NotebookClient):
@@ -51,8 +54,11 @@ def slim(notebook: nbformat.NotebookNode) -> None:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}):
-                output.data["image/png"] = _with_few_colours(output.data["image/png"])
+            data = output.get("data", {})
+            if "image/png" in data:
+                data["image/png"] = _with_few_colours(data["image/png"])
+            if "text/html" in data:
+                data.pop(WIDGET, None)
 
 
 def describe(notebook: nbformat.NotebookNode) -> list[str]:

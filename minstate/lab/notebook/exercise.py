@@ -1,24 +1,89 @@
 """Exercises in notebooks: a stub that the reader fills in, and a checker of the answer."""
 
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
+from minstate.lab.notebook.hidden import find_cases, is_right, read_arguments
 
-def check(answer: Callable | None, *cases: tuple[tuple, object], hint: str = "") -> None:
-    """Try `answer` on `cases` of (arguments, expected result), and print whether it is correct.
+UNTOUCHED = "not attempted yet: replace the ... and run this cell again"
+SHOWN = 300  # characters of the arguments or of a result that a message shows
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of an answer: `correct`, `wrong`, or `not attempted`; `message` says it to the reader."""
+
+    outcome: str
+    message: str
+    cause: Exception | None = None  # that the reader's function raised
+
+
+def check(answer: Callable | object, *cases: tuple[tuple, object] | str, hint: str = "") -> None:
+    """Try `answer` on the cases of an exercise, and print whether it is correct.
+
+        check(twice, "exercise-id", hint="…")             hidden cases, found by the exercise's id
+        check(twice, ((1,), 2), ((4,), 8), hint="…")      cases of (arguments, expected result)
 
     An answer that is `...`, or a function that returns `...`, counts as not attempted, and does not fail. A wrong one
-    raises AssertionError, with the first case that it gets wrong, and `hint`.
+    raises AssertionError, which names the first arguments that it gets wrong, its result, and `hint`. An expected
+    result is shown only if it stands in the call. Raises LookupError if there is no exercise of that id.
     """
-    for case, (arguments, expected) in enumerate(cases):
-        got = answer(*arguments) if callable(answer) else answer
-        if got is ... and case == 0:
-            print("not attempted yet: replace the ... and run this cell again")
-            return
-        shown = ", ".join(map(repr, arguments))
-        assert _equal(got, expected), f"for ({shown}) your answer is {got!r}, not {expected!r}. {hint}"
-    print(f"correct, in {len(cases)} of {len(cases)} cases")
+    verdict = judge(answer, *cases, hint=hint)
+    if verdict.outcome == "wrong":
+        raise AssertionError(verdict.message) from verdict.cause
+    print(verdict.message)
+
+
+def judge(answer: Callable | object, *cases: tuple[tuple, object] | str, hint: str = "") -> Verdict:
+    """The verdict on `answer`; the arguments are those of `check`."""
+    trials = _hidden(cases[0]) if cases and isinstance(cases[0], str) else list(map(_open, cases))
+    for number, (arguments, right, expected) in enumerate(trials):
+        call = _call(answer, arguments)  # as text, before the function can change its arguments
+        try:
+            got = answer(*arguments) if callable(answer) else answer
+        except Exception as error:  # noqa: BLE001  whatever the reader's function raises is shown to the reader
+            return Verdict("wrong", f"{call} raises {type(error).__name__}: {error}. {hint}".strip(), error)
+        if got is ... and number == 0:
+            return Verdict("not attempted", UNTOUCHED)
+        if not right(got):
+            return Verdict("wrong", f"{call} is {_short(repr(got))}, {expected}. {hint}".strip())
+    return Verdict("correct", f"correct, in {len(trials)} of {len(trials)} cases")
+
+
+def _open(case: tuple[tuple, object]) -> tuple[tuple, Callable[[object], bool], str]:
+    """Arguments, the test of a result, and what to say of a wrong one."""
+    arguments, expected = case
+    return arguments, lambda got: _equal(got, expected), f"not {_short(repr(expected))}"
+
+
+def _hidden(exercise: str) -> list[tuple[tuple, Callable[[object], bool], str]]:
+    """As `_open`, for all hidden cases of an exercise."""
+
+    def trial(text: str, digest: str) -> tuple[tuple, Callable[[object], bool], str]:
+        return read_arguments(text), lambda got: is_right(exercise, text, got, digest), "which is wrong"
+
+    return [trial(text, digest) for text, digest in find_cases(exercise)]
+
+
+def _call(answer: object, arguments: tuple) -> str:
+    """The call as the reader would write it, with the names of the parameters."""
+    if not callable(answer):
+        return "your answer"
+    try:
+        bound = inspect.signature(answer).bind(*arguments).arguments
+    except (TypeError, ValueError):  # a function with other parameters, or one that has no signature
+        bound = {}
+    named = len(bound) == len(arguments)
+    shown = [f"{name}={value!r}" for name, value in bound.items()] if named else list(map(repr, arguments))
+    name = getattr(answer, "__name__", "answer")
+    return f"{'answer' if name == '<lambda>' else name}({_short(', '.join(shown))})"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 60]} … {text[-55:]}"
 
 
 def _equal(got: object, expected: object) -> bool:

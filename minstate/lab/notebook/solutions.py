@@ -6,6 +6,9 @@ A file in `notebooks/solutions/` belongs to the notebook of its name. It has a s
 `# %% CELL-ID: title`, which names the cell with the exercise's stub and checker. In a solved copy the section follows
 that cell as a cell of its own, with the same call of `check`, and fails unless the answer is correct. All other cells
 are those of the original, outputs included, so a test that runs the copy and compares outputs also tests the original.
+
+A section of an exercise with hidden cases, `check(answer, "CELL-ID")`, also has a function `cases(random)`, which
+yields tuples of arguments. `minstate.lab.notebook.cases` reads it; a solved copy is without it.
 """
 
 import ast
@@ -45,13 +48,33 @@ def exercises(notebook: NotebookNode) -> dict[str, str]:
     """The source of the calls of `check`, by the id of their cell."""
     found: dict[str, list[str]] = {}
     for cell in notebook.cells:
-        if cell.cell_type != "code" or "check(" not in cell.source:
-            continue
-        for statement in ast.parse(cell.source).body:
-            call = statement.value if isinstance(statement, ast.Expr) else None
-            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "check":
-                found.setdefault(cell.id, []).append(ast.get_source_segment(cell.source, call))
+        for call in calls_of_check(cell):
+            found.setdefault(cell.id, []).append(ast.get_source_segment(cell.source, call))
     return {cell_id: "\n".join(calls) for cell_id, calls in found.items()}
+
+
+def calls_of_check(cell: NotebookNode) -> list[ast.Call]:
+    """The calls of `check` that are statements of their own in a cell. Raises SyntaxError if it cannot be read."""
+    if cell.cell_type != "code" or "check(" not in cell.source:
+        return []
+    calls = [each.value for each in ast.parse(cell.source).body if isinstance(each, ast.Expr)]
+    calls = [each for each in calls if isinstance(each, ast.Call) and isinstance(each.func, ast.Name)]
+    return [each for each in calls if each.func.id == "check"]
+
+
+def hidden_exercise(call: ast.Call) -> str | None:
+    """The exercise's id in a call `check(answer, "ID")`; None if the call has its cases with it."""
+    second = call.args[1] if len(call.args) > 1 else None
+    return second.value if isinstance(second, ast.Constant) and isinstance(second.value, str) else None
+
+
+def without_cases(section: str) -> str:
+    """A section of a file of solutions without its function `cases`."""
+    lines = section.splitlines()
+    for node in reversed(ast.parse(section).body):
+        if isinstance(node, ast.FunctionDef) and node.name == "cases":
+            del lines[node.lineno - 1 : node.end_lineno]
+    return "\n".join(lines).strip()
 
 
 def read_solutions(path: Path) -> dict[str, str]:
@@ -82,7 +105,8 @@ def solve(notebook: NotebookNode, solutions: dict[str, str], folder: str = ".") 
     for cell in copy.deepcopy(notebook.cells):
         cells.append(cell)
         if cell.id in asked:
-            source = SOLUTION.format(solution=solutions[cell.id], check=indent(asked[cell.id], "    "))
+            solution = without_cases(solutions[cell.id])
+            source = SOLUTION.format(solution=solution, check=indent(asked[cell.id], "    "))
             cells.append(nbformat.v4.new_code_cell(source, id=f"{cell.id}-solution"))
     solved = copy.deepcopy(notebook)
     solved.cells = cells

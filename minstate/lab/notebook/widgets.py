@@ -6,17 +6,20 @@ from collections.abc import Callable
 import ipywidgets
 from matplotlib.figure import Figure
 
+DENSITY = 2  # pixels for each point of a screen, as for the figures of the notebook itself
+
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file, in the size in which a notebook shows the figure itself."""
+    """The figure as a PNG file, which is sharp on a dense screen too."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", dpi=DENSITY * figure.dpi)
     return buffer.getvalue()
 
 
 def picture_of(figure: Figure) -> ipywidgets.Image:
     """A widget that shows the figure in its own size; by default a box stretches and blurs it."""
-    return ipywidgets.Image(value=png(figure), format="png", layout={"align_self": "flex-start", "max_width": "100%"})
+    width = f"min({figure.get_figwidth() * figure.dpi:.0f}px, 100%)"
+    return ipywidgets.Image(value=png(figure), format="png", layout={"align_self": "flex-start", "width": width})
 
 
 def stepper(draw: Callable[[int], Figure], steps: int, *, start: int = 0, label: str = "step") -> ipywidgets.VBox:

@@ -33,6 +33,44 @@ def test_pictures_shrink_and_text_stays():
     assert notebook.cells[0].metadata == {} and set(notebook.metadata) == {"kernelspec", "language_info"}
 
 
+FOLDED = {"tags": ["predict", "hide-input"], "jupyter": {"source_hidden": True}, "alt": "A dot."}
+WIDGET = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}}
+
+
+def test_tags_and_what_is_folded_away_stay_and_of_a_widget_only_its_other_forms():
+    answer = nbformat.v4.new_output("display_data", WIDGET | {"text/html": "<details>", "text/plain": "3"})
+    slider = nbformat.v4.new_output("display_data", WIDGET | {"text/plain": "VBox()"})
+    cell = nbformat.v4.new_code_cell("predict('3')", outputs=[answer, slider], metadata=FOLDED | {"execution": {}})
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3"}})
+    slim(notebook)
+    assert notebook.cells[0].metadata == FOLDED
+    answer, slider = notebook.cells[0].outputs
+    assert answer.data == {"text/html": "<details>", "text/plain": "3"} and slider.data.keys() > WIDGET.keys()
+
+
+FIGURE = """
+import minstate.lab.figures
+from matplotlib.figure import Figure
+
+figure = Figure(figsize=(3, 2), dpi=100)
+figure.add_subplot()
+figure
+"""
+
+
+def test_a_figure_has_two_pixels_for_each_point_and_keeps_its_size_on_the_page(tmp_path):
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    cell = nbformat.v4.new_code_cell(FIGURE, metadata={"alt": "Empty axes."})
+    path = tmp_path / "n.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), path)
+    main([str(path)])
+    (output,) = nbformat.read(path, as_version=4).cells[0].outputs
+    picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
+    shown = output.metadata["image/png"]
+    assert (shown["width"], shown["height"], shown["alt"]) == (picture.width // 2, picture.height // 2, "Empty axes.")
+    assert len(picture.getcolors()) <= 64
+
+
 COURSE = sorted((Path(__file__).resolve().parents[3] / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 

@@ -1,6 +1,9 @@
 """Widgets show, at each of their positions, the figure that can also be drawn without them."""
 
+import io
+
 import ipywidgets
+from PIL import Image
 
 from minstate.lab.figures.palette import new_figure
 from minstate.lab.notebook import widgets
@@ -26,6 +29,14 @@ def test_a_stepper_draws_the_step_that_it_is_moved_to():
     slider.value = 3
     assert drawn == [1, 3] and image.value != first and bytes(image.value).startswith(b"\x89PNG")
     assert (slider.min, slider.max) == (0, 3)
+
+
+def test_a_picture_is_sharp_and_as_wide_as_the_figure():
+    figure = numbered(1)
+    picture = widgets.picture_of(figure)
+    width, height = figure.get_size_inches() * figure.dpi
+    assert Image.open(io.BytesIO(picture.value)).size == (2 * round(width), 2 * round(height))
+    assert picture.layout.width == f"min({width:.0f}px, 100%)"
 
 
 def test_an_explorer_draws_with_all_its_controls():
