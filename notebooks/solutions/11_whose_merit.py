@@ -19,7 +19,7 @@ def games(random, sizes):
     yield "abc", {letters: 6 if "a" in letters or letters == "bc" else 0 for letters in sets("abc")}
     for size in sizes:
         players = "abcd"[:size]
-        yield players, {letters: random.randrange(-3, 20) for letters in sets(players)}
+        yield players, {letters: round(random.uniform(-3, 20), 3) for letters in sets(players)}
 
 
 def cases(random):

@@ -81,7 +81,7 @@ def test_each_step_of_the_ladder_has_a_chart_with_the_seconds_before_and_after(t
     for axis, (place, name) in zip(steps, list(enumerate(LOOK))[1:] * 2, strict=True):
         before, after = (list(line.get_ydata()) for line in axis.lines)
         assert before == pytest.approx([seconds * (place + 1) / place for seconds in after])
-        assert axis.get_title().endswith(f"→ {table.loc[name, 'total s']:,.0f} s")
+        assert axis.get_title(loc="left").endswith(f"→ {table.loc[name, 'total s']:,.0f} s")
     assert [text.get_text() for text in totals.texts][-1].endswith(f"{len(LOOK):.1f} ×")
 
 
