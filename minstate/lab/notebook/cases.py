@@ -1,7 +1,8 @@
 """Write the hidden cases of the exercises, from their solutions.
 
     python -m minstate.lab.notebook.cases                # all files of notebooks/cases
-    python -m minstate.lab.notebook.cases 02 build_03    # those whose names contain one of these
+    python -m minstate.lab.notebook.cases 02 _build_     # those whose names contain one of these
+    python -m minstate.lab.notebook.cases --check        # compares, and writes nothing
 
 For each exercise with a call `check(answer, "CELL-ID")`, its section in `notebooks/solutions/` has the solution and a
 function `cases(random)`, which yields tuples of arguments (numbers, strings, None, and lists, tuples and dicts of
@@ -13,7 +14,6 @@ sections before it. All of this runs in one namespace, in the folder of the note
 
 import ast
 import json
-import os
 import random
 import sys
 from contextlib import chdir
@@ -138,21 +138,28 @@ def _as_json(found: dict[str, list[list[str]]]) -> str:
     return "{\n" + ",\n".join(f"{json.dumps(key)}: [\n{lines}\n]" for key, lines in rows.items()) + "\n}\n"
 
 
-def main(wanted: list[str]) -> None:
-    """Write the cases of the course's notebooks, or of those whose names contain one of the words `wanted`."""
-    folder = clone_for("lab.notebook.cases") / "notebooks"
-    (folder / "cases").mkdir(exist_ok=True)
+def main(arguments: list[str]) -> int:
+    """Write the cases of the course's notebooks, or of those whose names contain one of the words in `arguments`.
+
+    With `--check`, nothing is written, and the exit status is 1 if a file is not as it would be written.
+    """
+    folder, words = clone_for("lab.notebook.cases") / "notebooks", [each for each in arguments if each != "--check"]
+    stale = 0
     for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
-        if wanted and not any(word in path.name for word in wanted):
+        if words and not any(word in path.name for word in words):
             continue
         text, target = text_of(path.resolve()), folder / "cases" / f"{path.stem}.json"
-        if text:
+        stored = target.read_text(encoding="utf-8") if target.exists() else ""
+        stale += text != stored
+        if text and "--check" not in arguments:
+            target.parent.mkdir(exist_ok=True)
             target.write_text(text, encoding="utf-8")
-        else:
+        elif "--check" not in arguments:
             target.unlink(missing_ok=True)
-        count = len(json.loads(text or "{}"))
-        print(f"{os.path.relpath(target)}: {count} exercises with hidden cases")
+        same = "" if text == stored else " (changed)"
+        print(f"{target.relative_to(folder)}: {len(json.loads(text or '{}'))} exercises with hidden cases{same}")
+    return int(stale > 0 and "--check" in arguments)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

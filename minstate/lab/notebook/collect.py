@@ -7,10 +7,11 @@
 exercise of one student: `correct`, `wrong`, `not attempted` or `error`, and a remark, such as the arguments for which
 the answer is wrong, or the exception that the cell raised.
 
-Each notebook runs in a kernel of its own, in the folder of the original. Of its cells these run: the first one, as the
-original has it; exercises; and cells that the student has added. If the cases of an exercise stand in its call of
-`check`, all cells of the notebook run, since such cases may use what came before. The call of `check` is always the
-original's. The code is the student's: run it where it can do no harm, such as in a container without a network.
+Each notebook runs in a kernel of its own, in the folder of the original; one that builds `my_engine.py`, in a copy of
+the folder that it lies in, with the student's file. Of its cells these run: the first one, as the original has it;
+exercises; and cells that the student has added. If the cases of an exercise stand in its call of `check`, all cells of
+the notebook run, since such cases may use what came before. The call of `check` is always the original's. The code is
+the student's: run it where it can do no harm, such as in a container without a network.
 """
 
 import argparse
@@ -18,9 +19,12 @@ import ast
 import csv
 import json
 import secrets
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nbformat
 from nbclient import NotebookClient
@@ -34,11 +38,9 @@ from minstate.lab.paths import clone_for
 
 COLUMNS = ("student", "notebook", "exercise", "result", "remark")
 MISSING = ("not attempted", "its cell is not in the notebook")
-VERDICT = """from minstate.lab.notebook.exercise import judge as _judge
-import json as _json
-_verdict = {call}
-print()
-print({mark!r} + _json.dumps([_verdict.outcome, _verdict.message]))"""
+VERDICT = """import json as _json
+from minstate.lab.notebook.exercise import outcome_of as _outcome_of
+print("\\n" + {mark!r} + _json.dumps(_outcome_of(lambda: {call})))"""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def _result(client: NotebookClient, piece: Piece) -> tuple[str, str]:
     if error := _error_in(_outputs(client, source)):
         return "error", error
     result = ("correct", "")
-    for call in _judged(piece.call):
+    for call in map(ast.unparse, ast.parse(piece.call).body):
         outputs = _outputs(client, VERDICT.format(call=call, mark=mark))
         printed = "".join(each.text for each in outputs if each.output_type == "stream")
         verdicts = [line.removeprefix(mark) for line in printed.splitlines() if line.startswith(mark)]
@@ -139,12 +141,6 @@ def _result(client: NotebookClient, piece: Piece) -> tuple[str, str]:
         if outcome != "correct":
             return outcome, message if outcome == "wrong" else ""
     return result
-
-
-def _judged(calls: str) -> list[str]:
-    """Calls of `check` as calls of `_judge`, which returns what `check` prints or raises."""
-    segments = [ast.get_source_segment(calls, each) for each in ast.parse(calls).body]
-    return [f"_judge{segment.removeprefix('check')}" for segment in segments]
 
 
 def _outputs(client: NotebookClient, source: str) -> list[NotebookNode]:
@@ -172,13 +168,27 @@ def handed_in(folder: Path, course: dict[str, Path]) -> Iterator[tuple[str, str,
             yield parts[0], name, path
 
 
+@contextmanager
+def workplace(path: Path, name: str, notebooks: Path) -> Iterator[Path]:
+    """The folder in which a notebook runs: that of the originals; for one that builds, a copy of the student's own.
+
+    A notebook that builds writes into the student's file beside it, and what was handed in must stay as it is.
+    """
+    if "_build_" not in name:
+        yield notebooks
+        return
+    with TemporaryDirectory() as temporary:
+        yield Path(shutil.copytree(path.parent, Path(temporary) / "work", ignore=shutil.ignore_patterns("*.ipynb")))
+
+
 def collect(folder: Path, notebooks: Path, seconds: int) -> list[dict[str, str]]:
     """The rows of the table, for all that lies in `folder`; `notebooks` has the originals."""
     course, rows = {path.stem: path for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))}, []
     for student, name, path in tqdm(list(handed_in(folder, course)), unit="notebook"):
         original = nbformat.read(course[name], as_version=4)
         try:
-            found = results_of(original, nbformat.read(path, as_version=4), notebooks, seconds)
+            with workplace(path, name, notebooks) as place:
+                found = results_of(original, nbformat.read(path, as_version=4), place, seconds)
         except (ValueError, nbformat.ValidationError) as error:  # not a notebook
             found = dict.fromkeys(exercises(original), ("error", f"{path.name} cannot be read: {error}"))
         for exercise, (result, remark) in found.items():

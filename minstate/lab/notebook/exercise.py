@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import redirect_stdout
+from io import StringIO
 
 import numpy as np
 
@@ -10,15 +11,6 @@ from minstate.lab.notebook.hidden import find_cases, is_right, read_arguments
 
 UNTOUCHED = "not attempted yet: replace the ... and run this cell again"
 SHOWN = 300  # characters of the arguments or of a result that a message shows
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of an answer: `correct`, `wrong`, or `not attempted`; `message` says it to the reader."""
-
-    outcome: str
-    message: str
-    cause: Exception | None = None  # that the reader's function raised
 
 
 def check(answer: Callable | object, *cases: tuple[tuple, object] | str, hint: str = "") -> None:
@@ -31,26 +23,34 @@ def check(answer: Callable | object, *cases: tuple[tuple, object] | str, hint: s
     raises AssertionError, which names the first arguments that it gets wrong, its result, and `hint`. An expected
     result is shown only if it stands in the call. Raises LookupError if there is no exercise of that id.
     """
-    verdict = judge(answer, *cases, hint=hint)
-    if verdict.outcome == "wrong":
-        raise AssertionError(verdict.message) from verdict.cause
-    print(verdict.message)
-
-
-def judge(answer: Callable | object, *cases: tuple[tuple, object] | str, hint: str = "") -> Verdict:
-    """The verdict on `answer`; the arguments are those of `check`."""
     trials = _hidden(cases[0]) if cases and isinstance(cases[0], str) else list(map(_open, cases))
-    for number, (arguments, right, expected) in enumerate(trials):
+    for number, (arguments, accepts, expected) in enumerate(trials):
         call = _call(answer, arguments)  # as text, before the function can change its arguments
         try:
             got = answer(*arguments) if callable(answer) else answer
-        except Exception as error:  # noqa: BLE001  whatever the reader's function raises is shown to the reader
-            return Verdict("wrong", f"{call} raises {type(error).__name__}: {error}. {hint}".strip(), error)
+        except Exception as error:
+            message = f"{call} raises {type(error).__name__}: {error}. {hint}"
+            raise AssertionError(message.strip()) from error
         if got is ... and number == 0:
-            return Verdict("not attempted", UNTOUCHED)
-        if not right(got):
-            return Verdict("wrong", f"{call} is {_short(repr(got))}, {expected}. {hint}".strip())
-    return Verdict("correct", f"correct, in {len(trials)} of {len(trials)} cases")
+            print(UNTOUCHED)
+            return
+        if not accepts(got):
+            raise AssertionError(f"{call} is {_short(repr(got))}, {expected}. {hint}".strip())
+    print(f"correct, in {len(trials)} of {len(trials)} cases")
+
+
+def outcome_of(call: Callable[[], None]) -> tuple[str, str]:
+    """What a call of `check` says: `correct`, `wrong` or `not attempted`, and its message."""
+    with redirect_stdout(StringIO()) as printed:
+        try:
+            call()
+        except AssertionError as error:
+            return "wrong", str(error)
+    message = printed.getvalue().strip()
+    for outcome, beginning in {"correct": "correct, in ", "not attempted": UNTOUCHED.partition(":")[0]}.items():
+        if message.startswith(beginning):
+            return outcome, message
+    return "wrong", message
 
 
 def _open(case: tuple[tuple, object]) -> tuple[tuple, Callable[[object], bool], str]:

@@ -3,8 +3,8 @@
     python -m minstate.lab.notebook.release ../for-students
 
 It has every file that git knows, so that `make lab`, the labs and the tests that judge them work there, except: folders
-called `solutions`, tests that read these, and what runs the project's own checks. Notebooks are without outputs. The
-hidden cases of exercises are in it; they hold digests, no results.
+called `solutions`, tests that mention solutions, and what runs the project's own checks. Notebooks are without outputs.
+The hidden cases of exercises are in it; they hold digests, no results.
 """
 
 import shutil
@@ -17,8 +17,7 @@ import nbformat
 from minstate.lab.notebook.student import cleared
 from minstate.lab.paths import clone_for
 
-ANSWERS = "solutions"
-LEFT_OUT = {ANSWERS, ".ci", ".github"}  # folders, at any depth
+LEFT_OUT = {"solutions", ".ci", ".github"}  # folders, at any depth
 
 
 def files_of_edition(root: Path) -> list[Path]:
@@ -35,7 +34,7 @@ def _left_out(root: Path, path: Path) -> bool:
     """Whether a file holds answers, or is a test that cannot pass without them."""
     if LEFT_OUT & set(path.parts[:-1]):
         return True
-    return path.parts[0] == "tests" and path.suffix == ".py" and ANSWERS in (root / path).read_text(encoding="utf-8")
+    return path.parts[0] == "tests" and "solution" in (root / path).read_text(encoding="utf-8", errors="ignore").lower()
 
 
 def release(root: Path, out: Path) -> int:

@@ -1,6 +1,7 @@
 """The picture of the stack: every part is there once, and the place of a notebook is marked, not by colour alone."""
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from minstate.lab.figures.stack import PARTS, stack_picture
 
@@ -30,7 +31,8 @@ def test_a_part_that_is_not_there_is_named():
 def test_no_text_leaves_its_box():
     figure = stack_picture("pages")
     (axes,) = figure.axes
-    renderer = figure.canvas.get_renderer()
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
     boxes = [patch.get_window_extent(renderer) for patch in axes.patches]
     for text in axes.texts:
         place = text.get_window_extent(renderer)

@@ -36,6 +36,9 @@ COURSE = sorted(path.stem for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 LINES, FIRST_LINES, PREDICTIONS, TOP = 25, 14, 5, 4
 QUESTION = "**Predict.** "
 FOLDED = {"predict", "hide-input"}  # tags of cells whose source is folded away
+WORDS = {"00": 900, **{f"{n:02}": 1900 for n in range(1, 10)}, "10": 1500, "11": 1500, "12": 1500}
+WORDS |= {"13": 1200, "14": 1200, "15": 1200}  # of a reading notebook, roughly: see `SLACK`
+SLACK = 1.4
 OTHERS = ("minstate", "vLLM", "SGLang", "llama.cpp")
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 
@@ -48,6 +51,9 @@ def faults(stem: str, notebook: NotebookNode) -> Iterator[str]:
     yield from faults_of_the_end(stem, notebook)
     if "_build_" not in stem:
         yield from faults_of_a_reading_notebook(notebook)
+        words = sum(len(cell.source.split()) for cell in texts(notebook))
+        if words > SLACK * WORDS[stem[:2]]:
+            yield f"it has {words} words, and should have about {WORDS[stem[:2]]}"
 
 
 def is_call_of(name: str, cell: NotebookNode) -> bool:
@@ -230,6 +236,7 @@ def test_a_good_notebook_has_no_faults():
         (change("end", "03_build", "04_build"), "no link to 03_build_a_session"),
         (drop("stack"), "shows stack_picture"),
         (drop("learn"), "what you will learn"),
+        (change("learn", "- pages", "word " * 2700), "words, and should have about 1900"),
         (change("end", "## Recap", "## Summary"), "it does not end with ## Recap"),
         (change("end", "SGLang", "Orca"), "the table of terms"),
         (change("end", "- [Two](https://a.org/2): why.\n", ""), "there are 4 links"),
@@ -246,4 +253,5 @@ def test_the_place_in_the_stack_is_one_that_the_picture_has(stem):
     for cell in read(stem).cells:
         if is_call_of("stack_picture", cell):
             calls = [each for each in ast.walk(ast.parse(cell.source)) if isinstance(each, ast.Call)]
+            calls = [each for each in calls if getattr(each.func, "id", "") == "stack_picture"]
             assert {each.value for call in calls for each in call.args if isinstance(each, ast.Constant)} <= set(PARTS)

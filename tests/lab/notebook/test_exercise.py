@@ -65,7 +65,7 @@ def test_a_right_answer_passes_hidden_cases_and_rounding_does_not_matter(capsys)
 @pytest.mark.parametrize(
     ("wrong", "call"),
     [
-        (lambda numbers, each=None: sum(numbers), r"\(numbers=\[\], each=4\) is 0, "),
+        (lambda numbers, each=None: sum(numbers), r"\(numbers=\[7, 8\], each=1.5\) is 15, "),
         (lambda numbers, each=None: total(numbers, each) * 1.00001, r"\(numbers=\[1, 2, 3\]\) is 6.00006, "),
         (lambda numbers, each=None: str(total(numbers, each)), r"\(numbers=\[1, 2, 3\]\) is '6', "),
         (lambda numbers, each=None: min(total(numbers, each), 10**9), r"\(numbers=\[1000000000, 1\]\) is 1000000000, "),

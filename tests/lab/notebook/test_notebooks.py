@@ -34,6 +34,7 @@ def test_pictures_shrink_and_text_stays():
 
 
 FOLDED = {"tags": ["predict", "hide-input"], "jupyter": {"source_hidden": True}, "alt": "A dot."}
+KERNEL = {"name": "python3", "display_name": "Python 3"}
 WIDGET = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}}
 
 
@@ -41,7 +42,7 @@ def test_tags_and_what_is_folded_away_stay_and_of_a_widget_only_its_other_forms(
     answer = nbformat.v4.new_output("display_data", WIDGET | {"text/html": "<details>", "text/plain": "3"})
     slider = nbformat.v4.new_output("display_data", WIDGET | {"text/plain": "VBox()"})
     cell = nbformat.v4.new_code_cell("predict('3')", outputs=[answer, slider], metadata=FOLDED | {"execution": {}})
-    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3"}})
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": KERNEL})
     slim(notebook)
     assert notebook.cells[0].metadata == FOLDED
     answer, slider = notebook.cells[0].outputs
@@ -59,10 +60,9 @@ figure
 
 
 def test_a_figure_has_two_pixels_for_each_point_and_keeps_its_size_on_the_page(tmp_path):
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     cell = nbformat.v4.new_code_cell(FIGURE, metadata={"alt": "Empty axes."})
     path = tmp_path / "n.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), path)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": KERNEL}), path)
     main([str(path)])
     (output,) = nbformat.read(path, as_version=4).cells[0].outputs
     picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))

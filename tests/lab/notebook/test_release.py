@@ -18,10 +18,18 @@ OPEN = "((1,), 2), ((4,), 8)"
 def test_the_edition_has_no_answers_and_no_outputs(tmp_path):
     root = tmp_path / "clone"
     names = ["notebooks/solutions/00.py", "notebooks/labs/solutions/1.py", "notebooks/labs/1.md", "minstate/a.py"]
-    names += ["notebooks/cases/00.json", "tests/test_a.py", "tests/test_b.py", ".ci/run", "Makefile", "work/mine.txt"]
+    names += [
+        "notebooks/cases/00.json",
+        "tests/test_a.py",
+        "tests/test_b.py",
+        "tests/faults.txt",
+        ".ci/run",
+        "Makefile",
+        "work/mine.txt",
+    ]
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text("read_solutions()" if name == "tests/test_b.py" else name)
+        (root / name).write_text({"tests/test_b.py": "SOLUTION", "tests/faults.txt": "a solution"}.get(name, name))
     cell = new_code_cell("6 * 7", outputs=[new_output("stream", text="42")], metadata={"tags": ["predict"]})
     nbformat.write(new_notebook(cells=[cell]), root / "notebooks" / "00.ipynb")
     (root / ".gitignore").write_text("work/\n")
