@@ -22,3 +22,18 @@ def shapley(players: Sequence[str], value: Mapping[frozenset[str], float]) -> di
                 orders = factorial(len(others)) * factorial(count - len(others) - 1)
                 shares[player] += orders / factorial(count) * (value[others | {player}] - value[others])
     return shares
+
+
+def interaction(players: Sequence[str], value: Mapping[frozenset[str], float]) -> dict[tuple[str, str], float]:
+    """What each pair adds together beyond what its players add without each other, averaged over the sets of others.
+
+    Negative: the two can replace each other. Positive: they need each other. This is the Shapley interaction index
+    (Grabisch and Roubens, 1999). `value` is as for `shapley`.
+    """
+    count, indices = len(players), dict.fromkeys(combinations(players, 2), 0.0)
+    for one, two in indices:
+        for others in subsets([player for player in players if player not in (one, two)]):
+            weight = factorial(len(others)) * factorial(count - len(others) - 2) / factorial(count - 1)
+            gain = value[others | {one, two}] - value[others | {one}] - value[others | {two}] + value[others]
+            indices[one, two] += weight * gain
+    return indices

@@ -1,13 +1,13 @@
-"""Figures of the headline: how much of a prompt is old, what each mechanism is worth, and how other engines compare."""
+"""Figures of the claims: how much of a prompt is old, what a turn costs, and how engines compare."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from minstate.lab.bench.bootstrap import bootstrap_interval
 from minstate.lab.figures.palette import (
@@ -15,9 +15,7 @@ from minstate.lab.figures.palette import (
     DIM,
     DRAFTING,
     ENGINE_LINES,
-    GREY,
     INK,
-    LEGEND_ON_GRID,
     NAIVE,
     ORANGE,
     PAPER,
@@ -27,7 +25,6 @@ from minstate.lab.figures.palette import (
     STATEFUL,
     STYLE,
     THOUSANDS,
-    YELLOW,
     line_of,
     new_figure,
 )
@@ -40,48 +37,67 @@ LOOK = {
     "+ prompt lookup": DRAFTING,
     "+ grammar": {"facecolor": PURPLE, "hatch": "xx"},
 }
-AGENTS = {"agentic": "debugging"}  # the agent's work, where the trace's name does not tell it
 LINES = ENGINE_LINES | {"+ prompt lookup": (SKY, "D:"), "+ grammar": (PURPLE, "v-")}
-MECHANISM = {  # as a step of a waterfall
-    "prefix reuse": LOOK["prefix reuse"],
-    "state": LOOK["stateful"],
-    "prompt lookup": LOOK["+ prompt lookup"],
-    "grammar": LOOK["+ grammar"],
+STEPS = {  # what is added from one step of the ladder to the next
+    "prefix reuse": "+ prefix reuse", "stateful": "+ state",
+    "+ prompt lookup": "+ prompt lookup", "+ grammar": "+ grammar",
+}  # fmt: skip
+GROUPS = {
+    "drafts": "keeps its prefix, and drafts",
+    "prefix": "keeps its prefix",
+    "nothing": "keeps nothing between turns",
 }
-ATTRIBUTIONS = {  # three questions about what one of several mechanisms is worth
-    "alone": ("added to nothing", {"facecolor": INK}),
-    "shapley": ("averaged over all orders (Shapley)", {"facecolor": GREY}),
-    "last": ("added to all others", {"facecolor": YELLOW, "hatch": "//"}),
+SPELT = {"vllm": "vLLM", "openvino": "OpenVINO", "llama_cpp": "llama.cpp"}
+MARKS = {
+    "drafts": {"marker": "D", "markerfacecolor": PAPER},
+    "prefix": {"marker": "o"},
+    "nothing": {"marker": "X"},
 }
 
 
 def ladder_figure(measured: Mapping[str, pd.DataFrame], tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """A row for each workload: seconds of every turn, and of the conversation, as mechanisms are added one by one.
+    """What each mechanism saves when they are added one by one: in every turn, and in whole conversations.
+
+    For each workload there is a row of small charts, one for each mechanism: seconds of every turn before it was added
+    (dashed) and with it. Below stand the seconds of all turns, for each step of the ladder.
 
     measured  by workload, the rows of `bench.ablation.measure_turns`; the medians of repeats are shown
     tables    by workload, those of `bench.ablation.ladder`
     """
+    rows = len(measured)
     with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            len(measured), 2, figsize=(9.6, 3.2 * len(measured) + 0.3), squeeze=False, width_ratios=[3, 2]
-        )
-        for (workload, turns), (left, right) in zip(measured.items(), axes, strict=True):
-            _turns(left, turns)
-            left.set_title(f"{turns['turn'].max()} turns of a {AGENTS.get(workload, workload)} agent")
-            _totals(right, tables[workload])
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=len(LINES), fontsize=9)
-    plt.close(figure)
-    return figure
+        whole = plt.figure(figsize=(9.6, 2.5 * rows + 2.2))
+        *parts, bottom = whole.subfigures(rows + 1, 1, height_ratios=[2.5] * rows + [2.2])
+        for part, (workload, turns) in zip(parts, measured.items(), strict=True):
+            _steps(part, workload, turns, tables[workload])
+        for axis, (workload, table) in zip(bottom.subplots(1, rows, squeeze=False)[0], tables.items(), strict=True):
+            _totals(axis, table)
+            axis.set_title(f"All turns of {workload}: first tokens, and (pale) the others", fontsize=10)
+    plt.close(whole)
+    return whole
 
 
-def _turns(axis, turns: pd.DataFrame) -> None:
-    """Seconds over turns, a line for each step of the ladder; the area between the first and the last is saved time."""
+def _steps(part, workload: str, turns: pd.DataFrame, table: pd.DataFrame) -> None:
+    """A chart for each step of the ladder: seconds over turns before it and after it, and the difference as an area."""
     seconds = turns.groupby(["configuration", "turn"])["total_s"].median()
-    naive, best = seconds["naive"], seconds["+ grammar"]
-    axis.fill_between(naive.index, naive, best, color=ORANGE, alpha=0.12, lw=0)
-    for name, (color, style) in LINES.items():
-        axis.plot(naive.index, seconds[name], style, color=color, label=name, lw=1.5, ms=4)
-    axis.set(xlabel="turn", ylabel="seconds a turn", ylim=0)
+    part.suptitle(
+        f"{turns['turn'].max()} turns of {workload}: seconds of each turn", x=0.01, ha="left", weight="bold", size=11
+    )
+    axes = part.subplots(1, len(LOOK) - 1, sharex=True)
+    for axis, (before, after) in zip(axes, pairwise(LOOK), strict=True):
+        old, new = seconds[before], seconds[after]
+        color, style = LINES[after]
+        axis.fill_between(old.index, old, new, where=new <= old, interpolate=True, color=color, alpha=0.25, lw=0)
+        axis.plot(old.index, old, "--", color=INK, lw=1.1, label="before")
+        axis.plot(new.index, new, style[0] + "-", color=color, lw=1.4, ms=3.5, label="with it")
+        spent = [table.loc[name, "total s"] for name in (before, after)]
+        axis.set_title(f"{STEPS[after]}\n{spent[0]:,.0f} s → {spent[1]:,.0f} s", fontsize=9.5, weight="normal")
+        axis.set_xlabel("turn")
+    axes[0].set_ylim(0)
+    axes[0].legend(fontsize=8.5, loc="upper left")
+    top = 1.05 * max(seconds[name].max() for name in list(LOOK)[1:])
+    for axis in axes[1:]:
+        axis.set_ylim(0, top)
 
 
 def _totals(axis, table: pd.DataFrame) -> None:
@@ -91,12 +107,12 @@ def _totals(axis, table: pd.DataFrame) -> None:
         row = table.loc[name]
         axis.barh(place, row["prefill s"], 0.7, edgecolor=PAPER, **look)
         axis.barh(place, row["decode s"], 0.7, left=row["prefill s"], edgecolor=PAPER, alpha=0.4, **look)
-        axis.annotate(f" {row['times faster']:.1f} ×", (row["total s"], place), va="center", fontsize=9)
+        text = f" {row['total s']:,.0f} s, {row['times faster']:.1f} ×"
+        axis.annotate(text, (row["total s"], place), va="center", fontsize=9)
     axis.set_yticks(range(len(LOOK)), list(LOOK), fontsize=9)
     axis.invert_yaxis()
-    axis.set(xlabel="seconds of all turns", xlim=(0, 1.22 * table["total s"].max()))
+    axis.set(xlabel="seconds", xlim=(0, 1.35 * table["total s"].max()))
     axis.xaxis.set_major_formatter(THOUSANDS)
-    axis.set_title("First tokens, and (pale) the others")
     axis.grid(True, axis="x")
     axis.grid(False, axis="y")
 
@@ -106,7 +122,7 @@ def old_share_figure(replayed: Mapping[str, pd.DataFrame], claimed: tuple[float,
 
     replayed  by workload, a session's turns: `turn`, `n` and `reused`
     """
-    figure, (left, right) = new_figure(2, width=7.6, height=2.9, width_ratios=[3, 2])
+    figure, (left, right) = new_figure(2, width=9.0, height=3.2, width_ratios=[3, 2])
     with mpl.rc_context(STYLE):
         low, high = (100 * share for share in claimed)
         left.axhspan(low, high, facecolor="none", edgecolor=DIM, hatch="//", linewidth=0, label="claimed")
@@ -130,7 +146,7 @@ def fit_curves(turns: pd.DataFrame, fit: CostFit) -> Figure:
 
     turns  of the configurations naive and stateful
     """
-    figure, (left, right) = new_figure(2, width=7.6, height=2.9, width_ratios=[3, 2])
+    figure, (left, right) = new_figure(2, width=9.0, height=3.2, width_ratios=[3, 2])
     at = np.linspace(turns["n"].min(), turns["n"].max(), 100)
     with mpl.rc_context(STYLE):
         for name, color, mark in (("naive", ORANGE, "s"), ("stateful", BLUE, "o")):
@@ -155,96 +171,68 @@ def fit_curves(turns: pd.DataFrame, fit: CostFit) -> Figure:
     return figure
 
 
-def attribution_figure(saved: Mapping[str, pd.DataFrame]) -> Figure:
-    """The share of naive's seconds that each mechanism saves, in %, by each of the three `ATTRIBUTIONS`.
-
-    saved  by workload, a row for each mechanism, in %: `alone`, `shapley`, `last`, and `from`, `to` around `shapley`
-    """
-    figure, axes = new_figure(len(saved), width=7.6, height=3.1, sharey=True)
-    with mpl.rc_context(STYLE):
-        for axis, (workload, table) in zip(axes, saved.items(), strict=True):
-            places = np.arange(len(table))
-            for i, (column, (label, look)) in enumerate(ATTRIBUTIONS.items()):
-                at = places + 0.27 * (i - 1)
-                axis.barh(at, table[column], 0.25, label=label, edgecolor=INK, lw=0.6, **look)
-                if column == "shapley":
-                    away = [table[column] - table["from"], table["to"] - table[column]]
-                    axis.errorbar(table[column], at, xerr=np.maximum(away, 0), fmt="none", ecolor=INK, lw=1)
-            axis.axvline(0, color=INK, lw=0.8)
-            axis.set_yticks(places, table.index)
-            axis.set(xlabel="% of naive's seconds saved", title=workload)
-            axis.grid(True, axis="x")
-            axis.grid(False, axis="y")
-        axes[0].invert_yaxis()
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=3, fontsize=8.5)
-    return figure
-
-
-def waterfall(order: Sequence[str], seconds: Mapping[frozenset, float], workload: str = "") -> Figure:
-    """The seconds that each mechanism saves when they are added in this order. `seconds`: of every subset of them."""
-    figure, (axis,) = new_figure(width=7.0, height=2.9)
-    left = [seconds[frozenset(order[:count])] for count in range(len(order) + 1)]  # with the first `count` of them
-    end = len(order) + 1
-    with mpl.rc_context(STYLE):
-        axis.bar(0, left[0], 0.6, edgecolor=PAPER, **NAIVE)
-        axis.bar(end, left[-1], 0.6, edgecolor=PAPER, facecolor=INK)
-        tops = [(0, left[0], f"{left[0]:,.0f}"), (end, left[-1], f"{left[-1]:,.0f}")]
-        for place, (name, before, after) in enumerate(zip(order, left, left[1:], strict=False), 1):
-            look = {"edgecolor": INK, "lw": 0.6, **MECHANISM[name]}
-            axis.bar(place, abs(before - after), 0.6, bottom=min(before, after), **look)
-            axis.plot([place - 1.3, place + 0.3], [before, before], color=INK, lw=0.6)
-            tops.append((place, max(before, after), f"{after - before:+,.1f}"))
-        axis.plot([end - 1.3, end + 0.3], [left[-1]] * 2, color=INK, lw=0.6)
-        for place, top, text in tops:
-            axis.annotate(text, (place, top), (0, 2), textcoords="offset points", ha="center", fontsize=9)
-        axis.set_xticks(range(end + 1), ["naive", *(f"+ {name}" for name in order), "all"], fontsize=9)
-        axis.set(ylabel="seconds", title=f"{workload}, mechanisms in this order", ylim=(0, 1.12 * max(left)))
-        axis.yaxis.set_major_formatter(THOUSANDS)
-    return figure
-
-
 def peer_factors(
     turns: Mapping[str, pd.DataFrame], ours: str, stateless: Sequence[str], claimed: Mapping[str, float]
 ) -> Figure:
     """How many times as long as `ours` each engine takes for the median turn: a panel for each workload.
+
+    Engines stand in groups, by what they keep between turns and whether they draft; the number is on the right.
 
     turns      by workload, the rows of `bench.peers.measure_turns`; the first one's order holds for all
     stateless  the configurations that keep nothing between turns
     claimed    by workload, the paper's factor: a dashed line
     """
     tables = {workload: _factors(rows, ours) for workload, rows in turns.items()}
-    names = list(next(iter(tables.values())).sort_values("median").index)
-    figure, axes = new_figure(len(tables), width=9.6, height=3.9, sharey=True)
+    first = next(iter(tables.values())).sort_values("median")
+    groups = {group: [name for name in first.index if _group(name, stateless) == group] for group in GROUPS}
+    places, headings = _places(groups)
+    figure, axes = new_figure(len(tables), width=9.6, height=0.24 * (len(places) + len(headings)) + 1.1, sharey=True)
     with mpl.rc_context(STYLE):
         for axis, (workload, table) in zip(axes, tables.items(), strict=True):
-            for place, name in enumerate(names):
-                if name in table.index:
-                    low, middle, high = table.loc[name]
-                    color = BLUE if name.startswith("minstate") else INK
-                    axis.plot([low, high], [place, place], color=color, lw=1.2)
-                    axis.plot(middle, place, color=color, markersize=7, **_mark(name, stateless))
+            _draw_factors(axis, table, places, stateless)
             axis.axvline(1, color=BLUE, lw=0.8)
             axis.axvline(claimed[workload], color=ORANGE, lw=1.4, ls="--")
             text = f" paper: {claimed[workload]} ×"
-            axis.annotate(text, (claimed[workload], -0.9), fontsize=9, va="center")
-            axis.set_xscale("log", base=2)
-            ends = table.to_numpy()
-            ticks = [2.0**power for power in range(-6, 7) if ends.min() / 1.5 < 2.0**power < ends.max() * 1.5]
-            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            axis.set(xlabel="median turn: its seconds / ours", ylim=(len(names) - 0.4, -1.5))
+            axis.annotate(text, (claimed[workload], -1.4), fontsize=9, va="center")
+            axis.set(xlabel="median turn: its seconds / ours", ylim=(max(places.values()) + 0.7, -2))
             axis.set_title(f"{workload}, {turns[workload]['turn'].max()} turns")
             axis.grid(True, axis="x")
             axis.grid(False, axis="y")
-        axes[0].set_yticks(range(len(names)), names, fontsize=8)
+        labels = {place: _spelt(name) for name, place in places.items()} | {at: text for text, at in headings.items()}
+        axes[0].set_yticks(sorted(labels), [labels[place] for place in sorted(labels)], fontsize=8.5)
         for label in axes[0].get_yticklabels():
             label.set_color(BLUE if label.get_text().startswith("minstate") else INK)
-        kinds = {"keeps nothing": stateless[0], "keeps its prefix": "", "also drafts": "lookup"}
-        handles = [
-            Line2D([], [], color=INK, markersize=7, ls="", label=label, **_mark(name, stateless))
-            for label, name in kinds.items()
-        ]
-        axes[-1].legend(handles=handles, fontsize=8.5, loc="lower right", **LEGEND_ON_GRID)
+            label.set_weight("bold" if label.get_text() in headings else "normal")
+        for axis in axes:
+            axis.tick_params(axis="y", length=0)
     return figure
+
+
+def _places(groups: Mapping[str, Sequence[str]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Where each configuration stands, and where the heading of each group that has one does."""
+    places, headings, at = {}, {}, 0.0
+    for group, names in groups.items():
+        if names:
+            headings[GROUPS[group]] = at
+            places |= {name: at + 1 + i for i, name in enumerate(names)}
+            at += len(names) + 1.4
+    return places, headings
+
+
+def _draw_factors(axis, table: pd.DataFrame, places: Mapping[str, float], stateless: Sequence[str]) -> None:
+    """A mark for each configuration, its interval, and its number at the right edge."""
+    for name, (low, middle, high) in table.iterrows():
+        color, place = BLUE if name.startswith("minstate") else INK, places[name]
+        axis.plot([low, high], [place, place], color=color, lw=1.2)
+        axis.plot(middle, place, color=color, markersize=7, **MARKS[_group(name, stateless)])
+        edge = {"xycoords": axis.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 8.5, "color": color}
+        axis.annotate(f"{middle:.1f} ×", (1.0, place), **edge)
+    ends = table.to_numpy()
+    low, high = ends.min() / 1.2, ends.max() * 2.4  # room for the numbers
+    ticks = [2.0**power for power in range(-6, 7) if low < 2.0**power < ends.max() * 1.2]
+    axis.set_xscale("log", base=2)
+    axis.set_xlim(low, high)
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
 def _factors(turns: pd.DataFrame, ours: str) -> pd.DataFrame:
@@ -258,7 +246,11 @@ def _factors(turns: pd.DataFrame, ours: str) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
-def _mark(name: str, stateless: Sequence[str]) -> dict:
+def _spelt(name: str) -> str:
+    engine, comma, mode = name.partition(",")
+    return f"{SPELT.get(engine, engine)}{comma}{mode}"
+
+
+def _group(name: str, stateless: Sequence[str]) -> str:
     drafts = "lookup" in name or "ngram" in name
-    marker = "X" if name in stateless else "D" if drafts else "o"
-    return {"marker": marker, "markerfacecolor": PAPER if drafts else None}
+    return "nothing" if name in stateless else "drafts" if drafts else "prefix"

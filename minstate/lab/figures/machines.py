@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from minstate.lab.figures.palette import (
     BLUE,
@@ -17,6 +18,7 @@ from minstate.lab.figures.palette import (
     PAPER,
     PURPLE,
     SHADES,
+    SKY,
     STATEFUL,
     STYLE,
     new_figure,
@@ -26,7 +28,8 @@ from minstate.lab.machines.kv_transfer import LINKS, transfer_s
 from minstate.lab.machines.turn_seconds import DataSheetMachine, Machine, decode_s
 
 MODES = {"naive": NAIVE, "stateful": STATEFUL, "with drafts": DRAFTING}  # how a turn may be served
-LABEL_SHIFT = {"naive": -3, "stateful": 3}  # modes whose bars carry a number, and its shift in points
+PRICE_LINES = {"naive": (ORANGE, "s--"), "stateful": (BLUE, "o-"), "with drafts": (SKY, "D:")}
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")  # 0.1, 1, 10 in place of powers of ten
 LINK_STYLES = dict(zip(LINKS, ((ORANGE, "--"), (GREEN, "-."), (BLUE, ":"), (PURPLE, (0, (5, 1)))), strict=True))
 LENGTHS = (1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 142_000)
 TICKS = (1_000, 8_000, 32_000, 142_000)
@@ -49,7 +52,7 @@ def turn_figure(
     machine: Machine, name: str, model: str, n: int, delta: int, generated: int, acceptance: float
 ) -> Figure:
     """A turn served in three modes, in seconds, and how the gain depends on the length of the conversation."""
-    figure, (left, right) = new_figure(2, width=7.6, height=2.9)
+    figure, (left, right) = new_figure(2, width=9.0, height=3.2)
     seconds = predicted_seconds(machine, model, n, delta, generated, acceptance)
     whole = sum(seconds["naive"])
     with mpl.rc_context(STYLE):
@@ -82,10 +85,12 @@ def _draw_gain(axis, machine: Machine, model: str, turn: tuple[int, int, int], a
     axis.plot(lengths, [n / delta for n in lengths], "--", color=INK, lw=1.2, label="n / Δ, tokens")
     for mode, mark in (("with drafts", "^"), ("stateful", "o")):
         color = MODES[mode]["facecolor"]
-        axis.plot(lengths, gains[mode][:-1], color=color, lw=2, label=f"{mode}, seconds")
+        style = ":" if mode == "with drafts" else "-"
+        axis.plot(lengths, gains[mode][:-1], style, color=color, lw=2, label=f"{mode}, seconds")
         axis.plot(here, gains[mode][-1], mark, color=color, markeredgecolor=INK)
     axis.set(xscale="log", yscale="log", xlabel="n, tokens of the prompt", ylim=(0.8, None))
     axis.set_xticks(TICKS, [f"{n / 1000:.0f}k" for n in TICKS])
+    axis.yaxis.set_major_formatter(PLAIN)
     axis.minorticks_off()
 
 
@@ -94,7 +99,7 @@ def gain_figure(machines: Mapping[str, DataSheetMachine], delta: int, answers: S
 
     answers  the tokens that are generated in the turn: a line for each
     """
-    figure, axes = new_figure(len(machines), width=3.5 * len(machines), height=2.9, sharey=True)
+    figure, axes = new_figure(len(machines), width=4.3 * len(machines), height=3.2, sharey=True)
     looks = list(zip(SHADES, "o^s", strict=True))
     with mpl.rc_context(STYLE):
         for axis, (model, machine) in zip(axes, machines.items(), strict=True):
@@ -121,26 +126,30 @@ def price_figure(table: pd.DataFrame, dollars_an_hour: float) -> Figure:
     table  rows: (model, n); columns: the modes
     """
     models = list(table.index.unique(0))
-    figure, axes = new_figure(len(models), width=9.6, height=3.1, sharey=True)
-    width = 0.8 / len(table.columns)
+    figure, axes = new_figure(len(models), width=9.6, height=3.5, sharey=True)
     with mpl.rc_context(STYLE):
         for axis, model in zip(axes, models, strict=True):
             rows = table.loc[model]
-            for i, mode in enumerate(table.columns):
-                at = [place + (i - (len(table.columns) - 1) / 2) * width for place in range(len(rows))]
-                axis.bar(at, rows[mode], width, label=mode, edgecolor=PAPER, **MODES[mode])
-                if mode not in LABEL_SHIFT:
-                    continue
-                for x, height in zip(at, rows[mode], strict=True):
-                    text, offset = f"{float(f'{height:.2g}'):g}", (LABEL_SHIFT[mode], 1)
-                    axis.annotate(text, (x, height), offset, textcoords="offset points", ha="center", fontsize=8)
-            axis.set_xticks(range(len(rows)), [f"{n / 1000:.0f}k" for n in rows.index])
-            axis.set(yscale="log", xlabel="n, tokens of the prompt", title=model)
-        axes[0].set_ylim(0.6 * table.to_numpy().min(), 2.5 * table.to_numpy().max())
+            for mode, (color, style) in PRICE_LINES.items():
+                axis.plot(rows.index, rows[mode], style, color=color, lw=2, ms=6, label=mode)
+                above = mode == "naive"
+                for n, seconds in rows[mode].items():
+                    text, offset = f"{float(f'{seconds:.2g}'):g}", (0, 7 if above else -8)
+                    place = {"textcoords": "offset points", "ha": "center", "va": "bottom" if above else "top"}
+                    if mode in ("naive", "with drafts"):
+                        axis.annotate(text, (n, seconds), offset, fontsize=8.5, **place)
+            axis.set(xscale="log", yscale="log", xlabel="n, tokens of the prompt", title=model)
+            axis.set_xlim(0.6 * rows.index.min(), 1.7 * rows.index.max())
+            axis.set_xticks(list(rows.index), [f"{n / 1000:.0f}k" for n in rows.index])
+            axis.yaxis.set_major_formatter(PLAIN)
+            axis.minorticks_off()
+        axes[0].set_ylim(0.4 * table.to_numpy().min(), 2.5 * table.to_numpy().max())
         axes[0].set_ylabel("GPU-seconds a turn (predicted)")
         cents = axes[-1].secondary_yaxis("right", functions=_scale(100 * dollars_an_hour / 3600))
+        cents.yaxis.set_major_formatter(PLAIN)
+        cents.minorticks_off()
         cents.set_ylabel(f"cents a turn, at ${dollars_an_hour:.2f} a GPU hour")
-        axes[0].legend(fontsize=8.5, loc="upper left")
+        axes[0].legend(fontsize=9, loc="upper left")
     return figure
 
 
@@ -154,7 +163,7 @@ def waiting_figure(served: pd.DataFrame, limit_s: float) -> Figure:
 
     served  rows of `ServingStats.row`, indexed by policy and number of agents
     """
-    figure, (left, right) = new_figure(2, width=7.6, height=2.9)
+    figure, (left, right) = new_figure(2, width=9.0, height=3.2)
     with mpl.rc_context(STYLE):
         for policy, (color, style) in ENGINE_LINES.items():
             mine, look = served.loc[policy], {"color": color, "lw": 2, "ms": 5, "label": policy}
@@ -164,6 +173,7 @@ def waiting_figure(served: pd.DataFrame, limit_s: float) -> Figure:
         end, offset = (mine.index[-1], limit_s), {"xytext": (0, -3), "textcoords": "offset points"}
         left.annotate(f"limit: {limit_s:g} s", end, ha="right", va="top", fontsize=9, **offset)
         left.set(yscale="log", ylabel="seconds, 95th percentile", title="Wait for a first token (predicted)")
+        left.yaxis.set_major_formatter(PLAIN)
         right.set(ylabel="% of prompt tokens", title="Recomputed (simulated)", ylim=(-2, 102))
         for axis in (left, right):
             axis.set(xscale="log", xlabel="agents at once")
@@ -175,7 +185,7 @@ def waiting_figure(served: pd.DataFrame, limit_s: float) -> Figure:
 
 def transfer_figure(machines: Mapping[str, DataSheetMachine]) -> Figure:
     """Seconds until another machine has the K/V of n tokens, predicted: recomputed there, or sent over each link."""
-    figure, axes = new_figure(len(machines), width=3.7 * len(machines), height=3.1, sharey=True)
+    figure, axes = new_figure(len(machines), width=4.6 * len(machines), height=3.6, sharey=True)
     with mpl.rc_context(STYLE):
         for axis, (model, machine) in zip(axes, machines.items(), strict=True):
             config = MODELS[model]
@@ -188,7 +198,10 @@ def transfer_figure(machines: Mapping[str, DataSheetMachine]) -> Figure:
             axis.set(xscale="log", yscale="log", xlabel="n, tokens of the session")
             axis.set_title(f"{model} on {machine.hardware.name}")
             axis.set_xticks(TICKS, [f"{n / 1000:.0f}k" for n in TICKS])
+            axis.set_yticks(
+                [10.0**power for power in range(-4, 2)], ["0.1 ms", "1 ms", "10 ms", "0.1 s", "1 s", "10 s"]
+            )
             axis.minorticks_off()
-        axes[0].set_ylabel("seconds (predicted)")
-        axes[0].legend(fontsize=8, loc="upper left")
+        axes[0].set_ylabel("time (predicted)")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=5, fontsize=8.5)
     return figure

@@ -4,11 +4,10 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from minstate.lab.figures.palette import BLUE, NAIVE, ORANGE, PAPER, PREFIX_REUSE, PURPLE, STATEFUL, STYLE, new_figure
+from minstate.lab.figures.palette import BLUE, ENGINE_LINES, FAINT, ORANGE, PURPLE, STYLE, new_figure
 from minstate.lab.serving.capacity import MAX_AGENTS
 
 CURVES = {"LRU": (ORANGE, "s--"), "hints": (BLUE, "o-"), "clairvoyance": (PURPLE, "D:")}
-BARS = {"naive": NAIVE, "prefix reuse": PREFIX_REUSE, "stateful": STATEFUL}
 
 
 def eviction_curves(table: pd.DataFrame) -> Figure:
@@ -28,26 +27,34 @@ def eviction_curves(table: pd.DataFrame) -> Figure:
 
 
 def agents_bars(table: pd.DataFrame) -> Figure:
-    """Agents that a GPU serves at once, predicted: a group of bars for each model, from `capacity.agents_per_gpu`."""
-    figure, (axes,) = new_figure(width=8, height=3.6)
+    """Agents that a GPU serves at once, predicted: a row of dots for each model, from `capacity.agents_per_gpu`.
+
+    The axis is linear below 1 and logarithmic above it, so that none served has a place, too.
+    """
+    figure, (axes,) = new_figure(width=8.6, height=3.8)
     cases = list(dict.fromkeys(zip(*(table.index.get_level_values(i) for i in range(3)), strict=True)))
-    width = 0.8 / len(BARS)
     with mpl.rc_context(STYLE):
-        for i, (policy, look) in enumerate(BARS.items()):
-            heights = [table.loc[(*case, policy), "agents per GPU"] for case in cases]
-            at = [place + (i - 1) * width for place in range(len(cases))]
-            axes.bar(at, heights, width, label=policy, edgecolor=PAPER, **look)
-            for x, height, case in zip(at, heights, cases, strict=True):
+        for i, (policy, (color, style)) in enumerate(ENGINE_LINES.items()):
+            for place, case in enumerate(cases):
+                number, at = table.loc[(*case, policy), "agents per GPU"], place + 0.27 * (i - 1)
                 more = "≥ " if table.loc[(*case, policy), "agents"] == MAX_AGENTS else ""
-                text = f"{more}{height:.3g}"
-                axes.annotate(text, (x, max(height, 0.1)), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+                axes.plot([0, number], [at, at], color=FAINT, lw=1)
+                axes.plot(number, at, style[0], color=color, ms=8, label=None if place else policy)
+                axes.annotate(
+                    f"{more}{number:.3g}", (number, at), (8, 0), textcoords="offset points", va="center", size=9
+                )
         labels = [
             f"{model} on {'one GPU' if gpus == 1 else f'{gpus} GPUs'}\nlogs up to {longest:,}"
             for model, longest, gpus in cases
         ]
-        axes.set_xticks(range(len(cases)), labels, fontsize=8.5)
-        axes.set(yscale="log", ylabel="agents per GPU (predicted)")
-        axes.set_ylim(0.1, 2 * axes.get_ylim()[1])  # room for the numbers
+        axes.set_yticks(range(len(cases)), labels, fontsize=9)
+        axes.invert_yaxis()
+        axes.set_xscale("symlog", linthresh=1, linscale=0.4)
+        axes.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
+        axes.set_xlim(-0.2, 3 * max(10, table["agents per GPU"].max()))
+        axes.set_xlabel("agents per GPU (predicted)")
+        axes.grid(True, axis="x")
+        axes.grid(False, axis="y")
         axes.set_title("Agents served at once on an H100: a prediction")
-        axes.legend(fontsize=8.5)
+        axes.legend(fontsize=9, loc="lower right")
     return figure

@@ -6,8 +6,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from minstate.draft_budget import CostTable
+from minstate.lab.bench.ablation import COUNTS, ladder
 from minstate.lab.bench.shapley import subsets
-from minstate.lab.figures.headline import attribution_figure, fit_curves, old_share_figure, peer_factors, waterfall
+from minstate.lab.figures.headline import LOOK, fit_curves, ladder_figure, old_share_figure, peer_factors
 from minstate.lab.figures.machines import (
     gain_figure,
     predicted_seconds,
@@ -16,6 +17,7 @@ from minstate.lab.figures.machines import (
     turn_figure,
     waiting_figure,
 )
+from minstate.lab.figures.merit import QUESTIONS, attribution_figure, waterfall
 from minstate.lab.machines.cost_fit import CostFit
 from minstate.lab.machines.data_sheets import SMOLLM2_135M
 from minstate.lab.machines.kv_transfer import LINKS
@@ -65,43 +67,78 @@ def test_the_fit_is_drawn_over_the_turns_that_it_was_fitted_to(turns):
     assert len(figure.axes[0].lines) == 4 and len(figure.axes[1].lines) == 3
 
 
-def test_three_attributions_stand_side_by_side_for_each_mechanism():
+def test_each_step_of_the_ladder_has_a_chart_with_the_seconds_before_and_after(turns):
+    rows = []
+    for place, name in enumerate(LOOK):
+        mine = turns[turns["configuration"] == "stateful"].assign(configuration=name, repeat=0, passes=30)
+        rows.append(mine.assign(total_s=mine["total_s"] / (place + 1), **dict.fromkeys(set(COUNTS) - {*mine}, 0)))
+    measured = pd.concat(rows)
+    table = ladder(measured)
+    figure = ladder_figure({"a": measured, "b": measured}, {"a": table, "b": table})
+    figure.canvas.draw()
+    *steps, totals, _ = figure.axes
+    assert len(steps) == 2 * (len(LOOK) - 1)
+    for axis, (place, name) in zip(steps, list(enumerate(LOOK))[1:] * 2, strict=True):
+        before, after = (list(line.get_ydata()) for line in axis.lines)
+        assert before == pytest.approx([seconds * (place + 1) / place for seconds in after])
+        assert axis.get_title(loc="left").endswith(f"→ {table.loc[name, 'total s']:,.0f} s")
+    assert [text.get_text() for text in totals.texts][-1].endswith(f"{len(LOOK):.1f} ×")
+
+
+def test_three_answers_stand_on_one_line_for_each_mechanism():
     table = pd.DataFrame(
         {"alone": [60.0, 60.0, 10.0, 5.0], "shapley": [30.0, 30.0, 8.0, 4.0], "last": [0.0, 0.0, 6.0, -1.0]},
         index=list(MECHANISMS),
     ).assign(**{"from": lambda rows: rows["shapley"] - 1, "to": lambda rows: rows["shapley"] + 2})
     figure = attribution_figure({"a": table, "b": table})
     require_labels(figure)
-    widths = [patch.get_width() for patch in figure.axes[0].patches]
-    assert sorted(widths) == sorted(table[["alone", "shapley", "last"]].to_numpy().ravel())
+    for axis in figure.axes:
+        marks = {line.get_marker(): [] for line in axis.lines if line.get_marker() != "None"}
+        for line in axis.lines:
+            if line.get_marker() != "None":
+                marks[line.get_marker()] += list(line.get_xdata())
+        assert marks == {look["marker"]: list(table[column]) for column, (_, look) in QUESTIONS.items()}
+    assert texts(figure)[:2] == ["60 · 30 · 0 %", "60 · 30 · 0 %"]
 
 
 def test_the_steps_of_a_waterfall_lead_from_nothing_to_everything():
     seconds = {some: 100.0 - 10 * len(some) for some in subsets(MECHANISMS)}
-    seconds[frozenset(MECHANISMS)] = 65.0  # the last one makes it slower
+    seconds[frozenset(MECHANISMS)] = 75.0  # the last one makes it slower
     figure = waterfall(MECHANISMS, seconds, "a")
     require_labels(figure)
-    assert texts(figure) == ["100", "65", "-10.0", "-10.0", "-10.0", "-5.0"]
+    steps = ["−10 s\n40 % of the gain"] * 3 + ["+5 s\n−20 % of the gain"]
+    assert texts(figure) == ["100", "75", *steps]
 
 
-def test_peers_stand_in_the_order_of_the_first_workload_each_with_the_median_of_its_factors():
-    seconds = {"minstate, stateful": [2.0, 4, 8], "vllm, stateless": [8.0, 8, 8], "vllm, ngram": [1.0, 1, 8]}
+def test_peers_stand_in_groups_each_with_the_median_of_its_factors():
+    seconds = {
+        "minstate, stateful": [2.0, 4, 8],
+        "vllm, stateless": [8.0, 8, 8],
+        "vllm, ngram": [1.0, 1, 8],
+        "llama_cpp, kept": [2.0, 2, 2],
+    }
     rows = [
         {"repeat": 0, "turn": turn, "configuration": name, "seconds": each}
         for name, column in seconds.items()
         for turn, each in enumerate(column, 1)
     ]
-    first, second = pd.DataFrame(rows), pd.DataFrame(rows[:6])
+    first, second = pd.DataFrame(rows), pd.DataFrame([row for row in rows if row["configuration"] != "vllm, ngram"])
     claimed = {"a": 2.0, "b": 4.0}
     figure = peer_factors({"a": first, "b": second}, "minstate, stateful", ["vllm, stateless"], claimed)
     require_labels(figure)
-    names = ["vllm, ngram", "minstate, stateful", "vllm, stateless"]
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == names
-    for axis, medians in zip(figure.axes, [{0: 0.5, 1: 1.0, 2: 2.0}, {1: 1.0, 2: 2.0}], strict=True):
-        points = [line for line in axis.lines if line.get_marker() not in ("None", "")]
-        assert {line.get_ydata()[0]: line.get_xdata()[0] for line in points} == medians
-        assert {line.get_marker() for line in points} == ({"D", "o", "X"} if 0 in medians else {"o", "X"})
-    assert texts(figure) == [" paper: 2.0 ×", " paper: 4.0 ×"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        "keeps its prefix, and drafts", "vLLM, ngram",
+        "keeps its prefix", "llama.cpp, kept", "minstate, stateful",
+        "keeps nothing between turns", "vLLM, stateless",
+    ]  # fmt: skip
+    medians = {"D": [0.5], "o": [0.5, 1.0], "X": [2.0]}
+    for axis, drafting in zip(figure.axes, (True, False), strict=True):
+        found = {mark: [] for mark in medians}
+        for line in axis.lines:
+            if line.get_marker() not in ("None", ""):
+                found[line.get_marker()] += list(line.get_xdata())
+        assert {mark: sorted(found[mark]) for mark in medians} == medians | ({} if drafting else {"D": []})
+    assert {" paper: 2.0 ×", "2.0 ×", "0.5 ×"} <= set(texts(figure))
 
 
 def test_a_turn_on_a_machine_is_drawn_in_three_modes_with_its_factors():
