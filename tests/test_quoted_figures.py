@@ -9,7 +9,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAN = ROOT / "docs" / "many_machines.md"  # its seconds are predicted: tests/lab/serving/ ties them
-PAGES = [ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {PLAN}), *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(set((ROOT / "docs").glob("*.md")) - {PLAN}),
+    *sorted((ROOT / "notebooks").glob("*.ipynb")),
+]
 RESULTS = (ROOT / "docs" / "results.md").read_text()
 # Times, rates and factors. Tokens, pages and shares are counts: notebooks assert those where they state them.
 SPEED = re.compile(r"(?<![\w.,])\d[\d.,]*\s(?:×(?!\s*[\d`])|[mµ]?s\b|[GMT]B/s|[GT]FLOP/s|tokens/s|tokens a second)")
