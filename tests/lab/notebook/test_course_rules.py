@@ -1,9 +1,4 @@
-"""The rules that every notebook of the course keeps, as far as a machine can check them.
-
-To see what a notebook on the list `NOT_YET` still lacks:
-
-    python -m pytest tests/lab/notebook/test_course_rules.py --runxfail -k 04_the_radix_tree
-"""
+"""The rules that every notebook of the course keeps, as far as a machine can check them."""
 
 import ast
 import re
@@ -27,11 +22,6 @@ ORDER = [
     "09_one_kernel_two_machines", "10_the_claims", "11_whose_merit", "12_machines_and_money", "13_trust",
     "14_a_real_agent_at_the_door", "15_your_own_log",
 ]  # fmt: skip
-NOT_YET = {  # notebooks that may still break a rule
-    "00_start_here", "01_prefill_decode_and_the_kv_cache", "02_paged_kv", "03_the_delta_turn", "04_the_radix_tree",
-    "05_templates_and_drift", "06_speculation", "07_many_agents", "08_pressure_and_tiers",
-    "09_one_kernel_two_machines", "10_the_headline", "13_trust", "14_a_real_agent_at_the_door", "15_your_own_log",
-}  # fmt: skip
 COURSE = sorted(path.stem for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 LINES, FIRST_LINES, PREDICTIONS, TOP = 25, 14, 5, 4
 QUESTION = "**Predict.** "
@@ -140,9 +130,7 @@ def read(stem: str) -> NotebookNode:
     return nbformat.read(NOTEBOOKS / f"{stem}.ipynb", as_version=4)
 
 
-@pytest.mark.parametrize(
-    "stem", [pytest.param(stem, marks=[pytest.mark.xfail(strict=False)] * (stem in NOT_YET)) for stem in COURSE]
-)
+@pytest.mark.parametrize("stem", ORDER)
 def test_a_notebook_keeps_the_rules(stem):
     found = list(faults(stem, read(stem)))
     assert not found, "\n".join(found)
@@ -154,8 +142,7 @@ def test_no_exercise_is_there_twice():
 
 
 def test_the_notebooks_are_those_of_the_course():
-    assert set(COURSE) <= {*ORDER, *NOT_YET} and sorted(ORDER) == ORDER
-    assert {*COURSE} >= NOT_YET - {"10_the_headline"}
+    assert COURSE == ORDER
 
 
 # ---- The rules find what is against them
