@@ -38,6 +38,7 @@ def quotable() -> set[str]:
     passes = [row["median ms"] for row in result("cpu_steps")["rows"]]
     steps |= {f"{ms:.0f} ms" for ms in passes} | {f"{ms / 1000:.1f} s" for ms in passes}
     steps |= {f"{step['median ms']:.0f} ms" for step in result("kv_int8")["decode step"]}
+    steps |= {f"{row['median ms']:.1f} ms" for row in result("paged_decode")["rows"]}
     return turns | steps | totals | faster | set(first_tokens().values())
 
 
