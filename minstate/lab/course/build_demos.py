@@ -157,7 +157,7 @@ def tokens_per_pass_with_drafts(engine) -> dict:
 
 
 def passes_of_many(engine) -> dict:
-    """Step 6: eight agents write 8 tokens each, one after the other, or in batches of two, four and eight."""
+    """Step 6: eight agents write 16 tokens each, one after the other, or in batches of two, four and eight."""
     result, replies = {"agents": 8, "passes": {}, "seconds": {}}, []
     for size in (1, 2, 4, 8):
         model = Witness(real_model())
@@ -170,7 +170,7 @@ def passes_of_many(engine) -> dict:
         def turns(sessions=sessions, size=size, model=model) -> None:
             for first in range(0, 8, size):
                 for number in range(first, first + size):
-                    sessions[number].begin(question(f"What does shelf {number} hold?", number > 0), 8)
+                    sessions[number].begin(question(f"What does shelf {number} hold?", number > 0), 16)
                 engine.run(model, sessions[first : first + size])
 
         _, spent = _timed(turns)

@@ -28,7 +28,7 @@ class Played:
     seconds: float
 
 
-def play_with_minstate(turns: int = 3, count: int = 16) -> list[Played]:
+def play_with_minstate(turns: int = 4, count: int = 24) -> list[Played]:
     """The first turns of the trace in a session of minstate. The model answers freely, with `count` tokens at most."""
     trace, played = read_trace(TRACES / TRACE), []
     engine, opening = Engine.from_pretrained(speculation=True), trace.header.sessions["main"]
@@ -42,7 +42,7 @@ def play_with_minstate(turns: int = 3, count: int = 16) -> list[Played]:
     return played
 
 
-def play_with(engine: ModuleType, inputs: list[list[int]], count: int = 16) -> list[Played]:
+def play_with(engine: ModuleType, inputs: list[list[int]], count: int = 24) -> list[Played]:
     """The same inputs in one drafting session of the student's engine."""
     model, played = Witness(real_model()), []
     tree = engine.PrefixTree(engine.Pool(model, 160))
