@@ -9,7 +9,7 @@ from minstate.lab.paths import OUT, clone_for
 from minstate.lab.site import check
 from minstate.lab.site.book import write_book
 
-SOURCE, PAGES = OUT / "site-source", OUT / "site"
+SOURCE, TREES, PAGES = OUT / "site-source", OUT / "site-trees", OUT / "site"
 
 
 def main() -> int:
@@ -26,7 +26,9 @@ def main() -> int:
     if find_spec("myst_nb") is None:
         sys.exit("error: Sphinx is not installed: `make site`, or `pip install -c constraints.txt -e '.[site]'`")
     options = ["--quiet", "--jobs", "2", "--fresh-env", "--keep-going", "--fail-on-warning"]
-    built = subprocess.run([sys.executable, "-m", "sphinx", *options, "-b", "html", SOURCE, PAGES], check=False)
+    built = subprocess.run(
+        [sys.executable, "-m", "sphinx", *options, "-b", "html", "-d", TREES, SOURCE, PAGES], check=False
+    )
     pages = check.read(PAGES)
     wrong = check.broken(pages)
     print(f"{len(pages)} pages; begin with {PAGES / 'index.html'}")

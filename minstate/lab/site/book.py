@@ -108,7 +108,7 @@ def _in(pages: dict[Path, str], chapter: str) -> list[str]:
 
 def _toctree(caption: str, pages: Iterable[str]) -> str:
     entries = "\n".join(page.rpartition(".")[0] for page in pages)
-    return f"```{{toctree}}\n:caption: {caption}\n:hidden:\n\n{entries}\n```" if entries else ""
+    return f"```{{toctree}}\n:caption: {caption}\n:hidden:\n:titlesonly:\n\n{entries}\n```" if entries else ""
 
 
 def _course(chapters: dict[Path, str], extras: dict[str, dict[Path, str]]) -> str:

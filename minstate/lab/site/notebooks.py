@@ -59,6 +59,8 @@ def _show(output: NotebookNode, cell: NotebookNode, target: links.Target, mentio
         if kind in data:
             text = output.get("metadata", {}).get(kind, {}).get("alt") or cell.metadata.get("alt", "")
             cell.metadata.setdefault("mystnb", {}).setdefault("image", {"alt": text})
+    if "text/markdown" in data:
+        data["text/markdown"] = links.markdown(data["text/markdown"], target, mention)
     if "text/html" in data:
         data["text/html"] = links.html(data["text/html"], target, mention)
 

@@ -17,6 +17,7 @@ from minstate.lab.site import links, notebooks
 from minstate.lab.site.names import Names, is_public
 
 PICTURES = {".png", ".svg"}
+OF_THE_READER = {("out",), ("work",)}  # folders that a reader's own runs fill
 LONGEST = 300_000  # characters of a file that its page shows
 
 
@@ -45,6 +46,8 @@ class Site:
         def target(link: str) -> str | None:
             name, mark, place = link.partition("#")
             path = Path(os.path.normpath(folder / name))
+            if path.parts[:1] in OF_THE_READER:
+                return None
             if not (self.root / path).exists() or path.parts[:1] == ("..",):
                 self.dead.append(f"{page}: {link}")
                 return None
@@ -53,8 +56,7 @@ class Site:
         def mention(code: str) -> str | None:
             place = self.names.find(code, excluded)
             line = f"#L{place.line}" if place and place.line else ""
-            address = place and self._seen_from(page, place.path, line)
-            return address and re.sub(r"\.(md|ipynb)(?=$|#)", ".html", address) if place else None
+            return as_html(self._seen_from(page, place.path, line)) if place else None
 
         return target, mention
 
@@ -100,9 +102,14 @@ class Site:
         """A folder: its files and folders, each a link."""
         inside = [each.relative_to(self.root) for each in sorted((self.root / path).iterdir())]
         known = {*self.names.files, *(parent for file in self.names.files for parent in file.parents)}
-        rows = [(each, self._seen_from(page, each, "")) for each in inside if each in known]
+        rows = [(each, as_html(self._seen_from(page, each, ""))) for each in inside if each in known]
         items = [f'- <a class="source" href="{address}">`{each.name}`</a>' for each, address in rows if address]
         return f"---\norphan: true\n---\n\n# `{path}/`\n\n" + "\n".join(items) + "\n"
+
+
+def as_html(address: str | None) -> str | None:
+    """The address of the page that Sphinx makes of a file, for a link that Sphinx does not read."""
+    return address and re.sub(r"\.(md|ipynb)(?=$|#)", ".html", address)
 
 
 def source_page(root: Path, path: Path) -> str:

@@ -78,12 +78,13 @@ def one() -> list:
     """The cells of the first notebook."""
     figure = new_output("execute_result", {"image/png": DOT}, metadata={"image/png": {"alt": "A dot.", "width": 70}})
     fold = new_output("display_data", {**WIDGET, "text/html": "<details><code>Session.send</code></details>"})
+    yours = new_output("display_data", {"text/markdown": "Open [yours](../out/mine.py)."})
     return [
         new_markdown_cell("# 00 · One <tag>\n\nIt begins. See `session.py`, `nowhere.py` and `make_room`.\n\n## First"),
         new_markdown_cell("$$\\Delta \\cdot (1 + n/N)$$\n\nThen [two](01_two.ipynb#second) and `seed`."),
         new_code_cell("draw()", outputs=[figure], metadata={"jupyter": {"source_hidden": True}}),
         new_code_cell("seed = 1", outputs=[new_output("display_data", {**WIDGET, "text/plain": "VBox()"})]),
-        new_code_cell("predict('the answer')", outputs=[fold], metadata={"tags": ["predict"]}),
+        new_code_cell("predict('the answer')", outputs=[fold, yours], metadata={"tags": ["predict"]}),
     ]
 
 

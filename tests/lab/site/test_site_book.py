@@ -55,6 +55,7 @@ def test_folds_widgets_and_pictures(cells):
     assert cells[3].outputs[0].data == {"text/html": notebooks.NOTE, "text/plain": "A widget."}
     assert "remove-input" in cells[4].metadata.tags, "the call of `predict` holds the answer"
     assert list(cells[4].outputs[0].data) == ["text/html"]
+    assert cells[4].outputs[1].data["text/markdown"] == "Open yours."
     assert f'<a {SOURCE}#L24"><code>Session.send</code></a>' in cells[4].outputs[0].data["text/html"]
 
 
