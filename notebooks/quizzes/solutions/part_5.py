@@ -31,7 +31,7 @@ answer = "B"
 answer = "A"
 
 # %% q6: whose seconds
-# GPU-seconds count each GPU: 4 · 0.5.
+# GPU-seconds count each GPU for as long as it is in use: 4 · 0.5.
 answer = 4 * 0.5
 
 # %% q7: the false sentence about an interval

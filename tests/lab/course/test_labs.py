@@ -103,7 +103,7 @@ def test_a_lab_is_described_on_two_pages(lab):
     ):
         assert section in text
     assert f"python -m minstate.lab.course.judge {lab}" in text and text.count("<details>") >= 3
-    assert all((ROOT / name.partition("::")[0]).exists() for name in named_tests(lab))
+    assert all((ROOT / name.partition("::")[0]).exists() for name in named_tests(lab) if name != "--deselect")
     points = re.findall(r"^\| (\d+) \|", text, flags=re.MULTILINE)
     assert sum(map(int, points)) == 10
 
