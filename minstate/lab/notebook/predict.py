@@ -3,6 +3,8 @@
 A cell's output has one bundle with three forms, and each place shows the best one that it can: JupyterLab a widget with
 a text field, a web page a fold (`<details>`), a terminal plain text. All but the widget are the same in every run.
 
+The answer begins on the second line of its cell: JupyterLab shows the first line of a cell whose source is folded away.
+
 Guesses are kept in `work/guesses.json` of the clone, which git ignores, so the widget shows them again when the
 notebook is reopened. A guess is stored under a digest of the answer: it belongs to that text, wherever the cell stands.
 """

@@ -40,6 +40,7 @@ WORDS = {"00": 900, **{f"{n:02}": 1900 for n in range(1, 10)}, "10": 1500, "11":
 WORDS |= {"13": 1200, "14": 1200, "15": 1200}  # of a reading notebook, roughly: see `SLACK`
 SLACK = 1.4
 OTHERS = ("minstate", "vLLM", "SGLang", "llama.cpp")
+FIRST_LINE = re.compile(r"""predict\(r?(\"{3})?""")
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 
 
@@ -84,6 +85,8 @@ def faults_of_predictions(notebook: NotebookNode) -> Iterator[str]:
         cell, above = cells[place], cells[place - 1]
         if "predict" not in cell.metadata.get("tags", []):
             yield f"{cell.id} calls predict, and has no tag predict"
+        if not FIRST_LINE.fullmatch(cell.source.splitlines()[0]):
+            yield f"{cell.id}: JupyterLab shows the first line of a folded cell, so the answer begins on the second"
         if above.cell_type != "markdown" or not above.source.startswith(QUESTION):
             yield f"{cell.id}: the cell above has to begin with {QUESTION}"
     for place, cell in enumerate(cells):
@@ -187,7 +190,7 @@ def good() -> NotebookNode:
         new_code_cell('stack_picture("pages")', id="stack", metadata={"alt": "A stack."}, outputs=[picture]),
         new_markdown_cell("**What you will learn**\n\n- pages", id="learn"),
         new_markdown_cell(f"{QUESTION}How many?", id="question"),
-        new_code_cell('predict("""Three, since pages are whole.""")', id="answer", metadata=hidden),
+        new_code_cell('predict("""\nThree, since pages are whole.\n""")', id="answer", metadata=hidden),
         new_markdown_cell("### Exercise 1 ★★ · Pages", id="exercise"),
         new_code_cell('def f():\n    return ...\n\n\ncheck(f, "stub")', id="stub"),
         new_markdown_cell(END, id="end"),
@@ -229,6 +232,7 @@ def test_a_good_notebook_has_no_faults():
         (drop("answer", "jupyter"), "not metadata.jupyter.source_hidden"),
         (drop("answer", "tags"), "has no tag predict"),
         (change("question", QUESTION, "Think. "), "the cell above has to begin with"),
+        (change("answer", "\n", ""), "the answer begins on the second"),
         (drop("answer"), "no predict follows"),
         (lambda notebook: notebook.cells.extend([notebook.cells[5]] * 5), "it has 6 predictions"),
         (change("exercise", "★★", ""), "is not of the form"),
