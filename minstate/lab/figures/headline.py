@@ -72,7 +72,7 @@ def ladder_figure(measured: Mapping[str, pd.DataFrame], tables: Mapping[str, pd.
             _steps(part, workload, turns, tables[workload])
         for axis, (workload, table) in zip(bottom.subplots(1, rows, squeeze=False)[0], tables.items(), strict=True):
             _totals(axis, table)
-            axis.set_title(f"All turns of {workload}: first tokens, and (pale) the others", fontsize=10)
+            axis.set_title(f"All turns of {workload}", fontsize=10)
     plt.close(whole)
     return whole
 
@@ -93,7 +93,7 @@ def _steps(part, workload: str, turns: pd.DataFrame, table: pd.DataFrame) -> Non
         spent = [table.loc[name, "total s"] for name in (before, after)]
         axis.set_title(f"{STEPS[after]}\n{spent[0]:,.0f} s → {spent[1]:,.0f} s", fontsize=9.5, weight="normal")
         axis.set_xlabel("turn")
-    axes[0].set_ylim(0)
+    axes[0].set_ylim(0, 1.5 * seconds["naive"].max())  # room for the legend
     axes[0].legend(fontsize=8.5, loc="upper left")
     top = 1.05 * max(seconds[name].max() for name in list(LOOK)[1:])
     for axis in axes[1:]:
@@ -111,7 +111,7 @@ def _totals(axis, table: pd.DataFrame) -> None:
         axis.annotate(text, (row["total s"], place), va="center", fontsize=9)
     axis.set_yticks(range(len(LOOK)), list(LOOK), fontsize=9)
     axis.invert_yaxis()
-    axis.set(xlabel="seconds", xlim=(0, 1.35 * table["total s"].max()))
+    axis.set(xlabel="seconds: until the first tokens, and (pale) the others", xlim=(0, 1.35 * table["total s"].max()))
     axis.xaxis.set_major_formatter(THOUSANDS)
     axis.grid(True, axis="x")
     axis.grid(False, axis="y")

@@ -38,7 +38,7 @@ def attribution_figure(saved: Mapping[str, pd.DataFrame]) -> Figure:
                 axis.plot([row["from"], row["to"]], [place, place], color=BLUE, lw=4, alpha=0.35, solid_capstyle="butt")
                 for column, (label, look) in QUESTIONS.items():
                     axis.plot(row[column], place, ls="", label=label if place == 0 else None, **look)
-                numbers = " · ".join(f"{row[column]:.0f}".replace("-0", "0") for column in QUESTIONS)
+                numbers = " · ".join(f"{row[column]:.0f}".replace("-0", "0").replace("-", "−") for column in QUESTIONS)
                 axis.annotate(f"{numbers} %", (answers.min(), place + 0.36), fontsize=8.5, va="center")
             axis.axvline(0, color=INK, lw=0.8)
             axis.set_yticks(range(len(table)), table.index)
