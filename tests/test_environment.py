@@ -52,7 +52,7 @@ OURS = {"minstate", *(path.stem for path in ROOT.glob("tests/**/*.py"))}
 
 def test_every_package_that_is_imported_is_asked_for():
     other_names = {"PIL": "pillow", "yaml": "pyyaml", "rattler": "py-rattler", "IPython": "ipykernel"}
-    other_names |= {"agents": "openai-agents"}
+    other_names |= {"agents": "openai-agents", "matplotlib_inline": "ipykernel"}
     declared = {canonicalize_name(requirement.name) for requirement in DIRECT}
     for file in [ROOT / "setup.py", *ROOT.glob("minstate/**/*.py"), *ROOT.glob("tests/**/*.py")]:
         for node in ast.walk(ast.parse(file.read_text())):
@@ -96,6 +96,6 @@ def test_conda_and_make_install_the_project_with_all_extras_under_the_constraint
     (conda,) = [line["pip"] for line in CONDA["dependencies"] if isinstance(line, dict)]
     expected = {"-c": "constraints.txt", "-e": f".[{','.join(always)}]"}
     assert pip_options(conda) == expected
-    recipes = re.findall(r"pip install .*", (ROOT / "Makefile").read_text())
+    recipes = re.findall(r"pip install .* -e .*", (ROOT / "Makefile").read_text())
     options = [pip_options(re.findall(r"-[ce] \S+", recipe.replace("'", ""))) for recipe in recipes]
     assert options == [expected, *({**expected, "-e": f".[{extra}]"} for extra in ("browse", "ray", "site"))]
