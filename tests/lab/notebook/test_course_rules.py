@@ -41,7 +41,7 @@ def faults(stem: str, notebook: NotebookNode) -> Iterator[str]:
     yield from faults_of_exercises(notebook)
     yield from faults_of_the_end(stem, notebook)
     if "_build_" not in stem:
-        yield from faults_of_a_reading_notebook(notebook)
+        yield from faults_of_a_reading_notebook(stem, notebook)
         words = sum(len(cell.source.split()) for cell in texts(notebook))
         if words > SLACK * WORDS[stem[:2]]:
             yield f"it has {words} words, and should have about {WORDS[stem[:2]]}"
@@ -103,9 +103,10 @@ def faults_of_the_end(stem: str, notebook: NotebookNode) -> Iterator[str]:
         yield f"its last line has no link to {following[0] if following else 'what comes next'}"
 
 
-def faults_of_a_reading_notebook(notebook: NotebookNode) -> Iterator[str]:
-    if not any(is_call_of("stack_picture", cell) for cell in notebook.cells[: TOP + 1]):
-        yield f"none of its first {TOP + 1} cells shows stack_picture(...)"
+def faults_of_a_reading_notebook(stem: str, notebook: NotebookNode) -> Iterator[str]:
+    top = len(notebook.cells) if stem == "00_start_here" else TOP + 1  # 00 opens with what state saves
+    if not any(is_call_of("stack_picture", cell) for cell in notebook.cells[:top]):
+        yield f"none of its first {top} cells shows stack_picture(...)"
     if not any("what you will learn" in cell.source.lower() for cell in texts(notebook)[:3]):
         yield "it does not begin with what you will learn"
     whole = "\n\n".join(cell.source for cell in texts(notebook))
