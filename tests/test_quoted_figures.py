@@ -179,6 +179,14 @@ def test_the_results_page_quotes_what_8_bits_change():
     assert f"behind 7,168 others takes {behind[1]}, and {behind[0]} in float32" in text
 
 
+def test_it_is_said_what_the_server_computes_under_load():
+    rows = result("serve_load_bfloat16")["rows"]
+    shares = [f"{100 * row['prefilled'] / row['prompt tokens']:.0f}" for row in rows]
+    text = " ".join((ROOT / "docs" / "serving.md").read_text().split())
+    assert f"computed {min(shares)} to {max(shares)} % of the prompt tokens" in text
+    assert {row["clients"] for row in rows} == {1, 4, 16}
+
+
 def test_results_say_how_they_were_measured():
     for path in (ROOT / "data" / "results").glob("*.json"):
         record = json.loads(path.read_text())
