@@ -49,8 +49,9 @@ answers["main without nbformat"] = without("nbformat", lab + "main")
 answers["bench without pandas"] = without("pandas", lab + "bench", "radix_tree")
 answers["main, dry"] = answer(lab + "main", "--dry-run")
 answers["main without a model"] = answer(lab + "main")
-for name in ("solutions", "site", "browse", "cases", "student", "release", "collect"):
-    answers[name] = answer(lab + "notebook." + name)
+for name in ("solutions", "browse", "cases", "student", "release", "collect"):
+    answers["notebook." + name] = answer(lab + "notebook." + name)
+answers["site"] = answer(lab + "site")
 
 import importlib
 import minstate
@@ -166,6 +167,9 @@ def test_without_the_extra_a_command_names_what_installs_it(outcome, python, com
     assert code.endswith(f": {python} -m pip install 'minstate[lab]'")
 
 
-@pytest.mark.parametrize("command", ["solutions", "site", "browse", "cases", "student", "release", "collect"])
+@pytest.mark.parametrize(
+    "command",
+    ["site", *(f"notebook.{name}" for name in ("solutions", "browse", "cases", "student", "release", "collect"))],
+)
 def test_a_command_for_the_whole_course_asks_for_a_clone(outcome, command):
-    assert f"lab.notebook.{command} needs a clone of the repository" in outcome["answers"][command]["code"]
+    assert f"lab.{command} needs a clone of the repository" in outcome["answers"][command]["code"]

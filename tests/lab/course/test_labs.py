@@ -32,7 +32,7 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(folder), "MINSTATE_MODEL": str(find_model())}
     environment["HYPOTHESIS_PROFILE"] = "short"  # whoever works on a lab runs the tests in full
     return subprocess.run(
-        [sys.executable, "-m", *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=1200
     )
 
 
