@@ -8,17 +8,23 @@
 //     panels[n / PANEL][k][n % PANEL]
 //
 // For each k, the two vectors of a panel are multiplied by x[m][k] and added to the sums of row m, which stay in
-// registers. A block of 6 rows has 12 vectors of sums; AVX2 has 16 registers. Up to three rows read two panels at once
-// instead: an addition takes several cycles, and more sums are then under way at a time.
+// registers. A block of 6 rows has 12 vectors of sums, and AVX2 has 16 registers; AVX-512 has 32, for blocks of 12 rows. Up
+// to three rows read two panels at once instead: an addition takes several cycles, and more sums are then under way at a
+// time.
 //
 // Each sum is taken in the order of k, whatever the block. So a row has the same bits, whichever rows stand beside it.
 #include "vectors.h"
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 constexpr int PANEL = 2 * LANES;
 constexpr int AHEAD = 2048;  // bytes
-constexpr int MANY_ROWS = 12;  // from here on, widening a panel of bfloat16 once is cheaper than at each block of rows
+constexpr bool WIDE = LANES == 16;  // AVX-512
+constexpr int BLOCK_ROWS = WIDE ? 12 : 6;
+// From so many rows on, widening a panel of bfloat16 once is cheaper than at each block of rows. AVX-512 widens a vector in
+// one instruction for 12 rows, and a widened panel would not fit into the cache next to the core.
+constexpr int MANY_ROWS = WIDE ? std::numeric_limits<int>::max() : 12;
 
 // R rows times P panels: out[r][p * PANEL ...]. Not inlined: in a larger function the compiler runs out of registers.
 template <int R, int P, class W, class T>
@@ -42,22 +48,19 @@ __attribute__((noinline)) static void block(const float* x, int K, const W* pane
     }
 }
 
+// A block of `wanted` rows, at most R.
+template <int R, int P, class W, class T>
+static void block_of(int wanted, const float* x, int K, const W* panel, const float* bias, T* out, long N, int width) {
+    if (wanted == R) block<R, P>(x, K, panel, bias, out, N, width);
+    else if constexpr (R > 1) block_of<R - 1, P>(wanted, x, K, panel, bias, out, N, width);
+}
+
 template <int P, class W, class T>
 static void rows(const float* x, int M, int K, const W* panel, const float* bias, T* out, long N, int width) {
-    constexpr int MOST = P == 1 ? 6 : 3;
+    constexpr int MOST = P == 1 ? BLOCK_ROWS : 3;
     const int blocks = std::max(1, (M + MOST - 1) / MOST), equal = std::max(1, (M + blocks - 1) / blocks);
-    for (int m = 0; m < M; m += equal) {
-        const float* from = x + (long)m * K;
-        T* to = out + m * N;
-        switch (std::min(equal, M - m)) {
-            case 1: block<1, P>(from, K, panel, bias, to, N, width); break;
-            case 2: block<2, P>(from, K, panel, bias, to, N, width); break;
-            case 3: block<3, P>(from, K, panel, bias, to, N, width); break;
-            case 4: if constexpr (P == 1) block<4, P>(from, K, panel, bias, to, N, width); break;
-            case 5: if constexpr (P == 1) block<5, P>(from, K, panel, bias, to, N, width); break;
-            case 6: if constexpr (P == 1) block<6, P>(from, K, panel, bias, to, N, width); break;
-        }
-    }
+    for (int m = 0; m < M; m += equal)
+        block_of<MOST, P>(std::min(equal, M - m), x + (long)m * K, K, panel, bias, out + m * N, N, width);
 }
 
 // x [M, K], panels as above, bias [N rounded up to whole panels] or null, out [M, N].
