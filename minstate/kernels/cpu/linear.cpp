@@ -8,9 +8,9 @@
 //     panels[n / PANEL][k][n % PANEL]
 //
 // For each k, the two vectors of a panel are multiplied by x[m][k] and added to the sums of row m, which stay in
-// registers. A block of 6 rows has 12 vectors of sums, and AVX2 has 16 registers; AVX-512 has 32, for blocks of 12 rows. Up
-// to three rows read two panels at once instead: an addition takes several cycles, and more sums are then under way at a
-// time.
+// registers. A block of 6 rows has 12 vectors of sums, and AVX2 has 16 registers; AVX-512 has 32, for blocks of 12 rows.
+// Up to three rows read two panels at once instead: an addition takes several cycles, and more sums are then under way at
+// a time.
 //
 // Each sum is taken in the order of k, whatever the block. So a row has the same bits, whichever rows stand beside it.
 #include "vectors.h"
@@ -22,8 +22,8 @@ constexpr int PANEL = 2 * LANES;
 constexpr int AHEAD = 2048;  // bytes
 constexpr bool WIDE = LANES == 16;  // AVX-512
 constexpr int BLOCK_ROWS = WIDE ? 12 : 6;
-// From so many rows on, widening a panel of bfloat16 once is cheaper than at each block of rows. AVX-512 widens a vector in
-// one instruction for 12 rows, and a widened panel would not fit into the cache next to the core.
+// From so many rows on, widening a panel of bfloat16 once is cheaper than at each block of rows. With AVX-512 a vector is
+// widened for 12 rows, and a widened panel would not fit into the first cache.
 constexpr int MANY_ROWS = WIDE ? std::numeric_limits<int>::max() : 12;
 
 // R rows times P panels: out[r][p * PANEL ...]. Not inlined: in a larger function the compiler runs out of registers.
@@ -71,7 +71,8 @@ static void linear(const W* x, const W* panels, const float* bias, W* out, int M
     const int pairs = (N + 2 * PANEL - 1) / (2 * PANEL);
 #pragma omp parallel
     {
-        std::vector<float> widened(sizeof(W) == 2 && M >= MANY_ROWS ? (size_t)K * PANEL : 0);
+        const size_t widens = sizeof(W) == 2 && M >= MANY_ROWS ? (size_t)K * PANEL : 0;
+        Floats widened(widens);
 #pragma omp for schedule(dynamic)
         for (int pair = 0; pair < pairs; pair++) {
             const int n = pair * 2 * PANEL, width = std::min(2 * PANEL, N - n);
@@ -83,8 +84,8 @@ static void linear(const W* x, const W* panels, const float* bias, W* out, int M
                 const W* panel = panels + (long)i * K;
                 const float* own_bias = bias ? bias + i : nullptr;
                 const int own_width = std::min(PANEL, N - i);
-                for (size_t k = 0; k < widened.size(); k += LANES) store(&widened[k], load(panel + k));
-                if (widened.empty()) rows<1>(wide.data(), M, K, panel, own_bias, out + i, N, own_width);
+                for (size_t k = 0; k < widens; k += LANES) store(widened.data() + k, load(panel + k));
+                if (!widens) rows<1>(wide.data(), M, K, panel, own_bias, out + i, N, own_width);
                 else rows<1>(wide.data(), M, K, widened.data(), own_bias, out + i, N, own_width);
             }
         }

@@ -18,9 +18,12 @@
 #include <cmath>
 #include <vector>
 
-constexpr int CHUNK = 256, VALUES = 32;  // keys; how many values are added at a time
-constexpr int AHEAD = 64;                // keys
-constexpr int TILE = 32;                 // rows of a tile, unless one token has more
+constexpr int CHUNK = 512, VALUES = 32;  // keys; how many values are added at a time
+constexpr int AHEAD = 32;                // keys
+constexpr bool WIDE = LANES == 16;       // AVX-512
+constexpr int TILE = WIDE ? 64 : 32;     // rows of a tile, unless one token has more
+constexpr int ROWS = WIDE ? 3 : 1;       // rows whose sums are in registers at a time, with KEYS keys
+constexpr int KEYS = WIDE ? 8 : LANES;
 constexpr int FEW_TILES = 32;            // fewer are cut into chunks, so that every core has work
 
 template <class T, class S>
@@ -43,7 +46,8 @@ struct Tile {
 };
 
 struct Partial {
-    std::vector<float> m, w, a;  // [rows], [rows], [rows, D]
+    std::vector<float> m, w;  // [rows]
+    Floats a;                 // [rows, D]
     Partial(int rows, int dim) : m(rows, -INFINITY), w(rows), a((size_t)rows * dim) {}
 };
 
@@ -79,26 +83,43 @@ static void locate(const Call<T, S>& call, const S* pool, const Tile& tile, int 
     }
 }
 
-// scores[row][i] = q[row] . k[i], for LANES keys
-static void dot(const float* q, int rows, const float* const* k, int dim, float* scores) {
-    for (int row = 0; row < rows; row++, q += dim, scores += CHUNK) {
-        vec dots[LANES] = {};
-        for (int d = 0; d < dim; d += LANES) {
-            const vec x = load(q + d);
-            for (int i = 0; i < LANES; i++) dots[i] += x * load(k[i] + d);
-        }
-        store(scores, sums(dots));
+// scores[r][i] = q[r] . k[i], for R rows and LANES keys
+template <int R>
+__attribute__((noinline)) static void dot(const float* q, const float* const* k, int dim, float* scores) {
+    vec parts[R][LANES / KEYS];
+    for (int part = 0; part < LANES / KEYS; part++, k += KEYS) {
+        vec dots[R][KEYS] = {};
+        for (int d = 0; d < dim; d += LANES)
+            for (int i = 0; i < KEYS; i++) {
+                const vec key = load(k[i] + d);
+                for (int r = 0; r < R; r++) dots[r][i] += load(q + r * dim + d) * key;
+            }
+        for (int r = 0; r < R; r++) parts[r][part] = sums<1, KEYS>(dots[r]);
     }
+    for (int r = 0; r < R; r++) store(scores + r * CHUNK, sums<KEYS, LANES>(parts[r]));
 }
 
-// a[d] += sum over i of p[i] * v[i][d], for V vectors of one row
-template <int V>
-static void add_values(const float* p, const float* const* v, int count, float* a, int d) {
-    vec total[V];
-    for (int j = 0; j < V; j++) total[j] = load(a + d + j * LANES);
+// a[r][d] += sum over i of p[r][i] * v[i][d], for V vectors of R rows
+template <int R, int V>
+static void add_values(const float* p, const float* const* v, int count, float* a, int dim, int d) {
+    vec total[R][V];
+    for (int r = 0; r < R; r++)
+        for (int j = 0; j < V; j++) total[r][j] = load(a + r * dim + d + j * LANES);
     for (int i = 0; i < count; i++)
-        for (int j = 0; j < V; j++) total[j] += p[i] * load(v[i] + d + j * LANES);
-    for (int j = 0; j < V; j++) store(a + d + j * LANES, total[j]);
+        for (int j = 0; j < V; j++) {
+            const vec value = load(v[i] + d + j * LANES);
+            for (int r = 0; r < R; r++) total[r][j] += p[r * CHUNK + i] * value;
+        }
+    for (int r = 0; r < R; r++)
+        for (int j = 0; j < V; j++) store(a + r * dim + d + j * LANES, total[r][j]);
+}
+
+template <int R>
+__attribute__((noinline)) static void add_values(const float* p, const float* const* v, int count, float* a, int dim) {
+    int d = 0;
+    for (; R == 1 && d + 8 * LANES <= dim; d += 8 * LANES) add_values<R, 8>(p, v, count, a, dim, d);
+    for (; d + 4 * LANES <= dim; d += 4 * LANES) add_values<R, 4>(p, v, count, a, dim, d);
+    for (; d < dim; d += LANES) add_values<R, 1>(p, v, count, a, dim, d);
 }
 
 // Scores become weights 2^(s - m), of which the first `keys` count. Returns their sum.
@@ -124,15 +145,18 @@ __attribute__((noinline)) static void attend(const Call<T, S>& call, const Tile&
                                              Partial& partial) {
     const int dim = call.dim, first = chunk * CHUNK, end = std::min(first + CHUNK, tile.readable);
     const int width = (end - first + LANES - 1) / LANES * LANES, group = tile.rows / tile.tokens;
-    std::vector<float> scores((size_t)tile.rows * CHUNK), wide((size_t)VALUES * dim);
+    Floats score_rows((size_t)tile.rows * CHUNK), wide((size_t)VALUES * dim);
+    float* const scores = score_rows.data();
     const float* at[VALUES];
     for (int i = 0; i < width; i += LANES) {
         locate<LANES>(call, call.keys, tile, first + i, end, wide.data(), at);
-        dot(q, tile.rows, at, dim, scores.data() + i);
+        int row = 0;
+        for (; row + ROWS <= tile.rows; row += ROWS) dot<ROWS>(q + row * dim, at, dim, scores + row * CHUNK + i);
+        for (; row < tile.rows; row++) dot<1>(q + row * dim, at, dim, scores + row * CHUNK + i);
     }
-    std::fill(partial.a.begin(), partial.a.end(), 0.0f);
+    std::fill_n(partial.a.data(), (size_t)tile.rows * dim, 0.0f);
     for (int row = 0; row < tile.rows; row++) {
-        float* own = &scores[(size_t)row * CHUNK];
+        float* own = scores + (size_t)row * CHUNK;
         const int keys = std::min(tile.history + row / group + 1, end) - first;
         partial.m[row] = -INFINITY;
         partial.w[row] = 0;
@@ -142,14 +166,11 @@ __attribute__((noinline)) static void attend(const Call<T, S>& call, const Tile&
     for (int i = 0; first + i < end; i += VALUES) {
         const int count = std::min(VALUES, end - first - i);
         locate<VALUES>(call, call.values, tile, first + i, end, wide.data(), at);
-        for (int row = 0; row < tile.rows; row++) {
-            const float* p = &scores[(size_t)row * CHUNK + i];
-            float* a = &partial.a[(size_t)row * dim];
-            int d = 0;
-            for (; d + 8 * LANES <= dim; d += 8 * LANES) add_values<8>(p, at, count, a, d);
-            for (; d + 4 * LANES <= dim; d += 4 * LANES) add_values<4>(p, at, count, a, d);
-            for (; d < dim; d += LANES) add_values<1>(p, at, count, a, d);
-        }
+        const float* p = scores + i;
+        float* a = partial.a.data();
+        int row = 0;
+        for (; row + ROWS <= tile.rows; row += ROWS) add_values<ROWS>(p + row * CHUNK, at, count, a + row * dim, dim);
+        for (; row < tile.rows; row++) add_values<1>(p + row * CHUNK, at, count, a + row * dim, dim);
     }
 }
 
@@ -161,20 +182,21 @@ __attribute__((noinline)) static void merge(Partial& all_so_far, const Partial& 
         const float kept = exp2(all(m - higher))[0], added = exp2(all(next.m[row] - higher))[0];
         w = w * kept + next.w[row] * added;
         m = higher;
-        float* a = &all_so_far.a[row * dim];
+        float* a = all_so_far.a.data() + row * dim;
         for (int d = 0; d < dim; d += LANES)
-            store(a + d, load(a + d) * kept + load(&next.a[row * dim + d]) * added);
+            store(a + d, load(a + d) * kept + load(next.a.data() + row * dim + d) * added);
     }
 }
 
 template <class T, class S>
-static std::vector<float> scaled_queries(const Call<T, S>& call, const Tile& tile) {
+static Floats scaled_queries(const Call<T, S>& call, const Tile& tile) {
     const int group = call.heads / call.kv_heads;
-    std::vector<float> q((size_t)tile.rows * call.dim);
+    Floats q((size_t)tile.rows * call.dim);
     for (int row = 0; row < tile.rows; row++) {
         const int head = tile.kv_head * group + row % group;
         const T* from = call.q + (tile.token + row / group) * call.q_stride + head * call.dim;
-        for (int d = 0; d < call.dim; d += LANES) store(&q[(size_t)row * call.dim + d], load(from + d) * call.scale);
+        float* to = q.data() + (size_t)row * call.dim;
+        for (int d = 0; d < call.dim; d += LANES) store(to + d, load(from + d) * call.scale);
     }
     return q;
 }
@@ -186,7 +208,7 @@ static void write(const Call<T, S>& call, const Tile& tile, const Partial& total
         const long token = tile.token + row / group, head = tile.kv_head * group + row % group;
         T* to = call.out + (token * call.heads + head) * call.dim;
         for (int d = 0; d < call.dim; d += LANES)
-            store(to + d, load(&total.a[(size_t)row * call.dim + d]) / total.w[row]);
+            store(to + d, load(total.a.data() + (size_t)row * call.dim + d) / total.w[row]);
     }
 }
 
@@ -213,7 +235,7 @@ static void paged_attention(const Call<T, S>& call) {
     if (count >= FEW_TILES) {
 #pragma omp parallel for schedule(dynamic)
         for (int i = count - 1; i >= 0; i--) {  // the last rows of a prompt read most keys, so they start first
-            const std::vector<float> q = scaled_queries(call, tiles[i]);
+            const Floats q = scaled_queries(call, tiles[i]);
             Partial total(tiles[i].rows, call.dim), next(tiles[i].rows, call.dim);
             for (int chunk = 0; chunk * CHUNK < tiles[i].readable; chunk++) {
                 attend(call, tiles[i], q.data(), chunk, next);

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
@@ -24,6 +25,14 @@ struct bfloat16 { uint16_t upper; };
 // How many S a vector of `dim` numbers takes in the pool.
 template <class S>
 inline long row_width(int dim) { return sizeof(S) == 1 ? dim + sizeof(float) : dim; }
+
+// Floats of which no vector lies in two lines of the cache: reading it would take twice as long.
+struct Floats {
+    std::vector<vec> vectors;
+    Floats(size_t count) : vectors((count + LANES - 1) / LANES) {}
+    float* data() { return (float*)vectors.data(); }
+    const float* data() const { return (const float*)vectors.data(); }
+};
 
 inline vec all(float x) { return x - vec{}; }
 
@@ -67,15 +76,16 @@ inline vec fold(vec a, vec b, std::integer_sequence<int, I...>) {
 #endif
 }
 
-// Lane i of the result is the sum over the lanes of x[i]. Vectors are added in pairs, as in a tournament:
-// a round with step S halves their number, and afterwards lane i holds a part of the sum of a vector number i mod 2 S.
-template <int S = 1>
+// Vectors are added in pairs, as in a tournament: a round with step S halves their number, and afterwards lane i holds a
+// part of the sum of vector number i mod 2 S. Rounds from step S on, before step TO: of sums<1, LANES>, lane i is the
+// whole sum of x[i].
+template <int S, int TO>
 inline vec sums(vec* x) {
-    if constexpr (S == LANES) return x[0];
+    if constexpr (S == TO) return x[0];
     else {
-        for (int i = 0; i < LANES / S / 2; i++)
+        for (int i = 0; i < TO / S / 2; i++)
             x[i] = fold<S>(x[2 * i], x[2 * i + 1], std::make_integer_sequence<int, LANES>());
-        return sums<2 * S>(x);
+        return sums<2 * S, TO>(x);
     }
 }
 
