@@ -1,5 +1,7 @@
 """llama.cpp through llama-cpp-python, which keeps the K/V of the longest common prefix from call to call."""
 
+import time
+
 import llama_cpp
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
@@ -24,9 +26,12 @@ def load(spec):
     )
 
     def generate(token_ids, count):
+        start = time.perf_counter()
         tokens = model.generate(token_ids, temp=0.0, top_k=1, repeat_penalty=1.0)
-        new = [token for token, _ in zip(tokens, range(count), strict=False)]
+        new = [next(tokens)]
+        first_s = time.perf_counter() - start
+        new += [next(tokens) for _ in range(count - 1)]
         tokens.close()
-        return new
+        return new, first_s
 
     return llama_cpp.__version__, generate

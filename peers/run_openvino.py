@@ -36,6 +36,7 @@ def load(spec):
             openvino.Tensor(np.array([token_ids], dtype=np.int64)),
             openvino.Tensor(np.ones((1, len(token_ids)), dtype=np.int64)),
         )
-        return list(pipeline.generate(inputs, config).tokens[0])
+        results = pipeline.generate(inputs, config)
+        return list(results.tokens[0]), results.perf_metrics.get_ttft().mean / 1000
 
     return openvino_genai.__version__, generate

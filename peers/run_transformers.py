@@ -1,10 +1,25 @@
 """Hugging Face transformers: `generate` on the whole prompt, or with a `DynamicCache` that calls share."""
 
+import time
 from itertools import takewhile
 
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, DynamicCache
+
+
+class FirstToken:
+    """A streamer that notes when tokens arrive: first those of the prompt, then the new ones."""
+
+    def __init__(self):
+        self.arrivals = []
+
+    def put(self, _):
+        """Called with the prompt, and with new tokens."""
+        self.arrivals.append(time.perf_counter())
+
+    def end(self):
+        """Called after the last token."""
 
 
 def load(spec):
@@ -24,10 +39,16 @@ def load(spec):
                 cache.crop(-surplus)
             options["past_key_values"] = cache
         prompt = torch.tensor([token_ids])
+        start, streamer = time.perf_counter(), FirstToken()
         output = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count, min_new_tokens=count, **options
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=count,
+            min_new_tokens=count,
+            streamer=streamer,
+            **options,
         )
         log[:] = output[0].tolist()
-        return log[len(token_ids) :]
+        return log[len(token_ids) :], streamer.arrivals[1] - start
 
     return transformers.__version__, generate

@@ -8,9 +8,8 @@
 //     panels[n / PANEL][k][n % PANEL]
 //
 // For each k, the two vectors of a panel are multiplied by x[m][k] and added to the sums of row m, which stay in
-// registers. A block of 6 rows has 12 vectors of sums, and AVX2 has 16 registers; AVX-512 has 32, for blocks of 12 rows.
-// Up to three rows read two panels at once instead: an addition takes several cycles, and more sums are then under way at
-// a time.
+// registers. A block of 6 rows has 12 vectors of sums, and AVX2 has 16 registers; AVX-512 has 32, for blocks of 12. Up
+// to three rows read two panels at once instead: an addition takes several cycles, and more sums are then under way.
 //
 // Each sum is taken in the order of k, whatever the block. So a row has the same bits, whichever rows stand beside it.
 #include "vectors.h"
@@ -22,8 +21,8 @@ constexpr int PANEL = 2 * LANES;
 constexpr int AHEAD = 2048;  // bytes
 constexpr bool WIDE = LANES == 16;  // AVX-512
 constexpr int BLOCK_ROWS = WIDE ? 12 : 6;
-// From so many rows on, widening a panel of bfloat16 once is cheaper than at each block of rows. With AVX-512 a vector is
-// widened for 12 rows, and a widened panel would not fit into the first cache.
+// From so many rows on, widening a panel of bfloat16 once is cheaper than at each block of rows. With AVX-512 a vector
+// is widened for 12 rows, and a widened panel would not fit into the first cache.
 constexpr int MANY_ROWS = WIDE ? std::numeric_limits<int>::max() : 12;
 
 // R rows times P panels: out[r][p * PANEL ...]. Not inlined: in a larger function the compiler runs out of registers.

@@ -76,9 +76,9 @@ inline vec fold(vec a, vec b, std::integer_sequence<int, I...>) {
 #endif
 }
 
-// Vectors are added in pairs, as in a tournament: a round with step S halves their number, and afterwards lane i holds a
-// part of the sum of vector number i mod 2 S. Rounds from step S on, before step TO: of sums<1, LANES>, lane i is the
-// whole sum of x[i].
+// Vectors are added in pairs, as in a tournament: a round with step S halves their number, and afterwards lane i holds
+// a part of the sum of vector number i mod 2 S. These are the rounds from step S on, before step TO: lane i of
+// sums<1, LANES> is the whole sum of x[i].
 template <int S, int TO>
 inline vec sums(vec* x) {
     if constexpr (S == TO) return x[0];

@@ -46,6 +46,7 @@ def main() -> None:
     settings = dict(setting.split("=", 1) for setting in arguments.settings)
     with lab_extra(f"the benchmark `{arguments.name}`"):
         benchmark = getattr(import_module(f"minstate.lab.bench.{arguments.name}"), arguments.name)
+        from minstate.lab.bench.repeats import UNFINISHED
         from minstate.lab.measure import machine
     arguments.out.mkdir(parents=True, exist_ok=True)
     try:
@@ -64,6 +65,8 @@ def main() -> None:
     path = arguments.out / f"{'_'.join([arguments.name, *which])}.json"
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(f"written to {path}")
+    for kept in UNFINISHED.glob(f"{path.stem}*"):
+        kept.unlink()
 
 
 if __name__ == "__main__":

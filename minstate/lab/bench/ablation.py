@@ -9,6 +9,7 @@ from tqdm import tqdm
 from minstate.draft_budget import CostTable
 from minstate.engine import Engine
 from minstate.lab.bench.bootstrap import bootstrap_interval
+from minstate.lab.bench.repeats import measure_repeats
 from minstate.lab.bench.shapley import shapley, subsets
 from minstate.lab.engines.baselines import NaiveEngine, PrefixReuseEngine
 from minstate.lab.figures.headline import ladder_figure
@@ -20,15 +21,17 @@ from minstate.lab.traces.trace import read_trace
 from minstate.speculation import CORPUS, GRAMMAR, LOG, Speculation
 
 PREFIX, STATE, LOOKUP, FORCED = MECHANISMS = ("prefix reuse", "state", "prompt lookup", "grammar")
+NAIVE, INT8 = "naive", "8-bit K/V"
 LADDER = {  # mechanisms added one by one: the name of each step, and which mechanisms it has
-    "naive": frozenset(),
+    NAIVE: frozenset(),
     "prefix reuse": frozenset({PREFIX}),
     "stateful": frozenset({PREFIX, STATE}),
     "+ prompt lookup": frozenset({PREFIX, STATE, LOOKUP}),
     "+ grammar": frozenset(MECHANISMS),
+    "+ 8-bit K/V": frozenset({*MECHANISMS, INT8}),
 }
 COUNTS = ("delta", "forwarded", "reused", "recomputed", "prefilled", "generated", "drafted", "accepted", "forced")
-COLUMNS = ("repeat", "turn", "configuration", "n", *COUNTS, "passes", "prefill_s", "decode_s", "total_s")
+COLUMNS = ("turn", "configuration", "n", *COUNTS, "passes", "prefill_s", "decode_s", "total_s")
 
 
 def configuration_name(mechanisms: frozenset[str]) -> str:
@@ -49,52 +52,61 @@ def engine_with(mechanisms: frozenset[str], first: Engine, costs: CostTable) -> 
         first.tokenizer,
         eos_ids=first.eos_ids,
         num_pages=640,
+        kv_dtype="int8" if INT8 in mechanisms else None,
         prefix_cache=PREFIX in mechanisms,
         speculation=Speculation(costs, sources=sources) if sources else False,
     )
 
 
-def measure_turns(engines: dict[str, Engine], workload: str, repeats: int, *, same: bool) -> pd.DataFrame:
-    """Replay a trace on all engines, turn by turn, in changing order: one row for each repeat, turn and configuration.
+def measure_turns(engines: dict[str, Engine], workload: str, repeat: int, *, same: bool) -> pd.DataFrame:
+    """Replay a trace on all engines, turn by turn, in changing order: a row for each turn and configuration.
 
-    Each repeat is a tenant of its own, so it finds nothing of the repeats before it in a cache. With `same`, raises
-    AssertionError if in a turn two configurations generate different tokens, or if the model's own choices agree with
-    them in different numbers.
+    Each repeat is a tenant of its own, so it finds nothing of what ran before it in a cache. The naive engine takes
+    longest, and runs in the first repeat only. With `same`, raises AssertionError if in a turn two configurations
+    generate different tokens, or if the model's own choices agree with them in different numbers; where K/V has 8 bits,
+    these choices may be others.
     """
     trace = read_trace(TRACES / f"{workload}-0.jsonl")
-    order, rows = np.random.default_rng(0), []
+    order, rows = np.random.default_rng(repeat), []
     for engine in engines.values():
         engine.open(tenant="warm-up").send("Are you there?", max_new_tokens=4)
-    with tqdm(total=repeats * trace.header.turns * len(engines), unit="turn", mininterval=1) as bar:
-        for repeat in range(repeats):
-            replays = {name: replay(engine, trace, tenant=f"{repeat}") for name, engine in engines.items()}
-            for number in range(1, trace.header.turns + 1):
-                turns = {}
-                for name in order.permutation(list(replays)):
-                    bar.set_description(f"turn {number}, {name}")
-                    _, turn = next(replays[name])
-                    turns[name] = turn_row(turn) | {"passes": len(turn.verdicts)}
-                    bar.update()
-                outputs = {(turn["n"], turn["token_ids"], turn["agreed"]) for turn in turns.values()}
-                assert len(outputs) == 1 or not same, f"turn {number} of {workload} differs between configurations"
-                rows += [{"repeat": repeat, "turn": number, "configuration": name, **turns[name]} for name in engines]
-            for iterator in replays.values():
-                iterator.close()
+    names = [name for name in engines if repeat == 0 or name != NAIVE]
+    replays = {name: replay(engines[name], trace, tenant=f"{workload}, {repeat}") for name in names}
+    with tqdm(total=trace.header.turns * len(replays), unit="turn", mininterval=1) as bar:
+        for number in range(1, trace.header.turns + 1):
+            turns = {}
+            for name in order.permutation(list(replays)):
+                bar.set_description(f"turn {number}, {name}")
+                _, turn = next(replays[name])
+                turns[name] = turn_row(turn) | {"passes": len(turn.verdicts)}
+                bar.update()
+            outputs = {(turn["n"], turn["token_ids"]) for turn in turns.values()}
+            agreed = {turn["agreed"] for name, turn in turns.items() if INT8 not in name}
+            assert len(outputs) == len(agreed) == 1 or not same, f"turn {number} of {workload} differs"
+            rows += [{"turn": number, "configuration": name, **turns[name]} for name in replays]
+    for iterator in replays.values():
+        iterator.close()
     return pd.DataFrame(rows)[list(COLUMNS)]
+
+
+def seconds_by_turn(turns: pd.DataFrame, column: str = "total_s") -> pd.DataFrame:
+    """A row for each repeat and turn, a column for each configuration; what ran in one repeat only, the same in all."""
+    wide = turns.pivot(index=["repeat", "turn"], columns="configuration", values=column)
+    return wide.fillna(wide.groupby("turn").transform("median"))
 
 
 def ladder(turns: pd.DataFrame) -> pd.DataFrame:
     """A row for each configuration: sums over a conversation, and how many times faster than naive it is.
 
-    Ratios are paired: they compare the same turn, measured within the same minute. The 95 % intervals show how much
-    they would vary with other turns.
+    Ratios are paired: they compare the same turn. The 95 % intervals show how much they would vary with other turns and
+    other repeats.
     """
     counts = [*COUNTS, "passes"]
-    wide = turns.pivot(index=["repeat", "turn"], columns="configuration", values="total_s")
-    repeats = turns["repeat"].nunique()
+    wide = seconds_by_turn(turns)
     rows = []
     for name in turns["configuration"].unique():
         mine = turns[turns["configuration"] == name]
+        repeats = mine["repeat"].nunique()
         theirs, ours = wide["naive"].to_numpy(), wide[name].to_numpy()
         low, high = bootstrap_interval(lambda at, a=theirs, b=ours: np.median(a[at] / b[at]), len(wide))
         whole = bootstrap_interval(lambda at, a=theirs, b=ours: a[at].sum() / b[at].sum(), len(wide))
@@ -105,6 +117,9 @@ def ladder(turns: pd.DataFrame) -> pd.DataFrame:
                 "prefill s": mine["prefill_s"].sum() / repeats,
                 "decode s": mine["decode_s"].sum() / repeats,
                 "total s": mine["total_s"].sum() / repeats,
+                "first turn s": mine[mine["turn"] == 1]["total_s"].median(),
+                "first token s": mine[mine["turn"] > 1]["prefill_s"].median(),
+                "tokens/s after it": (mine["generated"] - 1).sum() / mine["decode_s"].sum(),
                 "times faster": theirs.sum() / ours.sum(),
                 "times faster, from": whole[0],
                 "times faster, to": whole[1],
@@ -123,7 +138,7 @@ def shapley_shares(turns: pd.DataFrame) -> list[dict]:
     repeats = turns["repeat"].nunique()
     rows = []
     for unit in ("total_s", "forwarded", "passes"):
-        wide = turns.pivot(index=["repeat", "turn"], columns="configuration", values=unit)
+        wide = seconds_by_turn(turns, unit)
 
         def saved(at, wide=wide):
             sums = wide.to_numpy()[at].sum(axis=0) / repeats
@@ -154,15 +169,17 @@ def ablation(
     Writes a figure for each trace beside the table.
     """
     costs, first = CostTable.default(dtype), Engine.from_pretrained(dtype=dtype, num_pages=1)
-    chosen = list(LADDER.values()) if only == "ladder" else subsets(MECHANISMS)
-    measured = {}
-    for workload in workloads.split(","):
-        measured[workload] = measure_turns(
-            {configuration_name(mechanisms): engine_with(mechanisms, first, costs) for mechanisms in chosen},
-            workload,
+    chosen = dict.fromkeys([*LADDER.values(), *(subsets(MECHANISMS) if only != "ladder" else ())])
+    engines = {configuration_name(mechanisms): engine_with(mechanisms, first, costs) for mechanisms in chosen}
+
+    def measured_in(workload: str) -> pd.DataFrame:
+        return measure_repeats(
+            f"ablation_{dtype}_{workload}",
             int(repeats),
-            same=dtype == "float32",
+            lambda repeat: measure_turns(engines, workload, repeat, same=dtype == "float32"),
         )
+
+    measured = {workload: measured_in(workload) for workload in workloads.split(",")}
     tables = {workload: ladder(turns) for workload, turns in measured.items()}
     table = pd.concat(tables, names=["workload"])
     undrafted = pd.concat(turns[turns["configuration"].isin(list(LADDER)[:3])] for turns in measured.values())

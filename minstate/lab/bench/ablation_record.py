@@ -14,7 +14,7 @@ import pandas as pd
 
 from minstate.draft_budget import CostTable
 from minstate.engine import Engine
-from minstate.lab.bench.ablation import COUNTS, MECHANISMS, configuration_name, engine_with
+from minstate.lab.bench.ablation import COUNTS, MECHANISMS, configuration_name, engine_with, seconds_by_turn
 from minstate.lab.bench.bootstrap import bootstrap_interval
 from minstate.lab.bench.shapley import shapley, subsets
 from minstate.lab.engines.stub_model import stub_engine
@@ -84,7 +84,7 @@ def times_faster(turns: pd.DataFrame, theirs: str, ours: str, column: str = "tot
 
     The 95 % interval of the median turn is from `from` to `to`.
     """
-    wide = turns.pivot(index=["repeat", "turn"], columns="configuration", values=column)
+    wide = seconds_by_turn(turns, column)
     a, b = wide[theirs].to_numpy(), wide[ours].to_numpy()
     low, high = bootstrap_interval(lambda at: np.median(a[at] / b[at]), len(wide))
     return {"whole": a.sum() / b.sum(), "median": np.median(a / b), "from": low, "to": high}
@@ -112,7 +112,8 @@ def twins(turns: pd.DataFrame) -> pd.DataFrame:
 
 def seconds_of_subsets(turns: pd.DataFrame) -> dict[frozenset[str], float]:
     """Seconds of the whole conversation, for each of the sixteen combinations of mechanisms."""
-    totals = turns.groupby("configuration")["total_s"].sum() / turns["repeat"].nunique()
+    groups = turns.groupby("configuration")
+    totals = groups["total_s"].sum() / groups["repeat"].nunique()
     return {some: float(totals[configuration_name(some)]) for some in subsets(MECHANISMS)}
 
 

@@ -1,34 +1,24 @@
 """minstate beside other engines on the same work: the same weights, input ids, number of output tokens, and threads.
 
-Each configuration is a process of its own, in its engine's own environment (`CONTRIBUTING.md` says how to make one). It
-answers `generate(token_ids, count)` with a program from `peers/`. For each turn the configurations run one by one, in
-changing order. All of them sample greedily, and continue from their own output. Rounding differs between engines, so
-outputs differ after a near-tie; `turns that say the same` is the share of turns in which an engine generates the same
-tokens as ours.
+For each turn the configurations run one by one, in changing order. All of them sample greedily, and continue from their
+own output. Rounding differs between engines, so outputs differ after a near-tie; `turns that say the same` is the share
+of turns in which an engine generates the same tokens as ours. Where the measurement is repeated, configurations that
+keep nothing between turns are measured in the first repeat only, because they take longest.
 """
-
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from minstate.lab.bench.bootstrap import bootstrap_interval
-from minstate.lab.bench.gguf_files import write_gguf
+from minstate.lab.bench.peer_process import Peer, running
+from minstate.lab.bench.repeats import measure_repeats
 from minstate.lab.engines.stub_model import stub_engine
-from minstate.lab.paths import CLONE, TRACES, clone_for, source_text
+from minstate.lab.paths import TRACES, source_text
 from minstate.lab.traces.replay import replay
 from minstate.lab.traces.trace import read_trace
 from minstate.weights import find_model, read_tokenizer
 
-ENVIRONMENTS = Path(os.environ.get("MINSTATE_PEERS", (CLONE or Path.cwd()) / ".peers"))
 OURS = "minstate, stateful"
 STATELESS = ["minstate, stateless", "transformers, stateless", "transformers, prompt lookup", "vllm, stateless"]
 REUSING = [
@@ -41,85 +31,13 @@ REUSING = [
 ]
 SPECULATIVE = [
     "minstate, stateful and prompt lookup",
+    "minstate, stateful, prompt lookup and 8-bit K/V",
     "llama_cpp, prompt lookup",
     "vllm, prefix caching and ngram",
     "openvino, prefix caching and prompt lookup",
 ]
 WORKLOADS = {"steps": [name for name in REUSING if "reuse" not in name], "agentic": STATELESS + REUSING + SPECULATIVE}
 WORKLOADS["coding"] = REUSING + SPECULATIVE
-# Threads that spin briefly stay awake between two operations of a step, and free their core between two turns.
-ENVIRONMENT = {
-    "GOMP_SPINCOUNT": "10000",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-}
-
-
-class Peer:
-    """One configuration's process. If it ends too early, raises `RuntimeError` with the end of what it printed."""
-
-    def __init__(self, python: Path, spec: dict, log):
-        environment = os.environ | ENVIRONMENT | {"VLLM_CPU_OMP_THREADS_BIND": f"0-{spec['threads'] - 1}"}
-        self.spec, self.log = spec, log
-        program = clone_for("the benchmark `peers`") / "peers" / "run_engine.py"
-        self.process = subprocess.Popen(
-            [python, program, json.dumps(spec)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
-        )  # fmt: skip
-        self.version = self._answer()["version"]
-
-    def generate(self, token_ids: list[int], count: int) -> dict:
-        """`count` new tokens after `token_ids`, and the seconds that they took."""
-        print(json.dumps({"token_ids": token_ids, "count": count}), file=self.process.stdin, flush=True)
-        return self._answer()
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.communicate()
-
-    def _answer(self) -> dict:
-        if line := self.process.stdout.readline():
-            return json.loads(line)
-        self.log.seek(0)
-        raise RuntimeError(f"{self.spec['engine']} ({self.spec['mode']}) ended:\n{self.log.read()[-2000:]}")
-
-
-@contextmanager
-def running(configurations: list[str], dtype: str, threads: int = 2) -> Iterator[dict[str, Peer]]:
-    """Start each configuration whose environment exists. Standard error has a line for each that does not run."""
-    folder = find_model()
-    with ExitStack() as stack:
-        peers = {}
-        for name in (bar := tqdm(configurations, unit="engine")):
-            bar.set_description(f"starting {name}")
-            engine, _, mode = name.partition(", ")
-            ours = engine in ("minstate", "transformers")
-            python = Path(sys.executable) if ours else ENVIRONMENTS / engine / "bin" / "python"
-            if not python.exists():
-                tqdm.write(f"absent: {name} (no {python}; CONTRIBUTING.md says how to install it)", file=sys.stderr)
-                continue
-            spec = {"engine": f"run_{engine}", "mode": mode, "dtype": dtype, "threads": threads, "model": str(folder)}
-            if engine in ("llama_cpp", "openvino"):
-                spec["gguf"] = str(_gguf(folder, dtype if engine == "llama_cpp" else "float16"))
-            log = stack.enter_context(tempfile.TemporaryFile("w+"))
-            try:
-                peers[name] = Peer(python, spec, log)
-            except RuntimeError as error:
-                tqdm.write(f"failed: {error}", file=sys.stderr)
-                continue
-            stack.callback(peers[name].close)
-        yield peers
-
-
-def _gguf(folder: Path, kind: str) -> Path:
-    path = ENVIRONMENTS / "gguf" / f"{folder.name}-{kind}.gguf"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_gguf(folder, path.with_suffix(".partial"), kind)
-        path.with_suffix(".partial").rename(path)
-    return path
 
 
 def conversation(trace: str) -> list[tuple[list[int], int]]:
@@ -133,36 +51,26 @@ def conversation(trace: str) -> list[tuple[list[int], int]]:
     return turns
 
 
-def measure_turns(peers: dict[str, Peer], turns: list[tuple[list[int], int]], repeats: int) -> pd.DataFrame:
-    """A row for each repeat, turn and configuration. Each repeat begins with other tokens, so that no cache has it."""
-    tokenizer, order = read_tokenizer(find_model()), np.random.default_rng(0)
-    rows = []
-    with tqdm(total=repeats * len(turns) * len(peers), unit="turn") as bar:
-        for repeat in range(repeats):
-            logs = {name: tokenizer.encode(f"Conversation {repeat} of {repeats}.\n") for name in peers}
-            for number, (new, count) in enumerate(turns, 1):
-                for name in order.permutation(list(peers)):
-                    bar.set_description(f"turn {number}, {name}")
-                    logs[name] += new
-                    answer = peers[name].generate(logs[name], count)
-                    rows.append(
-                        {
-                            "repeat": repeat,
-                            "turn": number,
-                            "configuration": str(name),
-                            "n": len(logs[name]),
-                            "generated": count,
-                            "seconds": round(answer["seconds"], 4),
-                            "same as ours": answer["token_ids"],
-                        }
-                    )
-                    logs[name] += answer["token_ids"]
-                    bar.update()
-    table = pd.DataFrame(rows)
-    ours = table[table["configuration"] == OURS].set_index(["repeat", "turn"])["same as ours"]
-    outputs = zip(table["repeat"], table["turn"], table["same as ours"], strict=True)
-    table["same as ours"] = [ids == ours[repeat, turn] for repeat, turn, ids in outputs]
-    return table
+def measure_turns(peers: dict[str, Peer], turns: list[tuple[list[int], int]], repeat: int) -> pd.DataFrame:
+    """A row for each turn and configuration. Each repeat begins with other tokens, so that no cache has it."""
+    order = np.random.default_rng(repeat)
+    log = read_tokenizer(find_model()).encode(f"Conversation {repeat}.\n")
+    rows, logs = [], {name: log.copy() for name in peers if repeat == 0 or name not in STATELESS}
+    with tqdm(total=len(turns) * len(logs), unit="turn", mininterval=1) as bar:
+        for number, (new, count) in enumerate(turns, 1):
+            outputs = {}
+            for name in order.permutation(list(logs)):
+                bar.set_description(f"turn {number}, {name}")
+                logs[name] += new
+                answer = peers[name].generate(logs[name], count)
+                row = {"turn": number, "configuration": str(name), "n": len(logs[name]), "generated": count}
+                rows.append(row | {key: round(answer[key], 4) for key in ("seconds", "first_s")})
+                outputs[str(name)] = answer["token_ids"]
+                logs[name] += answer["token_ids"]
+                bar.update()
+            for row in rows[-len(logs) :]:
+                row["same as ours"] = outputs[row["configuration"]] == outputs[OURS]
+    return pd.DataFrame(rows)
 
 
 def measure_steps(peers: dict[str, Peer], repeats: int, contexts: list[int], tokens: int = 16) -> pd.DataFrame:
@@ -209,11 +117,29 @@ def summary(rows: pd.DataFrame, cases: list[str], value: str) -> pd.DataFrame:
     wide = rows.pivot_table(index=cases, columns="configuration", values=value, sort=False)
     lines = []
     for name in wide.columns:
-        ratios = (wide[name] / wide[OURS]).to_numpy()
+        ratios = (wide[name] / wide[OURS]).dropna().to_numpy()
         low, high = bootstrap_interval(lambda at, ratios=ratios: np.median(ratios[at]), len(ratios))
         lines.append({"configuration": name, f"median {value}": wide[name].median(), "ratio to ours": np.median(ratios),
                       "from": low, "to": high})  # fmt: skip
     return pd.DataFrame(lines).sort_values("ratio to ours", ignore_index=True)
+
+
+def turn_parts(rows: pd.DataFrame) -> pd.DataFrame:
+    """For each configuration: seconds of a conversation, of its first turn, and until the first token of later ones.
+
+    What state saves is in the time until the first token, and what drafts save is in the tokens a second after it.
+    """
+    later = rows[rows["turn"] > 1].groupby("configuration")
+    groups = rows.assign(rest_s=rows["seconds"] - rows["first_s"], rest=rows["generated"] - 1).groupby("configuration")
+    return pd.DataFrame(
+        {
+            "total s": groups["seconds"].sum() / groups["repeat"].nunique(),
+            "first turn s": rows[rows["turn"] == 1].groupby("configuration")["seconds"].median(),
+            "first token s": later["first_s"].median(),
+            "tokens/s after it": groups["rest"].sum() / groups["rest_s"].sum(),
+            "turns that say the same": groups["same as ours"].mean(),
+        }
+    )
 
 
 def peers(
@@ -233,11 +159,10 @@ def peers(
             ]
             table = pd.concat(tables, ignore_index=True)
         else:
-            rows = measure_turns(started, conversation(workload), int(repeats))
-            table = summary(rows, ["repeat", "turn"], "seconds")
-            by_name = rows.groupby("configuration")
-            table["total s"] = table["configuration"].map(by_name["seconds"].sum() / int(repeats))
-            table["turns that say the same"] = table["configuration"].map(by_name["same as ours"].mean())
+            turns = conversation(workload)
+            name = f"peers_{workload}_{dtype}"
+            rows = measure_repeats(name, int(repeats), lambda repeat: measure_turns(started, turns, repeat))
+            table = summary(rows, ["repeat", "turn"], "seconds").join(turn_parts(rows), on="configuration")
     table["version"] = table["configuration"].map(versions)
     table.attrs["raw"] = rows.drop(columns="same as ours", errors="ignore").to_dict("list")
     return table.set_index("configuration")

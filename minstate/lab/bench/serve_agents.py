@@ -29,7 +29,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from minstate.errors import BadValue
-from minstate.lab.bench.peers import ENVIRONMENT, ENVIRONMENTS
+from minstate.lab.bench.peer_process import ENVIRONMENT, ENVIRONMENTS
 from minstate.lab.engines.template_styles import QWEN2
 from minstate.weights import find_model
 

@@ -24,7 +24,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from minstate.errors import BadValue
-from minstate.lab.bench.peers import ENVIRONMENTS
+from minstate.lab.bench.peer_process import ENVIRONMENTS
 from minstate.weights import find_model
 
 CLIENTS = (1, 4, 16)

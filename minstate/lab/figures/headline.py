@@ -36,11 +36,12 @@ LOOK = {
     "stateful": STATEFUL,
     "+ prompt lookup": DRAFTING,
     "+ grammar": {"facecolor": PURPLE, "hatch": "xx"},
+    "+ 8-bit K/V": {"facecolor": DIM, "hatch": "--"},
 }
-LINES = ENGINE_LINES | {"+ prompt lookup": (SKY, "D:"), "+ grammar": (PURPLE, "v-")}
+LINES = ENGINE_LINES | {"+ prompt lookup": (SKY, "D:"), "+ grammar": (PURPLE, "v-"), "+ 8-bit K/V": (DIM, "s-")}
 STEPS = {  # what is added from one step of the ladder to the next
     "prefix reuse": "+ prefix reuse", "stateful": "+ state",
-    "+ prompt lookup": "+ prompt lookup", "+ grammar": "+ grammar",
+    "+ prompt lookup": "+ prompt lookup", "+ grammar": "+ grammar", "+ 8-bit K/V": "+ 8-bit K/V",
 }  # fmt: skip
 GROUPS = {
     "drafts": "keeps its prefix, and drafts",
@@ -240,7 +241,7 @@ def _factors(turns: pd.DataFrame, ours: str) -> pd.DataFrame:
     wide = turns.pivot(index=["repeat", "turn"], columns="configuration", values="seconds")
     rows = {}
     for name in wide.columns:
-        ratios = (wide[name] / wide[ours]).to_numpy()
+        ratios = (wide[name] / wide[ours]).dropna().to_numpy()  # some are measured in one repeat only
         low, high = bootstrap_interval(lambda at, ratios=ratios: np.median(ratios[at]), len(ratios))
         rows[name] = {"from": low, "median": np.median(ratios), "to": high}
     return pd.DataFrame(rows).T

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pandas as pd
 import pytest
 
 from minstate.draft_budget import CostTable
@@ -15,15 +16,17 @@ def turns():
     first, costs = stub_engine(num_pages=1), CostTable.default("float32")
     engines = {
         ablation.configuration_name(mechanisms): ablation.engine_with(mechanisms, first, costs)
-        for mechanisms in subsets(ablation.MECHANISMS)
+        for mechanisms in [*subsets(ablation.MECHANISMS), ablation.LADDER["+ 8-bit K/V"]]
     }
-    return ablation.measure_turns(engines, "agentic", 1, same=True)
+    return pd.concat(
+        ablation.measure_turns(engines, "agentic", repeat, same=True).assign(repeat=repeat) for repeat in (0, 1)
+    )
 
 
 def test_each_mechanism_saves_what_it_is_there_for(turns):
     table = ablation.ladder(turns)
     whole = turns[turns["configuration"] == "naive"]["n"].sum()
-    for mechanisms in subsets(ablation.MECHANISMS):
+    for mechanisms in [*subsets(ablation.MECHANISMS), ablation.LADDER["+ 8-bit K/V"]]:
         row = table.loc[ablation.configuration_name(mechanisms)]
         if ablation.STATE in mechanisms:  # what is new, and nothing else
             assert row["prefilled"] == row["delta"] and row["recomputed"] == 0
@@ -43,6 +46,14 @@ def test_each_mechanism_saves_what_it_is_there_for(turns):
     assert list(table.loc[rising, "passes"]) == sorted(table["passes"].unique(), reverse=True)
 
 
+def test_the_naive_engine_runs_once_and_is_compared_with_every_repeat(turns):
+    repeats = turns.groupby("configuration")["repeat"].nunique()
+    assert repeats.pop("naive") == 1 and set(repeats) == {2}
+    wide = ablation.seconds_by_turn(turns)
+    assert list(wide.loc[0, "naive"]) == list(wide.loc[1, "naive"]) and not wide.isna().any(axis=None)
+    assert list(wide.loc[0, "stateful"]) != list(wide.loc[1, "stateful"])
+
+
 def test_the_shares_add_up_to_what_all_mechanisms_save(turns):
     table = ablation.ladder(turns)
     for unit in ("forwarded", "passes"):
@@ -52,5 +63,5 @@ def test_the_shares_add_up_to_what_all_mechanisms_save(turns):
 
 def test_every_combination_of_mechanisms_has_a_name_of_its_own():
     names = [ablation.configuration_name(mechanisms) for mechanisms in subsets(ablation.MECHANISMS)]
-    assert len(set(names)) == 2 ** len(ablation.MECHANISMS) and set(ablation.LADDER) < set(names)
+    assert len(set(names)) == 2 ** len(ablation.MECHANISMS) and set(ablation.LADDER) - {*names} == {"+ 8-bit K/V"}
     assert all(smaller < larger for smaller, larger in pairwise(ablation.LADDER.values()))

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import tiny
 
-from minstate.lab.bench import peers
+from minstate.lab.bench import peer_process, peers
 from minstate.lab.paths import CLONE, TRACES
 
 ENGINE = """
@@ -14,7 +14,7 @@ def load(spec):
     if spec["mode"] == "broken":
         raise SystemExit("out of luck")
     print("libraries print what they like")
-    return "1.2", lambda token_ids, count: [0 if spec["mode"] == "odd" else len(token_ids)] * count
+    return "1.2", lambda token_ids, count: ([0 if spec["mode"] == "odd" else len(token_ids)] * count, 0.25)
 """
 
 
@@ -24,9 +24,10 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "peers").mkdir()
     (tmp_path / "peers" / "run_engine.py").write_text((CLONE / "peers" / "run_engine.py").read_text())
     (tmp_path / "peers" / "run_minstate.py").write_text(ENGINE)
-    monkeypatch.setattr(peers, "clone_for", lambda program: tmp_path)
-    monkeypatch.setattr(peers, "ENVIRONMENTS", tmp_path / "none")
-    monkeypatch.setattr(peers, "find_model", lambda: tmp_path)
+    monkeypatch.setattr(peer_process, "clone_for", lambda program: tmp_path)
+    monkeypatch.setattr(peer_process, "ENVIRONMENTS", tmp_path / "none")
+    for module in (peers, peer_process):
+        monkeypatch.setattr(module, "find_model", lambda: tmp_path)
     monkeypatch.setattr(peers, "read_tokenizer", lambda folder: tiny.tokenizer())
     return tmp_path
 
@@ -44,8 +45,8 @@ def test_engines_that_are_absent_or_break_are_named_and_left_out(folder, capfd):
 
 def test_every_configuration_continues_from_its_own_output(folder):
     with peers.running([peers.OURS, "minstate, odd"], "float32") as started:
-        rows = peers.measure_turns(started, [([5, 6], 3), ([7], 2)], repeats=2)
-    assert len(rows) == 2 * 2 * 2
+        rows = peers.measure_turns(started, [([5, 6], 3), ([7], 2)], repeat=0)
+    assert len(rows) == 2 * 2 and set(rows["first_s"]) == {0.25}
     assert rows[rows["configuration"] == peers.OURS]["same as ours"].all()
     assert not rows[rows["configuration"] == "minstate, odd"]["same as ours"].any()
     first = rows[(rows["turn"] == 1)]["n"].iloc[0]
@@ -59,6 +60,18 @@ def test_steps_and_prompts_are_timed_apart(folder):
     with peers.running([peers.OURS], "float32") as started:
         rows = peers.measure_steps(started, repeats=2, contexts=[64], tokens=4)
     assert len(rows) == 2 and rows["prompt_s"].notna().sum() == 1
+
+
+def test_what_keeps_nothing_is_measured_once(folder):
+    (folder / "peers" / "run_transformers.py").write_text(ENGINE)
+    names = [peers.OURS, "transformers, stateless"]
+    with peers.running(names, "float32") as started:
+        rows = [peers.measure_turns(started, [([5, 6], 3)], repeat).assign(repeat=repeat) for repeat in (0, 1)]
+    assert [list(part["configuration"].sort_values()) for part in rows] == [names, names[:1]]
+    both = peers.summary(pd.concat(rows), ["repeat", "turn"], "seconds").set_index("configuration")
+    assert both.notna().all(axis=None)
+    parts = peers.turn_parts(pd.concat(rows))
+    assert list(parts["turns that say the same"]) == [1, 1]
 
 
 def test_ratios_are_paired():
