@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-MANY_ROWS = 8  # from here on a product by a CPU's own bfloat16 instructions is the faster one (measured with AMX)
+MANY_ROWS = 8  # from here on a product by AMX is the faster one
 
 
 class Linear:
@@ -19,8 +19,8 @@ class Linear:
     panels  W in the layout of the C++ kernel, if `kernels` is "cpu". It multiplies any number of rows, and gives a row
             the same bits whatever rows stand beside it.
     packed  W in the layout of [oneDNN](https://github.com/uxlfoundation/oneDNN), without the kernel. Beside the kernel
-            only where a CPU has instructions for products in bfloat16, which are faster for many rows, and only if the
-            layer need not be `deterministic`.
+            only in bfloat16 on a CPU with AMX, whose products are faster for many rows, and only if the layer need not
+            be `deterministic`.
     weight  W itself, for other dtypes and devices. Also where oneDNN cannot multiply bfloat16 on this CPU: `packed` is
             then a float32 copy. One row reads `weight`, which is smaller, because its speed is that of memory. Several
             rows read `packed`, because their speed is that of arithmetic.
@@ -47,7 +47,7 @@ class Linear:
             from minstate.kernels.cpu.functions import linear, pack  # compiles the kernels
 
             self.panels, self.weight, self.multiply = pack(weight), None, linear
-            if deterministic or weight.dtype == torch.float32 or self.packed_dtype != weight.dtype:
+            if deterministic or weight.dtype == torch.float32 or not torch.cpu._is_amx_tile_supported():
                 self.packed_dtype = None
         if self.packed_dtype is not None:
             # We do not tell oneDNN a number of rows. A layout for one row alone it would rearrange again for several.

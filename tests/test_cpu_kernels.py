@@ -105,8 +105,8 @@ def test_a_key_that_is_not_finite_is_seen(odd):
 @DTYPES
 @settings(deadline=None, max_examples=25)
 @given(
-    rows=st.integers(0, 20),
-    inputs=st.sampled_from([1, 8, 63, 576]),
+    rows=st.integers(0, 40),
+    inputs=st.sampled_from([2, 8, 62, 576]),
     outputs=st.sampled_from([1, 7, 16, 31, 32, 33, 100, 300]),
     biased=st.booleans(),
 )

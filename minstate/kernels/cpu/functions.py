@@ -33,6 +33,7 @@ def kernel(name: str, *dtypes: torch.dtype) -> Callable[..., None]:
 
 
 PANEL = library().panel_width()  # outputs that `linear` computes side by side; raises `UnsupportedModel`
+STEP = library().bfloat16_step()  # bfloat16 that one instruction multiplies for each output
 LANES = PANEL // 2  # numbers of a vector: rows and heads must be whole vectors
 
 
@@ -102,14 +103,21 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
-    """Weights `[N, K]` as panels `[⌈N / PANEL⌉, K, PANEL]`; the last is filled up with zeros."""
+    """Weights `[N, K]` as panels `[⌈N / PANEL⌉, K, PANEL]`; the last is filled up with zeros.
+
+    In bfloat16 `STEP` consecutive numbers of K lie side by side, and K must be a multiple of it.
+    """
+    step = STEP if weight.dtype == torch.bfloat16 else 1
     padded = torch.nn.functional.pad(weight, (0, 0, 0, -len(weight) % PANEL))
-    return padded.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
+    panels = padded.unflatten(0, (-1, PANEL)).unflatten(2, (-1, step)).transpose(1, 2)  # [P, K / step, PANEL, step]
+    return panels.contiguous().view(len(panels), weight.shape[1], PANEL)
 
 
 def unpack(panels: torch.Tensor, outputs: int) -> torch.Tensor:
     """The weights `[N, K]` of which `pack` made panels."""
-    return panels.transpose(1, 2).flatten(0, 1)[:outputs]
+    step = STEP if panels.dtype == torch.bfloat16 else 1
+    count, inputs, _ = panels.shape
+    return panels.view(count, inputs // step, PANEL, step).transpose(1, 2).reshape(-1, inputs)[:outputs]
 
 
 def linear(x: torch.Tensor, panels: torch.Tensor, bias: torch.Tensor | None, outputs: int) -> torch.Tensor:

@@ -8,8 +8,13 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 #include <vector>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
@@ -42,6 +47,34 @@ inline vec load(const bfloat16* at) {
     halves upper;
     memcpy(&upper, at, sizeof upper);
     return (vec)(__builtin_convertvector(upper, bits) << 16);
+}
+
+// The factors of products that are added up: S numbers for each lane. S is 2 where the CPU has an instruction that
+// multiplies pairs of bfloat16 and adds both products to a float32.
+template <int S>
+struct Factors { using type = vec; };
+#if defined(__AVX512BF16__)
+constexpr bool PAIRS = true;
+template <>
+struct Factors<2> { using type = __m512bh; };
+inline vec add_products(vec total, __m512bh w, const bfloat16* x) {
+    int pair;
+    memcpy(&pair, x, sizeof pair);
+    return (vec)_mm512_dpbf16_ps((__m512)total, (__m512bh)_mm512_set1_epi32(pair), w);
+}
+#else
+constexpr bool PAIRS = false;
+#endif
+inline vec add_products(vec total, vec w, const float* x) { return total + w * *x; }
+
+template <int S, class W>
+inline auto load_factors(const W* at) {
+    if constexpr (S == 1) return load(at);
+    else {
+        typename Factors<S>::type w;
+        memcpy(&w, at, sizeof w);
+        return w;
+    }
 }
 
 inline void store(float* at, vec x) { memcpy(at, &x, sizeof x); }
