@@ -1,9 +1,9 @@
-"""One agent, one client, two servers: minstate's and vLLM's, with the same weights, and what a user would see of each.
+"""The same agents on two servers: minstate's and vLLM's, with the same weights, and what a user would see of each.
 
-The agent is one of OpenAI's Agents SDK, unchanged. It has two tools, and answers four questions in each conversation by
-calls that a grammar constrains (`tool_choice="required"`). It sends its whole history with each request. For each
-conversation the servers are asked one after the other, in changing order; the other one is idle meanwhile. Both report
-how many tokens of each prompt they had kept. Replies differ after near-ties, and so do their lengths.
+An agent is one of OpenAI's Agents SDK, unchanged. It has two tools, and answers four questions in each conversation by
+calls that a grammar constrains (`tool_choice="required"`). It sends its whole history with each request. One agent, or
+several at once, are clients of one server; the other servers are idle meanwhile, and the order of the servers changes.
+All report how many tokens of each prompt they had kept. Replies differ after near-ties, and so do their lengths.
 
 The chat template tells the model its tools, which the default model's own does not. vLLM runs from an environment of
 its own (`CONTRIBUTING.md` says how to make one), with its default, prefix caching.
@@ -166,30 +166,50 @@ async def conversation(url: str, shop: int, questions: Sequence[str] = QUESTIONS
     return watch.rows
 
 
-def serve_agents(dtype: str = "float32", conversations: int = 5) -> pd.DataFrame:
-    """A row for each server: all requests of so many conversations, after one that warms up and is left out."""
+async def crowd(url: str, shops: Sequence[int]) -> list[list[dict[str, float]]]:
+    """An agent for each shop, all at once: what `conversation` returns, for each of them."""
+    return await asyncio.gather(*(conversation(url, shop) for shop in shops))
+
+
+def serve_agents(dtype: str = "float32", conversations: int = 3, clients: str = "1,4,16") -> pd.DataFrame:
+    """A row for each number of clients and each server: all requests of one conversation of each client.
+
+    One client alone has so many conversations. Each server first answers one that is left out.
+    """
     ports = {name: _free_port() for name in ("minstate", "minstate, drafts", "vllm")}
-    rows, changing = [], np.random.default_rng(0)
+    rows, changing, shop = [], np.random.default_rng(0), 0
     with ExitStack() as stack:
         urls, weights = {}, str(stack.enter_context(model_for_tools()))
         for name, command in (bar := tqdm(commands(weights, dtype, ports).items(), unit="server")):
             bar.set_description(f"starting {name}")
             urls[name] = stack.enter_context(running(name, command, ports[name]))
-        for shop in tqdm(range(int(conversations) + 1), unit="conversation"):
+        counts = [int(count) for count in clients.split(",")]
+        rounds = [0, *(count for count in counts for _ in range(int(conversations) if count == 1 else 1))]
+        for many in tqdm(rounds, unit="round"):
+            shops = range(shop, shop := shop + max(many, 1))
             for name in changing.permutation(list(urls)):
-                found = asyncio.run(conversation(urls[name], shop))
-                rows += [
-                    {"server": str(name), "conversation": shop, "request": i, **row} for i, row in enumerate(found)
-                ]
+                started_s = time.perf_counter()
+                found = asyncio.run(crowd(urls[name], shops))
+                known = {"server": str(name), "clients": many, "all_s": time.perf_counter() - started_s}
+                for each, requests in zip(shops, found, strict=True):
+                    rows += [known | {"shop": each} | request for request in requests]
     raw = pd.DataFrame(rows)
     first = raw.groupby("server")["prompt"].first()
     assert first.max() < 1.1 * first.min(), f"the servers tell the model different things: {first.to_dict()}"
-    counted = raw[raw["conversation"] > 0].assign(computed=lambda table: table["prompt"] - table["cached"])
-    groups = counted.groupby("server")
-    table = groups[["prompt", "computed", "generated", "seconds"]].sum()
-    table.insert(0, "requests", groups.size())
-    table["median s a request"] = groups["seconds"].median()
-    table["p95 s a request"] = groups["seconds"].quantile(0.95)
-    table["ms a generated token"] = 1000 * table["seconds"] / table["generated"]
+    table = by_server(raw[raw["clients"] > 0])
     table.attrs = {"dtype": dtype, "client": f"openai-agents {agents.version.__version__}", "raw": raw.to_dict("list")}
+    return table
+
+
+def by_server(raw: pd.DataFrame) -> pd.DataFrame:
+    """Tokens and seconds of all requests, for each number of clients and each server."""
+    counted = raw.assign(computed=raw["prompt"] - raw["cached"])
+    groups = counted.groupby(["clients", "server"])
+    table = groups[["prompt", "computed", "generated"]].sum()
+    table.insert(0, "requests", groups.size())
+    all_s = counted.drop_duplicates(["clients", "server", "all_s"]).groupby(["clients", "server"])["all_s"].sum()
+    table["requests a minute"] = 60 * table["requests"] / all_s
+    table["tokens/s"] = table["generated"] / all_s
+    table["p50 s a request"] = groups["seconds"].median()
+    table["p95 s a request"] = groups["seconds"].quantile(0.95)
     return table
