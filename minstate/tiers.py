@@ -207,9 +207,7 @@ class Tiers:
             if data is None:
                 table.truncate(table.length)
                 break
-            target = self._pool.kv.unflatten(3, (-1, size))[:, :, :, table.pages[-1]]
-            page = data.view(target.dtype).view(target.shape)
-            target[:, :, :, table.length - at :] = page[:, :, :, table.length - at :]
+            self._write(data, table.pages[-1], table.length - at)
             table.commit()
         if self.next is sequence:
             self.next = None
@@ -248,7 +246,17 @@ class Tiers:
 
     def _put(self, tier: Tier, pages: list[tuple[bytes, int]], used: int) -> None:
         """Copy pages of the pool into a tier, the deepest first: of equals it is evicted first."""
-        kv = self._pool.kv.unflatten(3, (-1, self._pool.page_size))
         for name, page in reversed(pages):
-            data = None if name in tier.used else kv[:, :, :, page].flatten().view(torch.uint8)
-            tier.put(name, used, data)
+            tier.put(name, used, None if name in tier.used else self._read(page))
+
+    def _read(self, page: int) -> torch.Tensor:
+        """The bytes of a page of the pool."""
+        return self._slots_of(page).flatten().view(torch.uint8)
+
+    def _write(self, data: torch.Tensor, page: int, first: int) -> None:
+        """Copy a page's bytes into a page of the pool, from its slot `first` on."""
+        target = self._slots_of(page)
+        target[:, :, :, first:] = data.view(target.dtype).view(target.shape)[:, :, :, first:]
+
+    def _slots_of(self, page: int) -> torch.Tensor:
+        return self._pool.kv.unflatten(3, (-1, self._pool.page_size))[:, :, :, page]

@@ -4,9 +4,10 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from minstate.lab.figures.palette import BLUE, ENGINE_LINES, FAINT, ORANGE, PURPLE, STYLE, new_figure
+from minstate.lab.figures.palette import BLUE, ENGINE_LINES, FAINT, ORANGE, PURPLE, SKY, STYLE, new_figure
 from minstate.lab.serving.capacity import MAX_AGENTS
 
+POLICIES = ENGINE_LINES | {"stateful, host tier": (SKY, "D:")}
 CURVES = {"LRU": (ORANGE, "s--"), "hints": (BLUE, "o-"), "clairvoyance": (PURPLE, "D:")}
 
 
@@ -31,12 +32,12 @@ def agents_bars(table: pd.DataFrame) -> Figure:
 
     The axis is linear below 1 and logarithmic above it, so that none served has a place, too.
     """
-    figure, (axes,) = new_figure(width=8.6, height=3.8)
+    figure, (axes,) = new_figure(width=8.6, height=4.4)
     cases = list(dict.fromkeys(zip(*(table.index.get_level_values(i) for i in range(3)), strict=True)))
     with mpl.rc_context(STYLE):
-        for i, (policy, (color, style)) in enumerate(ENGINE_LINES.items()):
+        for i, (policy, (color, style)) in enumerate(POLICIES.items()):
             for place, case in enumerate(cases):
-                number, at = table.loc[(*case, policy), "agents per GPU"], place + 0.27 * (i - 1)
+                number, at = table.loc[(*case, policy), "agents per GPU"], place + 0.21 * (i - 1.5)
                 more = "≥ " if table.loc[(*case, policy), "agents"] == MAX_AGENTS else ""
                 axes.plot([0, number], [at, at], color=FAINT, lw=1)
                 axes.plot(number, at, style[0], color=color, ms=8, label=None if place else policy)

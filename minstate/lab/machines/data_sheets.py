@@ -21,6 +21,7 @@ class Hardware:
     roofline     FLOP/s of dense bfloat16 products and bytes/s, by the data sheet
     efficiency   share of the roofline that is reached; gpt-fast reports 0.69 for decoding on an A100
     overhead_s   seconds that every step takes besides its forward pass: launches, sampling, the scheduler
+    host_memory  bytes of host memory for pages of K/V, and how fast they are copied there and back
     """
 
     name: str
@@ -29,6 +30,8 @@ class Hardware:
     roofline: Roofline
     efficiency: float = 0.6
     overhead_s: float = 0.002
+    host_memory: float = 0.0
+    host_bytes_per_s: float = math.inf
 
     def seconds(self, flops: float, bytes_read: float) -> float:
         """Predicted duration of one step."""
@@ -43,9 +46,12 @@ class Hardware:
 
 
 def h100(gpus: int = 1) -> Hardware:
-    """H100 SXM, 80 GB: 989 TFLOP/s dense bfloat16, 3.35 TB/s."""
-    name = "H100" if gpus == 1 else f"{gpus} × H100"
-    return Hardware(name, gpus, gpus * 80e9, Roofline(gpus * 989e12, gpus * 3.35e12))
+    """H100 SXM, 80 GB: 989 TFLOP/s dense bfloat16, 3.35 TB/s; PCIe 5.0 to its host, 64 GB/s, of which we take 80 %.
+
+    The host's 200 GB for each GPU are assumed: machines with eight of them have 2 TB.
+    """
+    name, host = "H100" if gpus == 1 else f"{gpus} × H100", (gpus * 200e9, gpus * 0.8 * 64e9)
+    return Hardware(name, gpus, gpus * 80e9, Roofline(gpus * 989e12, gpus * 3.35e12), 0.6, 0.002, *host)
 
 
 def weight_bytes(config: ModelConfig) -> int:

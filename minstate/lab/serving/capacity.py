@@ -14,7 +14,7 @@ from tqdm import tqdm
 from minstate.errors import BadValue, OutOfPages
 from minstate.lab.machines.data_sheets import Hardware, h100
 from minstate.lab.serving.live_session import LiveSession
-from minstate.lab.serving.reuse_modes import NAIVE, PREFIX_REUSE, STATEFUL, ReuseMode
+from minstate.lab.serving.reuse_modes import NAIVE, PREFIX_REUSE, STATEFUL, TIERED, ReuseMode
 from minstate.lab.serving.serving_stats import ServingStats
 from minstate.lab.serving.simulation import Simulation
 from minstate.lab.serving.traffic import TrafficShape, draw_sessions
@@ -107,7 +107,7 @@ def most_agents(
 def agents_per_gpu(
     cases: Iterable[CapacityCase],
     *,
-    modes: tuple[ReuseMode, ...] = (NAIVE, PREFIX_REUSE, STATEFUL),
+    modes: tuple[ReuseMode, ...] = (NAIVE, PREFIX_REUSE, STATEFUL, TIERED),
     target: Target = TARGET,
     little: float = 0.02,
     **settings,
@@ -135,6 +135,7 @@ def agents_per_gpu(
                     "agents": most,
                     "agents per GPU": most / case.gpus,
                     "agents, recomputing little": recomputing_little,
+                    "GPU seconds a turn": case.gpus * case.seconds / row["turns"] if row else None,
                     **row,
                 }
             )

@@ -18,6 +18,7 @@ from minstate.lab.serving.live_session import LiveSession, sequence_of
 from minstate.lab.serving.reuse_modes import ReuseMode
 from minstate.lab.serving.serving_stats import ServingStats
 from minstate.lab.serving.stub_pool import StubPool, reserve_slots
+from minstate.lab.serving.stub_tiers import StubTiers
 from minstate.lab.serving.traffic import AgentSession, AgentTurn, TrafficShape, draw_sessions
 from minstate.model_config import ModelConfig
 from minstate.prefix_cache import PrefixCache
@@ -64,8 +65,10 @@ class Simulation:
         self.config, self.hardware, self.mode = config, hardware, mode
         self.count_from_s, self.fast_forward = count_from_s, fast_forward
         self.now_s = 0.0
-        self.pool = StubPool(num_pages or hardware.num_pages(config, page_size), page_size)
-        self.cache = PrefixCache(self.pool, clock=lambda: self.now_s)
+        page_bytes = page_size * config.kv_bytes_per_token(DTYPE)
+        self.pool = StubPool(num_pages or hardware.num_pages(config, page_size), page_size, page_bytes)
+        self.tiers = StubTiers(self.pool, config, hardware) if mode.host_tier else None
+        self.cache = PrefixCache(self.pool, lambda: self.now_s, self.tiers)
         self.scheduler = Scheduler(self.cache, token_budget)
         self.stats = ServingStats()
         self.live: set[LiveSession] = set()
@@ -159,6 +162,7 @@ class Simulation:
             flops += self.config.flops(count, kv_len, 1 if request.remaining == 0 else 0)
             context += kv_len
         decoding = [part.request for part in work if part.request.remaining == 0]
+        self.now_s += self.tiers.take_seconds() if self.tiers else 0.0
         self._advance_clock(flops, context, decoding)
         for request in decoding:
             self._take_output(request, 1)

@@ -34,8 +34,8 @@ class StubAllocator(PageAllocator):
 class StubPool:
     """In place of a `KVPool`: pages and their owners, but no keys and values."""
 
-    def __init__(self, num_pages: int, page_size: int):
-        self.allocator, self.page_size = StubAllocator(num_pages), page_size
+    def __init__(self, num_pages: int, page_size: int, bytes_per_page: int = 0):
+        self.allocator, self.page_size, self.bytes_per_page = StubAllocator(num_pages), page_size, bytes_per_page
 
     def copy_page(self, source: int, target: int, tokens: int | None = None) -> None:
         """Do nothing: there is no K/V to copy."""

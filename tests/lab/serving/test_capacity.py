@@ -46,7 +46,7 @@ def test_the_figure_says_where_there_may_be_room_for_more_agents():
             "agents": agents,
             "agents per GPU": agents / 2,
         }
-        for mode, agents in [("naive", 0), ("prefix reuse", 20), ("stateful", MAX_AGENTS)]
+        for mode, agents in [("naive", 0), ("prefix reuse", 20), ("stateful", 30), ("stateful, host tier", MAX_AGENTS)]
     ]
     (axes,) = agents_bars(pd.DataFrame(rows).set_index(["model", "longest log", "GPUs", "policy"])).axes
-    assert [text.get_text() for text in axes.texts] == ["0", "10", f"≥ {MAX_AGENTS // 2}"]
+    assert [text.get_text() for text in axes.texts] == ["0", "10", "15", f"≥ {MAX_AGENTS // 2}"]

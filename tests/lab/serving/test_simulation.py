@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minstate import OutOfPages, Sampling
 from minstate.lab.machines.data_sheets import LLAMA_8B, h100
 from minstate.lab.serving.live_session import LiveSession
-from minstate.lab.serving.reuse_modes import NAIVE, PREFIX_REUSE, STATEFUL
+from minstate.lab.serving.reuse_modes import NAIVE, PREFIX_REUSE, STATEFUL, TIERED
 from minstate.lab.serving.simulation import Simulation
 from minstate.lab.serving.traffic import TrafficShape, draw_sessions
 
@@ -25,7 +25,7 @@ def served(mode, *, shape=SMALL, count=12, per_s=1.0, seed=0, fast_forward=True,
 
 @given(
     seed=st.integers(0, 999),
-    mode=st.sampled_from([NAIVE, PREFIX_REUSE, STATEFUL]),
+    mode=st.sampled_from([NAIVE, PREFIX_REUSE, STATEFUL, TIERED]),
     num_pages=st.integers(100, 300),
     page_size=st.sampled_from([16, 32]),
     token_budget=st.sampled_from([4, 64, 512]),
@@ -82,7 +82,7 @@ def test_it_counts_what_an_engine_counts():
     assert stats.turns == sum(len(script.turns) for script in scripts) and stats.sessions == 6
 
 
-@pytest.mark.parametrize("mode", [NAIVE, PREFIX_REUSE, STATEFUL], ids=lambda mode: mode.name)
+@pytest.mark.parametrize("mode", [NAIVE, PREFIX_REUSE, STATEFUL, TIERED], ids=lambda mode: mode.name)
 def test_everything_is_served_and_nothing_is_left_locked(mode):
     simulation = served(mode, num_pages=120, page_size=16)
     scripts = list(draw_sessions(SMALL, 0, count=12))
@@ -104,6 +104,25 @@ def test_each_reuse_mode_saves_what_it_should():
     assert stateful.recomputed == 0, "there is room for all sessions"
     assert 0 < reuse.recomputed < 16 * reuse.turns, "no more than a page's tail each turn"
     assert stateful.forwarded < reuse.forwarded < naive.forwarded / 3
+
+
+def test_a_host_tier_keeps_what_eviction_takes():
+    settings = {"shape": replace(SMALL, scale=3 * SMALL.scale), "num_pages": 150, "page_size": 16, "per_s": 30.0}
+    runs = {mode.name: served(mode, **settings) for mode in (STATEFUL, TIERED)}
+    alone, tiered = (run.stats for run in runs.values())
+    assert tiered.recomputed < 0.5 * alone.recomputed and tiered.generated == alone.generated
+    tiers = runs[TIERED.name].tiers
+    assert tiers.take_seconds() == 0, "all copies have taken their time"
+    assert tiers.tiers[0].store.names, "what was evicted last is still there"
+
+
+def test_copies_to_a_slow_host_are_not_worth_their_time():
+    slow = replace(h100(), host_bytes_per_s=1e6)
+    simulation = Simulation(LLAMA_8B, slow, TIERED, num_pages=150, page_size=16)
+    simulation.run(draw_sessions(replace(SMALL, scale=3 * SMALL.scale), 0, count=12, per_s=30.0))
+    assert simulation.stats.recomputed > 0
+    whats = {event.what for event in simulation.scheduler.timeline}
+    assert "compute" in whats and "promote" not in whats
 
 
 def test_a_turn_that_can_never_fit_is_refused():
