@@ -62,8 +62,8 @@ bench: weights
 	@echo "   started again, it goes on with the repeat that it had not finished"
 	@GOMP_SPINCOUNT=10000 $(PY) -m minstate.lab.bench peers workload=agentic dtype=bfloat16 repeats=3
 	@GOMP_SPINCOUNT=10000 $(PY) -m minstate.lab.bench peers workload=coding dtype=bfloat16 repeats=3
-	@GOMP_SPINCOUNT=10000 $(PY) -m minstate.lab.bench ablation dtype=bfloat16 only=ladder repeats=3
-	@GOMP_SPINCOUNT=10000 $(PY) -m minstate.lab.bench ablation dtype=float32
+	@GOMP_SPINCOUNT=10000 $(PY) -m minstate.lab.bench ablation dtype=bfloat16 repeats=3
+	@GOMP_SPINCOUNT=10000 $(PY) -m minstate.lab.bench ablation dtype=float32 only=ladder
 	@GOMP_SPINCOUNT=10000 $(PY) -m minstate.lab.bench peers workload=agentic dtype=float32 repeats=1
 	@GOMP_SPINCOUNT=10000 $(PY) -m minstate.lab.bench peers workload=coding dtype=float32 repeats=1
 

@@ -12,19 +12,17 @@
 // and the partials are merged afterwards; the order, and so the result, is the same. (`attend` and `merge` are not
 // inlined, because two copies of them need not be compiled to the same instructions.)
 //
-// In a chunk, LANES keys at a time are multiplied with all rows of the tile: these keys stay in the first cache.
-#include "vectors.h"
-#include <algorithm>
+// In a chunk, LANES keys at a time are multiplied with all rows of the tile: these keys stay in the first cache. Where
+// the CPU multiplies pairs of bfloat16, keys and values become panels, and both steps are products of matrices (pairs.h).
+#include "floats.h"
+#include "pairs.h"
 #include <cmath>
 #include <vector>
 
-constexpr int CHUNK = 512, VALUES = 32;  // keys; how many values are added at a time
-constexpr int AHEAD = 32;                // keys
-constexpr bool WIDE = LANES == 16;       // AVX-512
-constexpr int TILE = WIDE ? 64 : 32;     // rows of a tile, unless one token has more
-constexpr int ROWS = WIDE ? 3 : 1;       // rows whose sums are in registers at a time, with KEYS keys
-constexpr int KEYS = WIDE ? 8 : LANES;
-constexpr int FEW_TILES = 32;            // fewer are cut into chunks, so that every core has work
+constexpr int VALUES = 32;                   // how many are added at a time
+constexpr int AHEAD = 32;                    // keys
+constexpr int TILE = LANES == 16 ? 96 : 32;  // rows of a tile, unless one token has more
+constexpr int FEW_TILES = 32;                // fewer are cut into chunks, so that every core has work
 
 template <class T, class S>
 struct Call {
@@ -51,24 +49,11 @@ struct Partial {
     Partial(int rows, int dim) : m(rows, -INFINITY), w(rows), a((size_t)rows * dim) {}
 };
 
-// Where the D numbers of each key (or value) from `first` to `end` lie in float32; others are widened into `wide`.
-// Beyond `end` the last one is repeated: slots that were never written may hold NaN, and 0 * NaN is NaN. Keys that lie
-// AHEAD are requested from memory: the hardware does not foresee which page follows.
-static const float* in_float32(const float* at, float*, int) { return at; }
-static const float* in_float32(const bfloat16* at, float* wide, int dim) {
-    for (int d = 0; d < dim; d += LANES) store(wide + d, load(at + d));
-    return wide;
-}
-static const float* in_float32(const int8_t* at, float* __restrict wide, int dim) {
-    float scale;
-    memcpy(&scale, at + dim, sizeof scale);
-    for (int d = 0; d < dim; d++) wide[d] = at[d] * scale;  // a plain loop, of which compilers make vectors
-    return wide;
-}
-
-template <int COUNT, class T, class S>
-static void locate(const Call<T, S>& call, const S* pool, const Tile& tile, int first, int end, float* wide,
-                   const float** at) {
+// use(i, where the D numbers of key or value `first` + i lie), for COUNT of them. From `end` on the last one is
+// repeated: slots that were never written may hold NaN, and 0 * NaN is NaN. What lies AHEAD is requested from memory:
+// the hardware does not foresee which page follows.
+template <int COUNT, class T, class S, class Use>
+static void locate(const Call<T, S>& call, const S* pool, const Tile& tile, int first, int end, const Use& use) {
     const int* pages = call.page_table + tile.sequence * call.table_stride;
     const long row = row_width<S>(call.dim);
     pool += tile.kv_head * call.slots * row;
@@ -77,53 +62,14 @@ static void locate(const Call<T, S>& call, const S* pool, const Tile& tile, int 
         return pool + slot * row;
     };
     for (int i = 0; i < COUNT; i++) {
-        at[i] = in_float32(number(std::min(first + i, end - 1)), wide + i * call.dim, call.dim);
+        use(i, number(std::min(first + i, end - 1)));
         const char* later = (const char*)number(std::min(first + i + AHEAD, tile.readable - 1));
         for (int byte = 0; byte < row * (int)sizeof(S); byte += 64) __builtin_prefetch(later + byte);
     }
 }
 
-// scores[r][i] = q[r] . k[i], for R rows and LANES keys
-template <int R>
-__attribute__((noinline)) static void dot(const float* q, const float* const* k, int dim, float* scores) {
-    vec parts[R][LANES / KEYS];
-    for (int part = 0; part < LANES / KEYS; part++, k += KEYS) {
-        vec dots[R][KEYS] = {};
-        for (int d = 0; d < dim; d += LANES)
-            for (int i = 0; i < KEYS; i++) {
-                const vec key = load(k[i] + d);
-                for (int r = 0; r < R; r++) dots[r][i] += load(q + r * dim + d) * key;
-            }
-        for (int r = 0; r < R; r++) parts[r][part] = sums<1, KEYS>(dots[r]);
-    }
-    for (int r = 0; r < R; r++) store(scores + r * CHUNK, sums<KEYS, LANES>(parts[r]));
-}
-
-// a[r][d] += sum over i of p[r][i] * v[i][d], for V vectors of R rows
-template <int R, int V>
-static void add_values(const float* p, const float* const* v, int count, float* a, int dim, int d) {
-    vec total[R][V];
-    for (int r = 0; r < R; r++)
-        for (int j = 0; j < V; j++) total[r][j] = load(a + r * dim + d + j * LANES);
-    for (int i = 0; i < count; i++)
-        for (int j = 0; j < V; j++) {
-            const vec value = load(v[i] + d + j * LANES);
-            for (int r = 0; r < R; r++) total[r][j] += p[r * CHUNK + i] * value;
-        }
-    for (int r = 0; r < R; r++)
-        for (int j = 0; j < V; j++) store(a + r * dim + d + j * LANES, total[r][j]);
-}
-
-template <int R>
-__attribute__((noinline)) static void add_values(const float* p, const float* const* v, int count, float* a, int dim) {
-    int d = 0;
-    for (; R == 1 && d + 8 * LANES <= dim; d += 8 * LANES) add_values<R, 8>(p, v, count, a, dim, d);
-    for (; d + 4 * LANES <= dim; d += 4 * LANES) add_values<R, 4>(p, v, count, a, dim, d);
-    for (; d < dim; d += LANES) add_values<R, 1>(p, v, count, a, dim, d);
-}
-
-// Scores become weights 2^(s - m), of which the first `keys` count. Returns their sum.
-static float weigh(float* scores, int keys, int width, float& m) {
+// Scores become weights 2^(scale s - m), of which the first `keys` count. Returns their sum.
+static float weigh(float* scores, int keys, int width, float scale, float& m) {
     std::fill(scores + keys, scores + width, -INFINITY);
     vec highest = load(scores), total{};
     for (int i = LANES; i < width; i += LANES) {
@@ -132,40 +78,50 @@ static float weigh(float* scores, int keys, int width, float& m) {
     }
     m = highest[0];
     for (int i = 1; i < LANES; i++) m = highest[i] > m ? highest[i] : m;
+    m *= scale;
     for (int i = 0; i < width; i += LANES) {
-        const vec p = exp2(load(scores + i) - m);
+        const vec p = exp2(load(scores + i) * scale - m);
         store(scores + i, p);
         total += p;
     }
     return sum(total);
 }
 
+// The weights of all rows of a tile, from their scores in a chunk.
 template <class T, class S>
-__attribute__((noinline)) static void attend(const Call<T, S>& call, const Tile& tile, const float* q, int chunk,
-                                             Partial& partial) {
-    const int dim = call.dim, first = chunk * CHUNK, end = std::min(first + CHUNK, tile.readable);
-    const int width = (end - first + LANES - 1) / LANES * LANES, group = tile.rows / tile.tokens;
-    Floats score_rows((size_t)tile.rows * CHUNK), wide((size_t)VALUES * dim);
-    float* const scores = score_rows.data();
-    const float* at[VALUES];
-    for (int i = 0; i < width; i += LANES) {
-        locate<LANES>(call, call.keys, tile, first + i, end, wide.data(), at);
-        int row = 0;
-        for (; row + ROWS <= tile.rows; row += ROWS) dot<ROWS>(q + row * dim, at, dim, scores + row * CHUNK + i);
-        for (; row < tile.rows; row++) dot<1>(q + row * dim, at, dim, scores + row * CHUNK + i);
-    }
-    std::fill_n(partial.a.data(), (size_t)tile.rows * dim, 0.0f);
+static void weigh_rows(const Call<T, S>& call, const Tile& tile, int first, int end, int width, float* scores,
+                       Partial& partial) {
+    const int group = tile.rows / tile.tokens;
     for (int row = 0; row < tile.rows; row++) {
         float* own = scores + (size_t)row * CHUNK;
         const int keys = std::min(tile.history + row / group + 1, end) - first;
         partial.m[row] = -INFINITY;
         partial.w[row] = 0;
-        if (keys > 0) partial.w[row] = weigh(own, keys, width, partial.m[row]);
+        if (keys > 0) partial.w[row] = weigh(own, keys, width, call.scale, partial.m[row]);
         else std::fill(own, own + width, 0.0f);
     }
+}
+
+template <class T, class S>
+__attribute__((noinline)) static void attend(const Call<T, S>& call, const Tile& tile, const float* q, int chunk,
+                                             Partial& partial) {
+    const int dim = call.dim, first = chunk * CHUNK, end = std::min(first + CHUNK, tile.readable);
+    const int width = (end - first + LANES - 1) / LANES * LANES;
+    Floats score_rows((size_t)tile.rows * CHUNK), wide((size_t)VALUES * dim);
+    float* const scores = score_rows.data();
+    const float* at[VALUES];
+    const auto widen = [&](int i, const S* number) { at[i] = in_float32(number, wide.data() + i * dim, dim); };
+    for (int i = 0; i < width; i += LANES) {
+        locate<LANES>(call, call.keys, tile, first + i, end, widen);
+        int row = 0;
+        for (; row + ROWS <= tile.rows; row += ROWS) dot<ROWS>(q + row * dim, at, dim, scores + row * CHUNK + i);
+        for (; row < tile.rows; row++) dot<1>(q + row * dim, at, dim, scores + row * CHUNK + i);
+    }
+    weigh_rows(call, tile, first, end, width, scores, partial);
+    std::fill_n(partial.a.data(), (size_t)tile.rows * dim, 0.0f);
     for (int i = 0; first + i < end; i += VALUES) {
         const int count = std::min(VALUES, end - first - i);
-        locate<VALUES>(call, call.values, tile, first + i, end, wide.data(), at);
+        locate<VALUES>(call, call.values, tile, first + i, end, widen);
         const float* p = scores + i;
         float* a = partial.a.data();
         int row = 0;
@@ -173,6 +129,46 @@ __attribute__((noinline)) static void attend(const Call<T, S>& call, const Tile&
         for (; row < tile.rows; row++) add_values<1>(p + row * CHUNK, at, count, a + row * dim, dim);
     }
 }
+
+#if defined(__AVX512BF16__)
+// Each thread's own memory, one for each NUMBER, which it keeps.
+template <int NUMBER, class N>
+static N* scratch(size_t count) {
+    static thread_local std::vector<vec> memory;
+    if (memory.size() * sizeof(vec) < count * sizeof(N)) memory.resize(count * sizeof(N) / sizeof(vec) + 1);
+    return (N*)memory.data();
+}
+
+// As above, by products of pairs: p is rounded to bfloat16, as K and V are.
+template <class T, class S>
+__attribute__((noinline)) static void attend(const Call<T, S>& call, const Tile& tile, const bfloat16* q, int chunk,
+                                             Partial& partial) {
+    const int dim = call.dim, first = chunk * CHUNK, end = std::min(first + CHUNK, tile.readable);
+    const int width = (end - first + PANEL - 1) / PANEL * PANEL;
+    float* const scores = scratch<0, float>((size_t)tile.rows * CHUNK);
+    bfloat16* const panels = scratch<1, bfloat16>((size_t)width * dim);
+    bfloat16* const weights = scratch<2, bfloat16>((size_t)tile.rows * width);
+    const bfloat16* at[LANES];
+    const auto keep = [&](int i, const bfloat16* number) { at[i] = number; };
+    for (int i = 0; i < width; i += LANES) {
+        locate<LANES>(call, call.keys, tile, first + i, end, keep);
+        turn_keys(at, dim, i, panels);
+    }
+    for (int i = 0; i < width; i += PANEL)
+        multiply<1>(q, tile.rows, dim, panels + (long)i * dim, nullptr, scores + i, CHUNK, PANEL);
+    weigh_rows(call, tile, first, end, width, scores, partial);
+    for (int row = 0; row < tile.rows; row++)
+        for (int i = 0; i < width; i += LANES) round_weights(scores + row * CHUNK + i, weights + row * width + i);
+    for (int i = 0; i < width; i += LANES) {
+        locate<LANES>(call, call.values, tile, first + i, end, keep);
+        for (int j = 0; j < LANES; j += 2)
+            interleave_values(at[j], at[j + 1], dim, width, i + j, panels);
+    }
+    for (int d = 0; d < dim; d += PANEL)
+        multiply<1>((const bfloat16*)weights, tile.rows, width, panels + (long)d * width, nullptr, partial.a.data() + d,
+                    dim, PANEL);
+}
+#endif
 
 // A further chunk may raise the maximum; 2^(m - m') then rescales what was summed before.
 __attribute__((noinline)) static void merge(Partial& all_so_far, const Partial& next, int dim) {
@@ -188,15 +184,15 @@ __attribute__((noinline)) static void merge(Partial& all_so_far, const Partial& 
     }
 }
 
-template <class T, class S>
-static Floats scaled_queries(const Call<T, S>& call, const Tile& tile) {
+// The rows of a tile, one after the other, in float32 or as they are.
+template <class Q, class T, class S>
+static Aligned<Q> queries(const Call<T, S>& call, const Tile& tile) {
     const int group = call.heads / call.kv_heads;
-    Floats q((size_t)tile.rows * call.dim);
+    Aligned<Q> q((size_t)tile.rows * call.dim);
     for (int row = 0; row < tile.rows; row++) {
         const int head = tile.kv_head * group + row % group;
         const T* from = call.q + (tile.token + row / group) * call.q_stride + head * call.dim;
-        float* to = q.data() + (size_t)row * call.dim;
-        for (int d = 0; d < call.dim; d += LANES) store(to + d, load(from + d) * call.scale);
+        for (int d = 0; d < call.dim; d += LANES) store(q.data() + (size_t)row * call.dim + d, load(from + d));
     }
     return q;
 }
@@ -228,14 +224,14 @@ static std::vector<Tile> tiles_of(const Call<T, S>& call) {
     return tiles;
 }
 
-template <class T, class S>
+template <class Q, class T, class S>
 static void paged_attention(const Call<T, S>& call) {
     const std::vector<Tile> tiles = tiles_of(call);
     const int count = tiles.size();
     if (count >= FEW_TILES) {
 #pragma omp parallel for schedule(dynamic)
         for (int i = count - 1; i >= 0; i--) {  // the last rows of a prompt read most keys, so they start first
-            const Floats q = scaled_queries(call, tiles[i]);
+            const Aligned<Q> q = queries<Q>(call, tiles[i]);
             Partial total(tiles[i].rows, call.dim), next(tiles[i].rows, call.dim);
             for (int chunk = 0; chunk * CHUNK < tiles[i].readable; chunk++) {
                 attend(call, tiles[i], q.data(), chunk, next);
@@ -255,7 +251,7 @@ static void paged_attention(const Call<T, S>& call) {
 #pragma omp parallel for schedule(dynamic)
     for (int j = 0; j < (int)work.size(); j++) {
         const Tile& tile = tiles[work[j].first];
-        attend(call, tile, scaled_queries(call, tile).data(), work[j].second, partials[j]);
+        attend(call, tile, queries<Q>(call, tile).data(), work[j].second, partials[j]);
     }
     for (int j = 0; j < (int)work.size();) {
         const int i = work[j].first;
@@ -265,13 +261,20 @@ static void paged_attention(const Call<T, S>& call) {
     }
 }
 
+template <class T, class S>
+static void choose(const Call<T, S>& call) {
+    if constexpr (PAIRS && std::is_same_v<T, bfloat16> && std::is_same_v<S, bfloat16>)
+        if (call.dim % PANEL == 0) return paged_attention<bfloat16>(call);
+    paged_attention<float>(call);
+}
+
 #define DEFINE(T, S)                                                                                                 \
     void paged_attention_##T##_##S(const T* q, long q_stride, const S* kv, T* out, const int* query_start,           \
                                    const int* context_len, const int* page_table, long table_stride, int sequences,  \
                                    int heads, int kv_heads, int dim, int page_size, long slots, float scale) {        \
         const S* values = kv + kv_heads * slots * row_width<S>(dim);                                                  \
-        paged_attention(Call<T, S>{q, q_stride, kv, values, out, query_start, context_len, page_table, table_stride,  \
-                                   sequences, heads, kv_heads, dim, page_size, slots, scale});                        \
+        choose(Call<T, S>{q, q_stride, kv, values, out, query_start, context_len, page_table, table_stride, sequences,\
+                          heads, kv_heads, dim, page_size, slots, scale});                                            \
     }
 using float32 = float;
 using int8 = int8_t;

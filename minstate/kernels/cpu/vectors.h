@@ -31,13 +31,15 @@ struct bfloat16 { uint16_t upper; };
 template <class S>
 inline long row_width(int dim) { return sizeof(S) == 1 ? dim + sizeof(float) : dim; }
 
-// Floats of which no vector lies in two lines of the cache: reading it would take twice as long.
-struct Floats {
+// Numbers of which no vector lies in two lines of the cache: reading it would take twice as long.
+template <class N>
+struct Aligned {
     std::vector<vec> vectors;
-    Floats(size_t count) : vectors((count + LANES - 1) / LANES) {}
-    float* data() { return (float*)vectors.data(); }
-    const float* data() const { return (const float*)vectors.data(); }
+    Aligned(size_t count) : vectors((count * sizeof(N) + sizeof(vec) - 1) / sizeof(vec)) {}
+    N* data() { return (N*)vectors.data(); }
+    const N* data() const { return (const N*)vectors.data(); }
 };
+using Floats = Aligned<float>;
 
 inline vec all(float x) { return x - vec{}; }
 

@@ -61,16 +61,16 @@ def engine_with(mechanisms: frozenset[str], first: Engine, costs: CostTable) -> 
 def measure_turns(engines: dict[str, Engine], workload: str, repeat: int, *, same: bool) -> pd.DataFrame:
     """Replay a trace on all engines, turn by turn, in changing order: a row for each turn and configuration.
 
-    Each repeat is a tenant of its own, so it finds nothing of what ran before it in a cache. The naive engine takes
-    longest, and runs in the first repeat only. With `same`, raises AssertionError if in a turn two configurations
-    generate different tokens, or if the model's own choices agree with them in different numbers; where K/V has 8 bits,
-    these choices may be others.
+    Each repeat is a tenant of its own, so it finds nothing of what ran before it in a cache. After the first repeat
+    only the steps of the ladder run, without the naive engine, which takes longest. With `same`, raises AssertionError
+    if in a turn two configurations generate different tokens, or if the model's own choices agree with them in
+    different numbers; where K/V has 8 bits, these choices may be others.
     """
     trace = read_trace(TRACES / f"{workload}-0.jsonl")
     order, rows = np.random.default_rng(repeat), []
     for engine in engines.values():
         engine.open(tenant="warm-up").send("Are you there?", max_new_tokens=4)
-    names = [name for name in engines if repeat == 0 or name != NAIVE]
+    names = [name for name in engines if repeat == 0 or name in list(LADDER)[1:]]
     replays = {name: replay(engines[name], trace, tenant=f"{workload}, {repeat}") for name in names}
     with tqdm(total=trace.header.turns * len(replays), unit="turn", mininterval=1) as bar:
         for number in range(1, trace.header.turns + 1):
@@ -162,7 +162,7 @@ def shapley_shares(turns: pd.DataFrame) -> list[dict]:
 
 
 def ablation(
-    dtype: str = "float32", workloads: str = "agentic,coding", repeats: str = "1", only: str = ""
+    dtype: str = "bfloat16", workloads: str = "agentic,coding", repeats: str = "1", only: str = ""
 ) -> pd.DataFrame:
     """Replay the turns of these traces with all combinations of mechanisms; `only=ladder` adds them one by one.
 

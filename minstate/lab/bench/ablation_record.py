@@ -43,7 +43,7 @@ class AblationRecord:
     share_out: dict[str, pd.DataFrame]
 
 
-def read_ablation(dtype: str = "float32") -> AblationRecord:
+def read_ablation(dtype: str = "bfloat16") -> AblationRecord:
     """The stored run in this precision."""
     record = json.loads((RESULTS / f"ablation_{dtype}.json").read_text())
     return AblationRecord(
@@ -60,12 +60,12 @@ def _stub() -> Engine:
     return stub_engine(num_pages=1)
 
 
-def count_turns(workload: str, mechanisms: frozenset[str]) -> pd.DataFrame:
+def count_turns(workload: str, mechanisms: frozenset[str], dtype: str = "bfloat16") -> pd.DataFrame:
     """Replay a trace on an engine with these mechanisms around a stub model: a row of counts for each turn.
 
-    The columns `prefill_s`, `decode_s` and `total_s` are the seconds of everything but the model.
+    What a pass costs in this precision decides how many drafts there are. The columns `prefill_s`, `decode_s` and `total_s` are the seconds of everything but the model.
     """
-    engine = engine_with(mechanisms, _stub(), CostTable.default("float32"))
+    engine = engine_with(mechanisms, _stub(), CostTable.default(dtype))
     engine.grammars = _stub().grammars  # of the same tokenizer, so they are compiled once
     turns = [turn for _, turn in replay(engine, read_trace(TRACES / f"{workload}-0.jsonl"))]
     return pd.DataFrame(
@@ -97,7 +97,7 @@ def twins(turns: pd.DataFrame) -> pd.DataFrame:
     for each pair: the quotient of all turns, and the 10th and 90th percentile of the quotients of single turns. Raises
     AssertionError if the counts of a pair differ.
     """
-    rows = {}
+    rows, turns = {}, turns[turns["repeat"] == 0]
     for some in subsets(MECHANISMS):
         if "state" in some and "prefix reuse" not in some:
             names = configuration_name(some), configuration_name(some | {"prefix reuse"})
