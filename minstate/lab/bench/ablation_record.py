@@ -63,7 +63,8 @@ def _stub() -> Engine:
 def count_turns(workload: str, mechanisms: frozenset[str], dtype: str = "bfloat16") -> pd.DataFrame:
     """Replay a trace on an engine with these mechanisms around a stub model: a row of counts for each turn.
 
-    What a pass costs in this precision decides how many drafts there are. The columns `prefill_s`, `decode_s` and `total_s` are the seconds of everything but the model.
+    What a pass costs in this precision decides how many drafts there are. The columns `prefill_s`, `decode_s` and
+    `total_s` are the seconds of everything but the model.
     """
     engine = engine_with(mechanisms, _stub(), CostTable.default(dtype))
     engine.grammars = _stub().grammars  # of the same tokenizer, so they are compiled once
