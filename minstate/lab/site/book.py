@@ -23,6 +23,7 @@ TEXTS = {  # the pages that are Markdown files of the repository
     "ARCHITECTURE.md": "reference/architecture.md",
     "notebooks/glossary.md": "reference/glossary.md",
     "docs/many_machines.md": "reference/many_machines.md",
+    "REPORT.md": "results/report.md",
     "CONTRIBUTING.md": "reference/contributing.md",
 }
 
@@ -50,7 +51,7 @@ def write_book(root: Path, out: Path) -> Site:
     lists = {
         "course": _course(chapters, extras),
         "reference": _toctree("Reference", ["reference/index.md", *api, *_in(pages, "reference")]),
-        "results": _toctree("Results", ["results/index.md", *tables]),
+        "results": _toctree("Results", ["results/index.md", *_in(pages, "results"), *tables]),
         "lecturers": _toctree("For lecturers", _in(pages, "lecturers")),
         "table of results": "\n".join(f"- [{title}](/{page})" for page, title in tables.items()),
     }

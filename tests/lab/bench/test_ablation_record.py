@@ -10,7 +10,7 @@ from minstate.lab.bench.shapley import subsets
 
 @pytest.fixture(scope="module")
 def stored():
-    return record.read_ablation("float32")
+    return record.read_ablation()
 
 
 def test_the_stored_counts_are_those_of_a_stub_model(stored):
@@ -21,9 +21,9 @@ def test_the_stored_counts_are_those_of_a_stub_model(stored):
 
 
 def test_the_ladder_of_a_run_has_no_shares_to_give():
-    ladder = record.read_ablation("bfloat16")
+    ladder = record.read_ablation("float32")
     assert not ladder.share_out and set(ladder.turns) == {"agentic", "coding"}
-    assert ladder.source.startswith("python -m minstate.lab.bench ablation dtype=bfloat16")
+    assert ladder.source.startswith("python -m minstate.lab.bench ablation dtype=float32 only=ladder")
 
 
 def test_times_faster_is_what_the_table_says(stored):
@@ -46,10 +46,11 @@ def test_twins_do_the_same_work(stored):
 
 def test_seconds_are_those_of_one_repeat(stored):
     turns = stored.turns["agentic"]
+    turns = turns[turns["repeat"] == 0]
     twice = pd.concat([turns, turns.assign(repeat=1)])
     assert record.seconds_of_subsets(twice) == pytest.approx(record.seconds_of_subsets(turns))
     whole = stored.table.loc["agentic", "total s"]
-    seconds = record.seconds_of_subsets(turns)
+    seconds = record.seconds_of_subsets(stored.turns["agentic"])
     assert all(seconds[some] == pytest.approx(whole[configuration_name(some)], rel=1e-3) for some in seconds)
 
 
