@@ -33,7 +33,11 @@ def quotable() -> set[str]:
     columns = ("times faster", "median turn", "last turn")
     ladders = [row for dtype in ("float32", "bfloat16") for row in result(f"ablation_{dtype}")["rows"]]
     turns = {f"{row[name]:.1f} ×" for row in ladders for name in columns}
-    turns |= {whole(row) for row in ladders} | {cell for row in ladders for cell in parts(row)}
+    turns |= (
+        {f"{row['total s']:.0f} s" for row in ladders}
+        | {whole(row) for row in ladders}
+        | {cell for row in ladders for cell in parts(row)}
+    )
     files = [path.stem for path in (ROOT / "data" / "results").glob("peers_steps_*.json")]
     steps = {f"{row['median step_ms']:.0f} ms" for name in files for row in result(name)["rows"]}
     steps |= {f"{row['prompt tokens/s']:.0f} tokens/s" for name in files for row in result(name)["rows"]}

@@ -26,6 +26,6 @@ def measure_repeats(name: str, repeats: int, measure: Callable[[int], pd.DataFra
             partial = path.with_suffix(".partial")
             measure(repeat).to_json(partial, orient="split", double_precision=15)
             partial.rename(path)
-        tables.append(pd.read_json(path, orient="split"))
+        tables.append(pd.read_json(path, orient="split", precise_float=True))
         tables[-1].insert(0, "repeat", repeat)
     return pd.concat(tables, ignore_index=True)

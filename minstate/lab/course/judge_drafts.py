@@ -36,7 +36,7 @@ class Work(NamedTuple):
         return Work(self.passes + other.passes, self.ms + other.ms)
 
 
-BASELINES = {"agentic": Work(300, 21437), "data_analysis": Work(641, 47304), "planning": Work(608, 45032)}
+BASELINES = {"agentic": Work(298, 5210), "data_analysis": Work(639, 11393), "planning": Work(597, 10573)}
 
 
 def judge_drafts() -> Iterator[Finding]:
