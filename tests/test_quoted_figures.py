@@ -43,6 +43,7 @@ def quotable() -> set[str]:
     steps |= {f"{row['prompt tokens/s']:.0f} tokens/s" for name in files for row in result(name)["rows"]}
     engines = [row for workload in WORKLOADS for row in result(f"peers_{workload}_bfloat16")["rows"]]
     totals = {whole(row) for row in engines} | {cell for row in engines for cell in parts(row)}
+    totals |= {f"{row['p50 s a request']:.2f} s" for row in result("serve_agents_bfloat16")["rows"]}
     totals |= {factor for workload in WORKLOADS for factor in factors(workload)}
     faster = {f"{row['times faster']:.1f} ×" for row in result("speculation")["rows"]}
     passes = [row["median ms"] for row in result("cpu_steps")["rows"]]
@@ -223,6 +224,20 @@ def test_it_is_said_what_the_server_computes_under_load():
     text = " ".join((ROOT / "docs" / "serving.md").read_text().split())
     assert f"computed {min(shares)} to {max(shares)} % of the prompt tokens" in text
     assert {row["clients"] for row in rows} == {1, 4, 16}
+
+
+def test_it_is_said_what_two_servers_do_for_the_same_agents():
+    rows = {(row["clients"], row["server"]): row for row in result("serve_agents_bfloat16")["rows"]}
+    servers, text = ("minstate", "minstate, drafts", "vllm"), (ROOT / "docs" / "serving.md").read_text()
+    for clients in (1, 4, 16):
+        cells = [f"{rows[clients, server]['requests a minute']:.0f}" for server in servers]
+        cells += [f"{rows[clients, server]['p50 s a request']:.2f} s" for server in servers]
+        assert f"| {clients} | {' | '.join(cells)} |" in text
+        assert rows[clients, "minstate"]["requests a minute"] > rows[clients, "vllm"]["requests a minute"]
+    for server, said in [("minstate", "minstate computes {} %"), ("vllm", "blocks of 128 tokens, {} %")]:
+        mine = [row for (_, name), row in rows.items() if name == server]
+        share = 100 * sum(row["computed"] for row in mine) / sum(row["prompt"] for row in mine)
+        assert said.format(f"{share:.0f}") in " ".join(text.split())
 
 
 def test_results_say_how_they_were_measured():
