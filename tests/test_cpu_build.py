@@ -1,10 +1,12 @@
 """The C++ kernels are compiled once; where they cannot be, torch computes, and one line says why."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +76,17 @@ def test_the_kernels_compile_for_aarch64(tmp_path):
         command = [*CROSS[0], "-std=c++17", "-O2", "-ffp-contract=fast", "-c", str(source), "-o", str(tmp_path / "x.o")]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+
+
+@pytest.mark.skipif("avx512f" not in CPU, reason="this CPU has no AVX-512 to leave out")
+@pytest.mark.parametrize("without", ["avx512f", "avx512bf16"])
+def test_the_kernels_are_right_without_what_this_cpu_has(without):
+    """Code for older CPUs: half as wide, or without the instruction for pairs of bfloat16."""
+    compiler = f"{shlex.join(build.compiler())} -mno-{without}"
+    kernels = Path(__file__).with_name("test_cpu_kernels.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", kernels, "-k", "attention or product"]
+    done = subprocess.run(command, env=os.environ | {"MINSTATE_COMPILER": compiler}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
