@@ -81,3 +81,8 @@ def html(text: str, target: Target, mention: Mention) -> str:
         return f"<a{found['before']}" + (f' href="{page}"' if page else "") + found["rest"]
 
     return HTML.sub(replace, text)
+
+
+def as_html(address: str | None) -> str | None:
+    """The address of the page that Sphinx makes of a file, for a link that Sphinx does not read."""
+    return address and re.sub(r"\.(md|ipynb)(?=$|#)", ".html", address)

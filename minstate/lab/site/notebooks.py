@@ -60,7 +60,8 @@ def _show(output: NotebookNode, cell: NotebookNode, target: links.Target, mentio
             text = output.get("metadata", {}).get(kind, {}).get("alt") or cell.metadata.get("alt", "")
             cell.metadata.setdefault("mystnb", {}).setdefault("image", {"alt": text})
     if "text/markdown" in data:
-        data["text/markdown"] = links.markdown(data["text/markdown"], target, mention)
+        # Sphinx does not read the links of outputs.
+        data["text/markdown"] = links.markdown(data["text/markdown"], lambda link: links.as_html(target(link)), mention)
     if "text/html" in data:
         data["text/html"] = links.html(data["text/html"], target, mention)
 

@@ -56,7 +56,7 @@ class Site:
         def mention(code: str) -> str | None:
             place = self.names.find(code, excluded)
             line = f"#L{place.line}" if place and place.line else ""
-            return as_html(self._seen_from(page, place.path, line)) if place else None
+            return links.as_html(self._seen_from(page, place.path, line)) if place else None
 
         return target, mention
 
@@ -102,14 +102,9 @@ class Site:
         """A folder: its files and folders, each a link."""
         inside = [each.relative_to(self.root) for each in sorted((self.root / path).iterdir())]
         known = {*self.names.files, *(parent for file in self.names.files for parent in file.parents)}
-        rows = [(each, as_html(self._seen_from(page, each, ""))) for each in inside if each in known]
+        rows = [(each, links.as_html(self._seen_from(page, each, ""))) for each in inside if each in known]
         items = [f'- <a class="source" href="{address}">`{each.name}`</a>' for each, address in rows if address]
         return f"---\norphan: true\n---\n\n# `{path}/`\n\n" + "\n".join(items) + "\n"
-
-
-def as_html(address: str | None) -> str | None:
-    """The address of the page that Sphinx makes of a file, for a link that Sphinx does not read."""
-    return address and re.sub(r"\.(md|ipynb)(?=$|#)", ".html", address)
 
 
 def source_page(root: Path, path: Path) -> str:

@@ -1,8 +1,12 @@
 """Links in Markdown and HTML lead to pages; names of code are links; code, headings and formulas stay as they are."""
 
+from pathlib import Path
+
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from minstate.lab.site.links import html, markdown
+from minstate.lab.site.notebooks import prepared
 
 PAGES = {"a.md": "x/a.md", "b.py": "../b.py.html#L2", "p.png": "p.png", "hidden.py": None}
 CODE = {"b.py": "../b.py.html", "f": "../b.py.html#L7"}
@@ -45,3 +49,11 @@ def test_markdown(before, after):
 )
 def test_html(before, after):
     assert html(before, PAGES.__getitem__, CODE.get) == after
+
+
+def test_a_link_of_an_output_leads_to_the_page_of_a_notebook():
+    """Sphinx turns links of cells into addresses of pages, and shows outputs as they are."""
+    output = new_output("display_data", {"text/markdown": "[the next](08_next.ipynb#end)"})
+    notebook = new_notebook(cells=[new_code_cell("show()", outputs=[output])])
+    page = prepared(notebook, Path("notebooks/07_this.ipynb"), lambda link: f"course/{link}", lambda code: None)
+    assert 'href="course/08_next.html#end"' in page.cells[0].outputs[0].data["text/markdown"]
