@@ -63,15 +63,14 @@ class StubTiers(Tiers):
     """
 
     def __init__(self, pool: StubPool, config: ModelConfig, hardware: Hardware):
-        page_bytes = pool.page_size * config.kv_bytes_per_token(DTYPE)
         self._pool, self._costs, self.next = pool, PredictedCosts(config, hardware), None
-        self._page_bytes, self._bytes_per_s = page_bytes, hardware.host_bytes_per_s
-        self.tiers = [Tier(StubStore(), int(hardware.host_memory // page_bytes), hardware.host_bytes_per_s)]
+        num_pages = int(hardware.host_memory // pool.bytes_per_page)
+        self.tiers = [Tier(StubStore(), num_pages, hardware.host_bytes_per_s)]
         self.copied = 0  # pages whose time has not passed yet
 
     def take_seconds(self) -> float:
         """The seconds of all copies to and from the host since the last call."""
-        seconds, self.copied = self.copied * self._page_bytes / self._bytes_per_s, 0
+        seconds, self.copied = self.copied * self._pool.bytes_per_page / self.tiers[0].bytes_per_s, 0
         return seconds
 
     def _read(self, page: int) -> object:  # noqa: ARG002  as the original
