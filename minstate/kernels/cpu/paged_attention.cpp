@@ -20,7 +20,7 @@
 #include <vector>
 
 constexpr int VALUES = 32;                   // how many are added at a time
-constexpr int AHEAD = 32;                    // keys
+constexpr int AHEAD = 64;                    // keys
 constexpr int TILE = LANES == 16 ? 96 : 32;  // rows of a tile, unless one token has more
 constexpr int FEW_TILES = 32;                // fewer are cut into chunks, so that every core has work
 
@@ -49,6 +49,20 @@ struct Partial {
     Partial(int rows, int dim) : m(rows, -INFINITY), w(rows), a((size_t)rows * dim) {}
 };
 
+// The slot of a key, and of those that follow: a division for each would take longer than all else that a key needs.
+struct Place {
+    const int* pages;
+    int page_size, key, page, offset;
+    Place(const int* pages, int page_size, int key)
+        : pages(pages), page_size(page_size), key(key), page(key / page_size), offset(key % page_size) {}
+    long slot() const { return (long)pages[page] * page_size + offset; }
+    void step(int end) {  // the last key before `end` has none that follows
+        if (key + 1 >= end) return;
+        key++;
+        if (++offset == page_size) offset = 0, page++;
+    }
+};
+
 // use(i, where the D numbers of key or value `first` + i lie), for COUNT of them. From `end` on the last one is
 // repeated: slots that were never written may hold NaN, and 0 * NaN is NaN. What lies AHEAD is requested from memory:
 // the hardware does not foresee which page follows.
@@ -57,28 +71,28 @@ static void locate(const Call<T, S>& call, const S* pool, const Tile& tile, int 
     const int* pages = call.page_table + tile.sequence * call.table_stride;
     const long row = row_width<S>(call.dim);
     pool += tile.kv_head * call.slots * row;
-    const auto number = [&](int key) {
-        const long slot = (long)pages[key / call.page_size] * call.page_size + key % call.page_size;
-        return pool + slot * row;
-    };
-    for (int i = 0; i < COUNT; i++) {
-        use(i, number(std::min(first + i, end - 1)));
-        const char* later = (const char*)number(std::min(first + i + AHEAD, tile.readable - 1));
-        for (int byte = 0; byte < row * (int)sizeof(S); byte += 64) __builtin_prefetch(later + byte);
+    Place now(pages, call.page_size, std::min(first, end - 1));
+    Place later(pages, call.page_size, std::min(first + AHEAD, tile.readable - 1));
+    for (int i = 0; i < COUNT; i++, now.step(end), later.step(tile.readable)) {
+        use(i, pool + now.slot() * row);
+        const char* soon = (const char*)(pool + later.slot() * row);
+        for (int byte = 0; byte < row * (int)sizeof(S); byte += 64) __builtin_prefetch(soon + byte, 0, 0);
     }
 }
 
-// Scores become weights 2^(scale s - m), of which the first `keys` count. Returns their sum.
-static float weigh(float* scores, int keys, int width, float scale, float& m) {
-    std::fill(scores + keys, scores + width, -INFINITY);
-    vec highest = load(scores), total{};
-    for (int i = LANES; i < width; i += LANES) {
-        const vec s = load(scores + i);
-        highest = s > highest ? s : highest;
+// The highest of `width` scores, a multiple of PANEL. Two maxima are kept: each waits for the one before it.
+static float highest(const float* scores, int width) {
+    vec even = load(scores), odd = load(scores + LANES);
+    for (int i = PANEL; i < width; i += PANEL) {
+        even = larger(load(scores + i), even);
+        odd = larger(load(scores + i + LANES), odd);
     }
-    m = highest[0];
-    for (int i = 1; i < LANES; i++) m = highest[i] > m ? highest[i] : m;
-    m *= scale;
+    return largest(larger(even, odd));
+}
+
+// Scores become weights 2^(scale s - m). Returns their sum.
+static float weigh(float* scores, int width, float scale, float m) {
+    vec total{};
     for (int i = 0; i < width; i += LANES) {
         const vec p = exp2(load(scores + i) * scale - m);
         store(scores + i, p);
@@ -87,17 +101,21 @@ static float weigh(float* scores, int keys, int width, float scale, float& m) {
     return sum(total);
 }
 
-// The weights of all rows of a tile, from their scores in a chunk.
+// The weights of all rows of a tile, from their scores in a chunk, of which each row may read the first ones. First all
+// maxima, then all weights: so a CPU begins with the next row while it adds up the lanes of one.
 template <class T, class S>
-static void weigh_rows(const Call<T, S>& call, const Tile& tile, int first, int end, int width, float* scores,
-                       Partial& partial) {
-    const int group = tile.rows / tile.tokens;
+static void weigh_rows(const Call<T, S>& call, const Tile& tile, int first, int end, float* scores, Partial& partial) {
+    const int group = tile.rows / tile.tokens, width = (end - first + PANEL - 1) / PANEL * PANEL;
+    const auto readable = [&](int row) { return std::min(tile.history + row / group + 1, end) - first; };
     for (int row = 0; row < tile.rows; row++) {
         float* own = scores + (size_t)row * CHUNK;
-        const int keys = std::min(tile.history + row / group + 1, end) - first;
-        partial.m[row] = -INFINITY;
+        std::fill(own + std::max(readable(row), 0), own + width, -INFINITY);
+        partial.m[row] = highest(own, width) * call.scale;
+    }
+    for (int row = 0; row < tile.rows; row++) {
+        float* own = scores + (size_t)row * CHUNK;
         partial.w[row] = 0;
-        if (keys > 0) partial.w[row] = weigh(own, keys, width, call.scale, partial.m[row]);
+        if (readable(row) > 0) partial.w[row] = weigh(own, width, call.scale, partial.m[row]);
         else std::fill(own, own + width, 0.0f);
     }
 }
@@ -117,7 +135,7 @@ __attribute__((noinline)) static void attend(const Call<T, S>& call, const Tile&
         for (; row + ROWS <= tile.rows; row += ROWS) dot<ROWS>(q + row * dim, at, dim, scores + row * CHUNK + i);
         for (; row < tile.rows; row++) dot<1>(q + row * dim, at, dim, scores + row * CHUNK + i);
     }
-    weigh_rows(call, tile, first, end, width, scores, partial);
+    weigh_rows(call, tile, first, end, scores, partial);
     std::fill_n(partial.a.data(), (size_t)tile.rows * dim, 0.0f);
     for (int i = 0; first + i < end; i += VALUES) {
         const int count = std::min(VALUES, end - first - i);
@@ -143,26 +161,36 @@ static N* scratch(size_t count) {
 template <class T, class S>
 __attribute__((noinline)) static void attend(const Call<T, S>& call, const Tile& tile, const bfloat16* q, int chunk,
                                              Partial& partial) {
+    constexpr bool SCALED = sizeof(S) == 1;
     const int dim = call.dim, first = chunk * CHUNK, end = std::min(first + CHUNK, tile.readable);
     const int width = (end - first + PANEL - 1) / PANEL * PANEL;
     float* const scores = scratch<0, float>((size_t)tile.rows * CHUNK);
     bfloat16* const panels = scratch<1, bfloat16>((size_t)width * dim);
     bfloat16* const weights = scratch<2, bfloat16>((size_t)tile.rows * width);
+    bfloat16* const wide = scratch<3, bfloat16>((size_t)LANES * dim);
+    float* const scales = scratch<4, float>(CHUNK);
     const bfloat16* at[LANES];
-    const auto keep = [&](int i, const bfloat16* number) { at[i] = number; };
+    const auto read = [&](const S* pool, int i) {
+        locate<LANES>(call, pool, tile, first + i, end, [&](int j, const S* number) {
+            at[j] = in_bfloat16(number, wide + j * dim, dim);
+            if (SCALED) memcpy(scales + i + j, number + dim, sizeof(float));
+        });
+    };
     for (int i = 0; i < width; i += LANES) {
-        locate<LANES>(call, call.keys, tile, first + i, end, keep);
+        read(call.keys, i);
         turn_keys(at, dim, i, panels);
     }
     for (int i = 0; i < width; i += PANEL)
         multiply<1>(q, tile.rows, dim, panels + (long)i * dim, nullptr, scores + i, CHUNK, PANEL);
-    weigh_rows(call, tile, first, end, width, scores, partial);
-    for (int row = 0; row < tile.rows; row++)
-        for (int i = 0; i < width; i += LANES) round_weights(scores + row * CHUNK + i, weights + row * width + i);
+    for (int row = 0; SCALED && row < tile.rows; row++) multiply_by(scores + row * CHUNK, scales, width);
+    weigh_rows(call, tile, first, end, scores, partial);
     for (int i = 0; i < width; i += LANES) {
-        locate<LANES>(call, call.values, tile, first + i, end, keep);
-        for (int j = 0; j < LANES; j += 2)
-            interleave_values(at[j], at[j + 1], dim, width, i + j, panels);
+        read(call.values, i);
+        for (int j = 0; j < LANES; j += 2) interleave_values(at[j], at[j + 1], dim, width, i + j, panels);
+    }
+    for (int row = 0; row < tile.rows; row++) {
+        if (SCALED) multiply_by(scores + row * CHUNK, scales, width);
+        for (int i = 0; i < width; i += LANES) round_weights(scores + row * CHUNK + i, weights + row * width + i);
     }
     for (int d = 0; d < dim; d += PANEL)
         multiply<1>((const bfloat16*)weights, tile.rows, width, panels + (long)d * width, nullptr, partial.a.data() + d,
@@ -263,7 +291,7 @@ static void paged_attention(const Call<T, S>& call) {
 
 template <class T, class S>
 static void choose(const Call<T, S>& call) {
-    if constexpr (PAIRS && std::is_same_v<T, bfloat16> && std::is_same_v<S, bfloat16>)
+    if constexpr (PAIRS && std::is_same_v<T, bfloat16>)
         if (call.dim % PANEL == 0) return paged_attention<bfloat16>(call);
     paged_attention<float>(call);
 }

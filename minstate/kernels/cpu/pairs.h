@@ -4,7 +4,8 @@
 //     output [rows, D]    = p [rows, keys] V        V as panels[d / PANEL][key / 2][d % PANEL][key % 2]
 //
 // In the pool a key lies as D numbers in a row, so K is turned, 16 keys times 16 pairs at a time, and two values that
-// follow each other are interleaved.
+// follow each other are interleaved. A number of 8 bits is a bfloat16 too, exactly. Its scale is that of the whole key
+// or value, so it leaves both products: q (s k) = s (q k), and p (s v) = (p s) v.
 #pragma once
 #include "products.h"
 #if defined(__AVX512BF16__)
@@ -24,6 +25,19 @@ static void turn(__m512i* x) {
             }
         turn<2 * S>(x);
     }
+}
+
+// Where D numbers lie in bfloat16; those of 8 bits are widened into `wide`.
+static const bfloat16* in_bfloat16(const bfloat16* at, bfloat16*, int) { return at; }
+static const bfloat16* in_bfloat16(const int8_t* at, bfloat16* wide, int dim) {
+    const auto in_float32 = [](const int8_t* from) {
+        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+    };
+    for (int d = 0; d < dim; d += PANEL) {
+        const __m512bh both = _mm512_cvtne2ps_pbh(in_float32(at + d + LANES), in_float32(at + d));
+        memcpy(wide + d, &both, sizeof both);
+    }
+    return wide;
 }
 
 // at: 16 keys of `dim` numbers; i: the number of the first of them in the chunk
@@ -48,6 +62,11 @@ static void interleave_values(const bfloat16* a, const bfloat16* b, int dim, int
         _mm512_storeu_si512(to, _mm512_permutex2var_epi16(x, first, y));
         _mm512_storeu_si512(to + PANEL, _mm512_permutex2var_epi16(x, second, y));
     }
+}
+
+// Each number of a row times the scale of its key or value.
+static void multiply_by(float* row, const float* scales, int count) {
+    for (int i = 0; i < count; i += LANES) store(row + i, load(row + i) * load(scales + i));
 }
 
 // To the nearest bfloat16. Numbers below 2^-126 become 0, which weights may.

@@ -38,9 +38,9 @@ __attribute__((noinline)) static void block(const X* x, int K, const W* panel, c
             for (int i = 0; i < 2 * P; i++) total[r][i] = add_products(total[r][i], w[i], x + r * (long)K + k);
     }
     for (int r = 0; r < R; r++) {
-        T row[2 * P * LANES];
+        T part[2 * P * LANES], *row = width < P * PANEL ? part : out + r * out_stride;
         for (int i = 0; i < 2 * P; i++) store(row + i * LANES, total[r][i]);
-        std::copy_n(row, width, out + r * out_stride);
+        if (row == part) std::copy_n(part, width, out + r * out_stride);
     }
 }
 

@@ -98,17 +98,21 @@ inline void put(bfloat16* at, float x) {
     at->upper = x == x ? (y + 0x7fff + (y >> 16 & 1)) >> 16 : 0x7fc0;
 }
 
+// Lane number j of the result is lane I[j] of a and b, one after the other.
+template <int... I>
+inline vec shuffle(vec a, vec b) {
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, I...);
+#else
+    using lanes = int32_t __attribute__((vector_size(4 * LANES)));
+    return __builtin_shuffle(a, b, lanes{I...});
+#endif
+}
+
 // Lane i of the result: a[i] + a[i + S] where bit S of i is 0, b[i - S] + b[i] where it is 1.
 template <int S, int... I>
 inline vec fold(vec a, vec b, std::integer_sequence<int, I...>) {
-#if defined(__clang__)
-    return __builtin_shufflevector(a, b, (I & S ? LANES + I - S : I)...)
-         + __builtin_shufflevector(a, b, (I & S ? LANES + I : I + S)...);
-#else
-    using lanes = int32_t __attribute__((vector_size(4 * LANES)));
-    return __builtin_shuffle(a, b, lanes{(I & S ? LANES + I - S : I)...})
-         + __builtin_shuffle(a, b, lanes{(I & S ? LANES + I : I + S)...});
-#endif
+    return shuffle<(I & S ? LANES + I - S : I)...>(a, b) + shuffle<(I & S ? LANES + I : I + S)...>(a, b);
 }
 
 // Vectors are added in pairs, as in a tournament: a round with step S halves their number, and afterwards lane i holds
@@ -124,22 +128,28 @@ inline vec sums(vec* x) {
     }
 }
 
-inline float sum(vec x) {
-    float total = 0;
-    for (int i = 0; i < LANES; i++) total += x[i];
-    return total;
+template <int S, int... I>
+inline vec exchange(vec x, std::integer_sequence<int, I...>) { return shuffle<(I ^ S)...>(x, x); }
+
+// All lanes combined, in pairs: with step S, each lane with the one whose number differs by S.
+template <int S = 1, class Combine>
+inline float across(vec x, const Combine& combine) {
+    if constexpr (S == LANES) return x[0];
+    else return across<2 * S>(combine(x, exchange<S>(x, std::make_integer_sequence<int, LANES>())), combine);
 }
 
-// 2^x, for x from -inf to 127, with a relative error below 3e-7. With x = n + f and |f| <= 1/2, 2^n is made by writing
-// n into the exponent, and 2^f is a Taylor polynomial of e^(f ln 2). A NaN stays a NaN.
+inline vec larger(vec a, vec b) { return a > b ? a : b; }
+inline float largest(vec x) { return across(x, larger); }
+inline float sum(vec x) { return across(x, [](vec a, vec b) { return a + b; }); }
+
+// 2^x, for x from -inf to 127, with a relative error below 3e-7; 2^0 is 1. With x = n + f and |f| <= 1/2, 2^n is made by
+// writing n into the exponent, and 2^f is the polynomial of degree 5 that is nearest to it. A NaN stays a NaN.
 inline vec exp2(vec x) {
-    x = x < -126 ? all(-127) : x;  // what would be smaller than any normal float32 becomes 0
-    using ints = int32_t __attribute__((vector_size(4 * LANES)));
+    x = x < -126 ? all(-127) : x;  // what would be smaller than any normal float32 becomes 0, as 2^-127 does below
     vec shifted = x + 12582912.0f;  // 1.5 * 2^23: the sum has no fraction digits left, so it is rounded to an integer
-    vec f = (x - (shifted - 12582912.0f)) * 0.693147180559945f;
-    vec y = all(1 / 5040.0f);
-    for (float c : {1 / 720.0f, 1 / 120.0f, 1 / 24.0f, 1 / 6.0f, 0.5f, 1.0f, 1.0f}) y = y * f + c;
-    ints n = (ints)shifted - 0x4b400000;
-    vec power = (vec)((n + 127) << 23);
-    return x < -126 ? vec{} : y * power;
+    vec f = x - (shifted - 12582912.0f);
+    vec y = all(0.00132647273f);
+    for (float c : {0.00967151299f, 0.0555073358f, 0.240222424f, 0.693147004f, 1.0f}) y = y * f + c;
+    bits power = ((bits)shifted << 23) + (127u << 23);  // the last bits of `shifted` are n
+    return y * (vec)power;
 }
