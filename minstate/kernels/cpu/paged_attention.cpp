@@ -49,20 +49,6 @@ struct Partial {
     Partial(int rows, int dim) : m(rows, -INFINITY), w(rows), a((size_t)rows * dim) {}
 };
 
-// The slot of a key, and of those that follow: a division for each would take longer than all else that a key needs.
-struct Place {
-    const int* pages;
-    int page_size, key, page, offset;
-    Place(const int* pages, int page_size, int key)
-        : pages(pages), page_size(page_size), key(key), page(key / page_size), offset(key % page_size) {}
-    long slot() const { return (long)pages[page] * page_size + offset; }
-    void step(int end) {  // the last key before `end` has none that follows
-        if (key + 1 >= end) return;
-        key++;
-        if (++offset == page_size) offset = 0, page++;
-    }
-};
-
 // use(i, where the D numbers of key or value `first` + i lie), for COUNT of them. From `end` on the last one is
 // repeated: slots that were never written may hold NaN, and 0 * NaN is NaN. What lies AHEAD is requested from memory:
 // the hardware does not foresee which page follows.
@@ -71,12 +57,14 @@ static void locate(const Call<T, S>& call, const S* pool, const Tile& tile, int 
     const int* pages = call.page_table + tile.sequence * call.table_stride;
     const long row = row_width<S>(call.dim);
     pool += tile.kv_head * call.slots * row;
-    Place now(pages, call.page_size, std::min(first, end - 1));
-    Place later(pages, call.page_size, std::min(first + AHEAD, tile.readable - 1));
-    for (int i = 0; i < COUNT; i++, now.step(end), later.step(tile.readable)) {
-        use(i, pool + now.slot() * row);
-        const char* soon = (const char*)(pool + later.slot() * row);
-        for (int byte = 0; byte < row * (int)sizeof(S); byte += 64) __builtin_prefetch(soon + byte, 0, 0);
+    const auto number = [&](int key) {
+        const long slot = (long)pages[key / call.page_size] * call.page_size + key % call.page_size;
+        return pool + slot * row;
+    };
+    for (int i = 0; i < COUNT; i++) {
+        use(i, number(std::min(first + i, end - 1)));
+        const char* later = (const char*)number(std::min(first + i + AHEAD, tile.readable - 1));
+        for (int byte = 0; byte < row * (int)sizeof(S); byte += 64) __builtin_prefetch(later + byte, 0, 0);
     }
 }
 
