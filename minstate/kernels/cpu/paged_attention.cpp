@@ -137,14 +137,6 @@ __attribute__((noinline)) static void attend(const Call<T, S>& call, const Tile&
 }
 
 #if defined(__AVX512BF16__)
-// Each thread's own memory, one for each NUMBER, which it keeps.
-template <int NUMBER, class N>
-static N* scratch(size_t count) {
-    static thread_local std::vector<vec> memory;
-    if (memory.size() * sizeof(vec) < count * sizeof(N)) memory.resize(count * sizeof(N) / sizeof(vec) + 1);
-    return (N*)memory.data();
-}
-
 // As above, by products of pairs: p is rounded to bfloat16, as K and V are.
 template <class T, class S>
 __attribute__((noinline)) static void attend(const Call<T, S>& call, const Tile& tile, const bfloat16* q, int chunk,

@@ -10,6 +10,14 @@
 #include "products.h"
 #if defined(__AVX512BF16__)
 
+// Each thread's own memory, one for each NUMBER, which it keeps.
+template <int NUMBER, class N>
+static N* scratch(size_t count) {
+    static thread_local std::vector<vec> memory;
+    if (memory.size() * sizeof(vec) < count * sizeof(N)) memory.resize(count * sizeof(N) / sizeof(vec) + 1);
+    return (N*)memory.data();
+}
+
 // Lane i of x[j] becomes lane j of x[i]: with step S, lanes and vectors whose numbers differ by S change places.
 template <int S = 1>
 static void turn(__m512i* x) {
