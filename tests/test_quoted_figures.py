@@ -40,7 +40,7 @@ def quotable() -> set[str]:
     )
     files = [path.stem for path in (ROOT / "data" / "results").glob("peers_steps_*.json")]
     steps = {f"{row['median step_ms']:.0f} ms" for name in files for row in result(name)["rows"]}
-    steps |= {f"{row['prompt tokens/s']:.0f} tokens/s" for name in files for row in result(name)["rows"]}
+    steps |= {f"{row['prompt tokens/s']:,.0f} tokens/s" for name in files for row in result(name)["rows"]}
     engines = [row for workload in WORKLOADS for row in result(f"peers_{workload}_bfloat16")["rows"]]
     totals = {whole(row) for row in engines} | {cell for row in engines for cell in parts(row)}
     totals |= {f"{row['p50 s a request']:.2f} s" for row in result("serve_agents_bfloat16")["rows"]}
@@ -109,7 +109,7 @@ def test_the_results_page_quotes_what_a_step_takes_elsewhere():
         for engine, configuration in STEPS.items():
             found = [rows[configuration, context] for context in (1024, 6144)]
             cells = [f"{row['median step_ms']:.0f} ms" for row in found]
-            cells += [f"{row['prompt tokens/s']:.0f} tokens/s" for row in found]
+            cells += [f"{row['prompt tokens/s']:,.0f} tokens/s" for row in found]
             assert f"| {engine} | {' | '.join(cells)} |" in page, (name, engine)
 
 

@@ -41,6 +41,13 @@ def test_every_notebook_is_in_the_table_and_a_chapter_has_two_questions(name):
     assert len(re.findall(r"^- ", questions, flags=re.MULTILINE)) == 2
 
 
+def test_a_notebook_and_the_guide_name_the_same_minutes():
+    for name, minutes in re.findall(r"\]\((\d\d_\w+\.ipynb)\) \| (\d+) \|", GUIDE):
+        if "_build_" not in name:
+            (told,) = re.findall(r"(\w+) minutes to read", (NOTEBOOKS / name).read_text())
+            assert told.replace("Ten", "10") == minutes, name
+
+
 def test_the_table_is_in_order():
     assert list(table_of_notebooks()) == sorted(table_of_notebooks())
 
