@@ -38,7 +38,7 @@ class Case(NamedTuple):
 
 def cpu_kernels(dtype: torch.dtype, rounds: int = 15) -> pd.DataFrame:
     """Median milliseconds of each case, ours and torch's in turns, and the share of the roofline that ours reaches."""
-    machine, rows = measure_roofline(), []
+    machine, rows = measure_roofline(dtype), []
     cases = [*products(dtype), *(attention(dtype, *shape) for shape in ATTENTION), *small(dtype)]
     for case in tqdm(cases, unit="case"):
         ms = np.median([[1000 * seconds(work) for work in (case.ours, case.torchs)] for _ in range(rounds)], axis=0)

@@ -20,13 +20,14 @@ KERNELS = ("torch", "cpu")
 def cpu_steps(rounds: str = "5") -> pd.DataFrame:
     """Forward passes of 1 to 512 tokens that end at 1k, 4k and 6k, by torch and by the C++ kernels: median and floor.
 
-    The floor follows from FLOPs and bytes, at rates that are measured just before: those of a float32 matrix product,
-    and of reading memory. Every case is timed once in every round, in an order that changes.
+    The floor follows from FLOPs and bytes, at rates that are measured just before: those of a matrix product in the
+    model's precision, or in float32 if that is faster, and of reading memory. Every case is timed once in every round,
+    in an order that changes.
     """
-    machine = measure_roofline()
+    machines = {dtype: measure_roofline(getattr(torch, dtype)) for dtype in ("float32", "bfloat16")}
     engines = {
         (dtype, kernels): Engine.from_pretrained(dtype=dtype, kernels=kernels, num_pages=800)
-        for dtype in ("float32", "bfloat16")
+        for dtype in machines
         for kernels in KERNELS
     }
     outside = pd.DataFrame([row for which, engine in engines.items() for row in outside_forward(engine, *which)])
@@ -41,11 +42,11 @@ def cpu_steps(rounds: str = "5") -> pd.DataFrame:
         shuffled = [cases[i] for i in order.permutation(len(cases))]
         times.append({case: pass_s(engines[case[:2]], sequences[case[:3]], case[3]) for case in shuffled})
     seconds = pd.DataFrame(times)[cases]
-    rows = [_row(engines[case[:2]], machine, *case, seconds) for case in cases]
+    rows = [_row(engines[case[:2]], machines[case[0]], *case, seconds) for case in cases]
     table = pd.DataFrame(rows).set_index(["dtype", "kernels", "context", "pass"])
     table.attrs = {
-        "gflops": round(machine.flops_per_s / 1e9, 1),
-        "read_gb_per_s": round(machine.bytes_per_s / 1e9, 1),
+        "gflops": {dtype: round(machine.flops_per_s / 1e9, 1) for dtype, machine in machines.items()},
+        "read_gb_per_s": round(max(machine.bytes_per_s for machine in machines.values()) / 1e9, 1),
         "outside_forward": outside.round(3).to_dict("records"),
         "weights_gb": {" ".join(which): round(weight_bytes(engine) / 1e9, 3) for which, engine in engines.items()},
     }

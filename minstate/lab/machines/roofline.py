@@ -30,16 +30,23 @@ class Roofline:
         return max(flops / self.flops_per_s, bytes_read / self.bytes_per_s)
 
 
-def measure_roofline(*, size: int = 1024, megabytes: int = 256, repeats: int = 20) -> Roofline:
-    """Float32 on torch's present threads: a square matrix product, and the sum of a tensor too large for any cache.
+def measure_roofline(
+    dtype: torch.dtype = torch.float32, *, size: int = 1024, megabytes: int = 256, repeats: int = 20
+) -> Roofline:
+    """On torch's present threads: a square matrix product, and the sum of a tensor too large for any cache.
 
-    The fastest of the repeats counts: noise only ever makes a run slower, and a floor should be hard to beat.
+    The product is in `dtype`, or in float32 where that is faster: numbers of `dtype` can be widened first. The fastest
+    of the repeats counts: noise only ever makes a run slower, and a floor should be hard to beat.
     """
-    a, b = torch.ones(size, size), torch.ones(size, size)
-    product_s = min(seconds_each(lambda: F.linear(a, b), repeats=repeats))
-    large = torch.ones(megabytes * 1_000_000 // a.itemsize)
+
+    def product_s(dtype: torch.dtype) -> float:
+        a, b = torch.ones(2, size, size, dtype=dtype)
+        return min(seconds_each(lambda: F.linear(a, b), repeats=repeats))
+
+    large = torch.ones(megabytes * 1_000_000 // torch.float32.itemsize)
     read_s = min(seconds_each(large.sum, repeats=repeats))
-    return Roofline(flops_per_s=2 * size**3 / product_s, bytes_per_s=large.nbytes / read_s)
+    flops_per_s = 2 * size**3 / min(map(product_s, {dtype, torch.float32}))
+    return Roofline(flops_per_s, bytes_per_s=large.nbytes / read_s)
 
 
 class CountOperations(TorchDispatchMode):

@@ -31,8 +31,8 @@ DESCRIBED = {  # what a figure shows, for readers who cannot see it
     "speculation": "Milliseconds of decoding a token, by workload and source of drafts.",
 }
 TITLES = {  # of the files, in the order in which they stand on their page
-    "ablation_bfloat16": "The ladder, bfloat16",
-    "ablation_float32": "Every combination, float32",
+    "ablation_bfloat16": "Every combination, bfloat16",
+    "ablation_float32": "The ladder, float32",
     "ablation_bfloat16_avx2": "The ladder, bfloat16, on a machine with AVX2 and torch's operations",
     "ablation_float32_avx2": "Every combination, float32, on a machine with AVX2 and torch's operations",
     "peers_agentic_bfloat16": "6 turns of debugging, bfloat16",
@@ -45,7 +45,7 @@ TITLES = {  # of the files, in the order in which they stand on their page
     "peers_coding_float32_avx2": "35 turns of coding, float32, on a machine with AVX2 and torch's operations",
     "peers_steps_bfloat16_avx2": "Single steps, bfloat16, on a machine with AVX2",
     "peers_steps_float32_avx2": "Single steps, float32, on a machine with AVX2",
-    "cpu_steps": "Forward passes, on a machine with AVX2",
+    "cpu_steps": "Forward passes",
     "kernels_cpu_float32": "Single kernels, float32",
     "kernels_cpu_bfloat16": "Single kernels, bfloat16",
     "paged_decode": "What a page table costs",
