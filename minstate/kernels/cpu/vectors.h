@@ -4,7 +4,7 @@
 // whole vectors to ordinary operators. The compiler then chooses the instructions: AVX2, AVX-512 or NEON.
 //
 // Numbers are stored in float32 or in bfloat16, the upper half of a float32; keys and values also in 8 bits
-// (minstate/kv_int8.py). All arithmetic is in float32.
+// (minstate/kv_int8.py). All sums are in float32.
 #pragma once
 #include <cstdint>
 #include <cstring>
