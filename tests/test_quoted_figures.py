@@ -126,8 +126,9 @@ def test_the_results_page_quotes_what_the_kernels_take():
     assert f"and {torch_half}. A forward pass over 8 tokens takes" in text
     eight = [" and ".join(both(dtype, 1024, "8 tokens")) for dtype in ("float32", "bfloat16")]
     assert f"over 8 tokens takes {eight[0]} in float32, and {eight[1]} in bfloat16" in text
-    long = [rows["float32", kernels, 4096, "512 tokens"]["median ms"] / 1000 for kernels in ("cpu", "torch")]
-    assert f"512 tokens behind 4,096 take {long[0]:.1f} s, and {long[1]:.1f} s by torch" in text
+    long = [f"{rows[dtype, kernels, 4096, '512 tokens']['median ms'] / 1000:.1f} s"
+            for dtype in ("float32", "bfloat16") for kernels in ("cpu", "torch")]  # fmt: skip
+    assert "512 tokens behind 4,096 take {}, and {} by torch; in bfloat16 {} and {}.".format(*long) in text
     for tokens, form in [("one token", "A token takes {} to {} times"), ("8 tokens", "8 tokens {} to {} times")]:
         floors = [rows[key]["times the floor"] for key in rows if key[1] == "cpu" and key[3] == tokens]
         assert form.format(*(f"{bound:.1f}" for bound in (min(floors), max(floors)))) in text
