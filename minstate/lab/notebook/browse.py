@@ -1,12 +1,12 @@
-"""Notebooks in a real browser: run all cells in JupyterLab, move every widget, take a screenshot of the whole page.
+"""Notebooks in a real browser: run all in JupyterLab, move every widget, make every guess, take a screenshot of it all.
 
     python -m minstate.lab.notebook.browse notebooks/02_*.ipynb        # the whole course, if no notebook is named
 
 It needs the extra `browse`, and Chromium: the program that the variable CHROMIUM names, one on the path, or the one
 that `python -m playwright install chromium` fetched. JupyterLab runs on copies of the notebooks, with settings of its
 own, so your notebooks and settings stay as they are. Screenshots go to `out/browse/`. The exit status is 1 if a cell
-failed or did not run, if a control did not move or its picture stayed the same, if a widget, formula or picture is not
-shown, or if a script failed.
+failed or did not run, if a control did not move or its picture stayed the same, if a guess brought no answer, if a
+widget, formula or picture is not shown, or if a script failed. Your own guesses stay as they are.
 """
 
 import json
@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from minstate.lab import paths
 from minstate.lab.figures.palette import PAPER
+from minstate.lab.notebook.predict import GUESSES
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -162,6 +163,34 @@ def move(page: "Page", control: "Locator", kind: str) -> list[str]:
     return [] if done else [f"{name}: it can't be moved"]
 
 
+def guess_all(page: "Page") -> list[str]:
+    """Commit a guess at every *Predict* question. Returns a fault where no answer came."""
+    buttons, wrong = page.get_by_role("button", name="Commit", exact=True), []
+    for button in buttons.all()[::-1]:  # an answer takes the place of its button: those before it keep their numbers
+        place, answers = button.evaluate("place"), page.get_by_text("The answer", exact=True).count()
+        button.locator("xpath=..").locator("textarea").fill("seven")
+        button.click()
+        page.wait_for_timeout(500)
+        page.wait_for_function("kernel() === 'idle'")
+        if page.get_by_text("The answer", exact=True).count() == answers:
+            wrong.append(f"{place}: a guess brought no answer")
+    return wrong
+
+
+@contextmanager
+def guesses_aside() -> Iterator[None]:
+    """Lay the reader's guesses aside meanwhile."""
+    aside = GUESSES.with_suffix(".aside")
+    if GUESSES.exists():
+        GUESSES.rename(aside)
+    try:
+        yield
+    finally:
+        GUESSES.unlink(missing_ok=True)
+        if aside.exists():
+            aside.rename(GUESSES)
+
+
 def photograph(page: "Page", path: Path) -> None:
     """Write the whole notebook as one PNG file, from as many screenshots as scrolling through it takes."""
     view = page.locator(".jp-WindowedPanel-outer")
@@ -186,6 +215,7 @@ def look_at(page: "Page", address: str, picture: Path) -> tuple[int, list[str]]:
     controls = [(each, kind) for kind, selector in CONTROLS.items() for each in page.locator(selector).all()]
     for control, kind in tqdm(controls, desc=f"{picture.stem}, widgets", leave=False):
         wrong += move(page, control, kind)
+    wrong += guess_all(page)
     photograph(page, picture)
     wrong += page.evaluate(FAULTS)
     page.evaluate("panel().sessionContext.shutdown()")
@@ -201,7 +231,7 @@ def main(notebooks: list[Path]) -> int:
         sys.exit("playwright is not installed: `make browse`, or `pip install -c constraints.txt -e '.[browse]'`")
     OUT.mkdir(parents=True, exist_ok=True)
     notebooks, faults = notebooks or sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")), 0
-    with TemporaryDirectory() as temporary, sync_playwright() as playwright:
+    with TemporaryDirectory() as temporary, guesses_aside(), sync_playwright() as playwright:
         program, folder = chromium(playwright.chromium.executable_path), Path(temporary)
         lay_out(notebooks, folder / "course")
         with laboratory(folder / "course", folder) as address:

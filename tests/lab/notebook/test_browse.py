@@ -79,12 +79,15 @@ def test_a_good_notebook_passes_and_each_fault_of_a_bad_one_is_named(monkeypatch
         pytest.skip("needs a Chromium on the path")
     monkeypatch.setattr(browse, "OUT", tmp_path / "out")
     monkeypatch.setattr(browse, "PICTURE", browse.PICTURE.replace("tries < 300", "tries < 20"))
-    good = notebook(tmp_path / "good.ipynb", SLIDER % "25 * change['new']", "open('../pyproject.toml').close()")
-    bad = notebook(tmp_path / "bad.ipynb", SLIDER % "10", "1 / 0", "print('never')")
+    asked = "from minstate.lab.notebook.predict import predict\npredict('Seven.')\npredict('Eight.')"
+    good = notebook(tmp_path / "good.ipynb", SLIDER % "25 * change['new']", "open('../pyproject.toml').close()", asked)
+    deaf = "import ipywidgets\nipywidgets.VBox([ipywidgets.Textarea(), ipywidgets.Button(description='Commit')])"
+    bad = notebook(tmp_path / "bad.ipynb", SLIDER % "10", deaf, "1 / 0", "print('never')")
     assert browse.main([good, bad]) == 1
     printed = capsys.readouterr().out
     assert "good.ipynb: 1 controls moved, no faults" in printed
-    assert "2 of 3 cells ran: one of them failed" in printed
+    assert "3 of 4 cells ran: one of them failed" in printed
+    assert "cell 2 (c1): a guess brought no answer" in printed
     assert "cell 1 (c0): slider, Home: the picture stays the same" in printed
-    assert "cell 2 (c1): ZeroDivisionError: division by zero" in printed
+    assert "cell 3 (c2): ZeroDivisionError: division by zero" in printed
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"good.png", "bad.png"}
