@@ -54,6 +54,7 @@ class Peer:
     def _answer(self) -> dict:
         if line := self.process.stdout.readline():
             return json.loads(line)
+        self.process.wait()  # it may still be writing why
         self.log.seek(0)
         raise RuntimeError(f"{self.spec['engine']} ({self.spec['mode']}) ended:\n{self.log.read()[-2000:]}")
 

@@ -10,8 +10,14 @@ from minstate.lab.bench import peer_process, peers
 from minstate.lab.paths import CLONE, TRACES
 
 ENGINE = """
+import os
+import time
+
+
 def load(spec):
     if spec["mode"] == "broken":
+        os.closerange(3, 64)  # its answers end before it says why
+        time.sleep(0.3)
         raise SystemExit("out of luck")
     print("libraries print what they like")
     return "1.2", lambda token_ids, count: ([0 if spec["mode"] == "odd" else len(token_ids)] * count, 0.25)
