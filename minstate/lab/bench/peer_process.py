@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -54,7 +54,8 @@ class Peer:
     def _answer(self) -> dict:
         if line := self.process.stdout.readline():
             return json.loads(line)
-        self.process.wait()  # it may still be writing why
+        with suppress(subprocess.TimeoutExpired):  # it may still be writing why, or threads may keep it from ending
+            self.process.wait(timeout=10)
         self.log.seek(0)
         raise RuntimeError(f"{self.spec['engine']} ({self.spec['mode']}) ended:\n{self.log.read()[-2000:]}")
 
